@@ -1,0 +1,17 @@
+"""How Sphinx builds the documentation: ``sphinx-build -W docs docs/_build``, with the package installed."""
+
+from image_loader import __version__
+
+project = "image_loader"
+author = "The image_loader authors"
+copyright = "2026, The image_loader authors"  # noqa: A001  # the name that Sphinx looks for
+version = release = __version__
+
+extensions = ["sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+autodoc_typehints = "description"
+nitpicky = True
+nitpick_ignore_regex = [("py:class", "(collections|pathlib|os)\\..*"), ("py:exc", ".*")]
+
+html_theme = "alabaster"
+html_sidebars = {"**": ["about.html", "localtoc.html", "navigation.html", "searchbox.html"]}

@@ -1,0 +1,157 @@
+"""One attempt at one job, start to end: request, checks, partial file, image in place."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+
+from image_loader import freshness, media
+from image_loader.directory import Directory, Partial
+from image_loader.errors import DownloadError, LoaderError, LockedError
+from image_loader.model import Failure, Image, Job, Locked, NotModified, Reason, Result, Saved, Settings
+from image_loader.naming import key
+from image_loader.transport import Answer, Transport
+from image_loader.url import redacted
+
+_LOG = logging.getLogger(__name__)
+# What tells a server, and every cache on the way to it, to send the image whatever they think we have.
+_UNCONDITIONAL = {"Cache-Control": "no-cache"}
+# 416 answers a range that we asked for: the next attempt asks for the whole.
+_PASSING_STATUSES = frozenset({408, 416, 425, 429, 500, 502, 503, 504})
+
+
+class Downloader:
+    """Makes attempts, from any thread; shares nothing that changes but the transport and the directory."""
+
+    def __init__(self, transport: Transport, directory: Directory, settings: Settings) -> None:
+        self._transport = transport
+        self._directory = directory
+        self._settings = settings
+
+    def attempt(self, job: Job) -> Result:
+        """Make one attempt at ``job``; raise only what ends the run (``LoaderError``)."""
+        try:
+            return self._attempt(job)
+        except DownloadError as error:
+            return error.failure
+        except LockedError:
+            return Locked()
+        except LoaderError:
+            raise
+        except Exception as error:  # noqa: BLE001 (one job's surprise must not end the others)
+            _LOG.exception("unexpected, please report: %s", redacted(job.url.text))
+            return Failure(Reason.PROTOCOL, f"unexpected {type(error).__name__}")
+
+    def _attempt(self, job: Job) -> Result:
+        result = self._ask(job, _request_fields(job))
+        if result is None:
+            result = self._ask(job, _UNCONDITIONAL)
+        if result is None:
+            raise DownloadError(Reason.PROTOCOL, "304 Not Modified to an unconditional request", http_status=304)
+        return result
+
+    def _ask(self, job: Job, fields: dict[str, str]) -> Result | None:
+        """Ask once; None where a 304 came that says nothing about the file that is here."""
+        with self._transport.exchange(job.url, fields) as answer:
+            if answer.status == 304:
+                return _not_modified(job, answer, fields)
+            if answer.status == 200:
+                return self._receive(job, answer, None)
+            if answer.status == 206 and job.resume is not None and "Range" in fields:
+                return self._receive(job, answer, _continued_at(answer))
+            raise _status_error(answer)
+
+    def _receive(self, job: Job, answer: Answer, start: int | None) -> Saved:
+        media_type = media.media_type(answer.fields.get("content-type"))
+        if media_type is None:
+            raise DownloadError(Reason.NOT_AN_IMAGE, _shown_type(answer), http_status=answer.status)
+        if answer.plain and (answer.length or 0) > self._settings.max_size:
+            raise DownloadError(Reason.TOO_LARGE, f"{answer.length} bytes announced", http_status=answer.status)
+        file = job.name.file(media.extension(media_type))
+        with self._directory.partial(file, key(file), job.resume if start is not None else None) as partial:
+            if start is not None and start != partial.size:
+                raise DownloadError(Reason.PROTOCOL, "another range than the one asked for", passing=True)
+            sha256 = self._store(partial, answer)
+            return Saved(self._put_in_place(partial, answer, file, media_type, sha256), answer.status)
+
+    def _store(self, partial: Partial, answer: Answer) -> str:
+        """Write the body; return its SHA-256 in hex. A body cut short leaves a partial file that can be resumed."""
+        digest = hashlib.sha256()
+        for chunk in partial.chunks():
+            digest.update(chunk)
+        try:
+            for chunk in answer.chunks(self._settings.chunk):
+                if partial.size + len(chunk) > self._settings.max_size:
+                    raise DownloadError(Reason.TOO_LARGE, f"more than {self._settings.max_size} bytes")
+                partial.write(chunk)
+                digest.update(chunk)
+        except DownloadError as error:
+            validator = freshness.resume_validator(answer.fields)
+            if error.failure.passing and validator is not None and partial.size:
+                error.resume_with(partial.keep(validator))
+            raise
+        if not partial.size:
+            raise DownloadError(Reason.NOT_AN_IMAGE, "an empty body", http_status=answer.status)
+        return digest.hexdigest()
+
+    def _put_in_place(self, partial: Partial, answer: Answer, file: str, media_type: str, sha256: str) -> Image:
+        if self._settings.verify:
+            found = media.verify(partial.path, media_type)
+            if found not in (None, media_type):
+                _LOG.info("%s: sent as %s, is %s", file, media_type, found)
+        validators = freshness.validators(answer.fields)
+        state = partial.commit(freshness.modified_time(validators.last_modified, answer.received))
+        return Image(
+            file=file,
+            size=state.size,
+            mtime_ns=state.mtime_ns,
+            media_type=media_type,
+            sha256=sha256,
+            validators=validators,
+            fresh_until=freshness.fresh_until(answer.fields, answer.requested, answer.received),
+            saved=answer.received,
+            checked=answer.received,
+        )
+
+
+def _request_fields(job: Job) -> dict[str, str]:
+    if job.resume is not None:
+        return {"Range": f"bytes={job.resume.size}-", "If-Range": job.resume.validator}
+    return freshness.condition(job.validators) or _UNCONDITIONAL
+
+
+def _not_modified(job: Job, answer: Answer, fields: dict[str, str]) -> NotModified | None:
+    if job.image is None or not job.validators or fields is _UNCONDITIONAL:
+        return None
+    image = freshness.renewed(job.image, answer.fields, answer.requested, answer.received)
+    return None if image is None else NotModified(image)
+
+
+def _continued_at(answer: Answer) -> int:
+    """Return the position at which a 206 goes on, of those that go on to the end (RFC 9110, 14.4)."""
+    unit, _, span = answer.fields.get("content-range", "").partition(" ")
+    bounds, _, total = span.partition("/")
+    first, _, last = bounds.partition("-")
+    if unit.lower() != "bytes" or not all(part.isascii() and part.isdigit() for part in (first, last, total)):
+        raise DownloadError(Reason.PROTOCOL, "206 without a range that can be used", http_status=206, passing=True)
+    if int(last) + 1 != int(total):
+        raise DownloadError(Reason.PROTOCOL, "206 for less than what was asked for", http_status=206, passing=True)
+    return int(first)
+
+
+def _status_error(answer: Answer) -> DownloadError:
+    retry_after = None
+    if answer.status in (429, 503):
+        retry_after = freshness.retry_after(answer.fields.get("retry-after"), answer.received)
+    return DownloadError(
+        Reason.HTTP_STATUS,
+        f"HTTP status {answer.status}",
+        http_status=answer.status,
+        passing=answer.status in _PASSING_STATUSES,
+        retry_after=retry_after,
+    )
+
+
+def _shown_type(answer: Answer) -> str:
+    shown = answer.fields.get("content-type", "")[:80]
+    return f"its type is {shown}" if shown else "no Content-Type"

@@ -1,0 +1,68 @@
+"""The exceptions: what ends the run, and what ends one attempt at one image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from image_loader.model import Failure, Reason, Resume
+
+
+class LoaderError(Exception):
+    """The run cannot start or cannot go on; the text is for people and names the way out."""
+
+
+class OptionError(LoaderError):
+    """An option has a value that makes no sense, or needs an extra that is not installed."""
+
+
+class UrlFileError(LoaderError):
+    """The list cannot be read."""
+
+
+class IndexFileError(LoaderError):
+    """The index cannot be used."""
+
+
+class ResultsFileError(LoaderError):
+    """A results file cannot be written."""
+
+
+class DirectoryError(LoaderError):
+    """The output directory cannot be used, or no longer."""
+
+
+class OutOfInodesError(DirectoryError):
+    """More files are to be written than the file system has inodes for."""
+
+    def __init__(self, directory: Path, wanted: int, available: int) -> None:
+        super().__init__(f"{directory}: {wanted} new files wanted, but only {available} inodes available")
+        self.directory = directory
+        self.wanted = wanted
+        self.available = available
+
+
+class LockedError(Exception):
+    """Another process holds the lock of this file."""
+
+
+class DownloadError(Exception):
+    """One attempt failed; ``failure`` says why, and whether another attempt makes sense."""
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        *,
+        http_status: int | None = None,
+        passing: bool = False,
+        unreachable: bool = False,
+        retry_after: float | None = None,
+        exhausted: bool = False,
+    ) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.failure = Failure(reason, detail, http_status, passing, unreachable, retry_after, exhausted)
+
+    def resume_with(self, resume: Resume) -> None:
+        """Say what a later attempt can go on from."""
+        self.failure = replace(self.failure, resume=resume)

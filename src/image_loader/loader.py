@@ -1,0 +1,419 @@
+"""The command ``loader`` and the library call ``load``: defaults, options, logging, signals, exit status."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    # Run as a file, from a checkout: the package is found one folder up, and no module of ours hides another.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from types import FrameType
+from typing import Any
+
+from image_loader import __version__, batch, media, urlfile
+from image_loader.errors import LoaderError, OptionError
+from image_loader.model import Layout, Outcome, Settings
+from image_loader.progress import Bar, Console, LogHandler, OutcomeLog, Tally
+from image_loader.results import FailedFile, ResultsFile
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What shapes memory, sockets, threads and time. Edit here: the command and the library call both take it from here.
+
+THREADS = 32
+"""Downloads at once; each takes a thread (some 100 kB), a socket and an open file."""
+PER_HOST = 10
+"""Downloads at once from one host, and idle connections kept for it."""
+POOL_HOSTS = 256
+"""Hosts whose connections are kept; with more at once, connections are thrown away instead of reused."""
+TIMEOUT = 10.0
+"""Seconds to connect, and between two bytes."""
+MAX_TIME = 300.0
+"""Seconds for one attempt at one image, from request to last byte, redirects included."""
+RETRIES = 3
+"""Further attempts after a failure that may pass."""
+MAX_SIZE = 500_000_000
+"""Bytes of the largest image accepted, decoded."""
+CHUNK = 262_144
+"""Bytes of a body that one thread holds in memory at once."""
+WINDOW = 10_000
+"""Lines of the list looked at ahead of the slowest download; some 1 kB each."""
+BATCH = 500
+"""Lines read, looked up in the index and decided upon together."""
+FLUSH_INTERVAL = 1.0
+"""Seconds between two commits of the index: what a crash forgets, and the next run asks for again."""
+BACKOFF_CAP = 60.0
+"""Seconds that a retry waits at most; before that 1, 2, 4 …, each with full jitter."""
+RETRY_AFTER_CAP = 120.0
+"""Seconds that a host is paused at most when it asks for it."""
+HOST_FAILURES = 5
+"""Connection-level failures in a row after which a host is only probed."""
+HOST_PATIENCE = 30.0
+"""Seconds without any success after which such a host's images fail at once."""
+REDIRECTS = 10
+"""Redirects followed for one image."""
+USER_AGENT = f"image_loader/{__version__}"
+"""What servers are told that we are."""
+LAYOUT = Layout.FLAT
+"""Where an image stands below the directory: flat, host or hash."""
+# ---------------------------------------------------------------------------------------------------------------------
+
+_LOG = logging.getLogger("image_loader")
+_SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
+_OPTIONS = (
+    "directory", "force", "revalidate", "threads", "per_host", "timeout", "max_time", "retries", "max_size", "user_agent",
+    "ca_bundle", "insecure", "public_only", "layout", "verify", "index",
+)  # fmt: skip
+_EPILOG = """\
+examples:
+  loader urls.txt images                    download; run it again, and only what changed comes
+  zcat feed.gz | loader - images -v         from a pipe, one line per image
+  loader urls.txt images --failed failed.txt; loader failed.txt images
+  loader urls.txt images --layout hash      millions of images: a tree of folders
+
+exit status: 0 all saved, fresh or skipped; 1 some failed; 2 could not start or go on; 130, 143 interrupted
+"""
+
+
+def load(
+    urls: str | os.PathLike[str] | Iterable[str],
+    directory: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    revalidate: bool = False,
+    threads: int = THREADS,
+    per_host: int = PER_HOST,
+    timeout: float = TIMEOUT,
+    max_time: float = MAX_TIME,
+    retries: int = RETRIES,
+    max_size: int = MAX_SIZE,
+    headers: Mapping[str, str] | None = None,
+    user_agent: str = USER_AGENT,
+    ca_bundle: str | os.PathLike[str] | None = None,
+    insecure: bool = False,
+    public_only: bool = False,
+    layout: Layout | str = LAYOUT,
+    verify: bool = False,
+    index: str | os.PathLike[str] | None = None,
+) -> Iterator[Outcome]:
+    """Download images into ``directory`` and yield the outcome of each line as it ends.
+
+    ``urls`` is the path of a list, or the URLs themselves. Times are in seconds, sizes in bytes. The options are those
+    of the command. Nothing is printed, no signal handler set; closing the iterator early ends the downloads that run.
+
+    Raises ``LoaderError`` (one of those in ``image_loader.errors``), when the first outcome is asked for or later, if
+    the run cannot start or cannot go on.
+    """
+    settings = _settings(
+        directory=Path(directory),
+        force=force,
+        revalidate=revalidate,
+        threads=threads,
+        per_host=per_host,
+        timeout=timeout,
+        max_time=max_time,
+        retries=retries,
+        max_size=max_size,
+        headers=headers or {},
+        user_agent=user_agent,
+        ca_bundle=None if ca_bundle is None else os.fspath(ca_bundle),
+        insecure=insecure,
+        public_only=public_only,
+        layout=Layout(layout),
+        verify=verify,
+        index=None if index is None else Path(index),
+    )
+    lines = urlfile.read(urls, BATCH) if isinstance(urls, str | os.PathLike) else urlfile.from_strings(urls, BATCH)
+    return batch.run(lines, settings, threading.Event())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    arguments = _parser().parse_args(argv)
+    console = Console(sys.stderr)
+    _log_to(console, logging.ERROR if arguments.quiet else max(logging.DEBUG, logging.WARNING - 10 * arguments.verbose))
+    stop = _Stop()
+    try:
+        with stop.listening():
+            failed = _run(arguments, console, stop)
+    except LoaderError as error:
+        _LOG.error("%s", error)
+        return _leave(2)
+    if stop.status is not None:
+        return _leave(stop.status)
+    return 1 if failed else 0
+
+
+def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> bool:
+    """Make one run, told to the people and programs that want to know; return whether anything failed."""
+    settings = _settings(headers=dict(arguments.header), **{name: getattr(arguments, name) for name in _OPTIONS})
+    started, tally, log = time.monotonic(), Tally(), OutcomeLog(_LOG)
+    with ExitStack() as stack:
+        records = [tally.add, log.write]
+        if arguments.results is not None:
+            records.append(stack.enter_context(ResultsFile(arguments.results)).write)
+        if arguments.failed is not None:
+            records.append(stack.enter_context(FailedFile(arguments.failed)).write)
+        tick = _bar(arguments, console, tally, stack)
+        lines = urlfile.read(arguments.urls, settings.batch)
+        try:
+            with closing(batch.run(lines, settings, stop.event, tick)) as outcomes:
+                for outcome in outcomes:
+                    for record in records:
+                        record(outcome)
+        finally:
+            stack.close()
+            if tally.done:
+                _summarize(tally, time.monotonic() - started)
+    return bool(tally.failed)
+
+
+def _bar(arguments: argparse.Namespace, console: Console, tally: Tally, stack: ExitStack) -> Callable[[], None]:
+    """Set up the progress bar, if there is one; return what draws it when it is due."""
+    wanted = console.redraws and not arguments.quiet if arguments.progress is None else arguments.progress
+    if not wanted:
+        return lambda: None
+    bar = stack.enter_context(Bar(console, tally))
+
+    def count() -> None:
+        bar.total = urlfile.count(arguments.urls)
+
+    threading.Thread(target=count, daemon=True).start()
+    return bar.tick
+
+
+def _summarize(tally: Tally, seconds: float) -> None:
+    for line in tally.summary(seconds):
+        _LOG.log(logging.WARNING if tally.failed else logging.INFO, "%s", line)
+
+
+class _Stop:
+    """The first signal asks the run to end, a second one ends the process."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.status: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals for as long as the block runs; one that is ignored (``nohup``) stays so."""
+        heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        former = {number: signal.signal(number, self._hear) for number in heard}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        if self.status is not None:
+            os._exit(_SIGNALS[signal.Signals(number)])
+        self.status = _SIGNALS[signal.Signals(number)]
+        self.event.set()
+
+
+def _leave(status: int) -> int:
+    """End the process where a thread may still be blocked in a name look-up, which nothing can cut short."""
+    logging.shutdown()
+    os._exit(status)
+
+
+def _settings(**options: Any) -> Settings:
+    """Return the options with the constants that have none; raise ``OptionError`` for values that make no sense."""
+    settings = Settings(
+        **options,
+        window=max(WINDOW, BATCH),
+        batch=BATCH,
+        chunk=CHUNK,
+        pool_hosts=POOL_HOSTS,
+        host_failures=HOST_FAILURES,
+        host_patience=HOST_PATIENCE,
+        backoff_cap=BACKOFF_CAP,
+        retry_after_cap=RETRY_AFTER_CAP,
+        redirects=REDIRECTS,
+        flush_interval=FLUSH_INTERVAL,
+    )
+    for name, least in (
+        ("threads", 1),
+        ("per_host", 1),
+        ("timeout", 0.001),
+        ("max_time", 0.001),
+        ("retries", 0),
+        ("max_size", 1),
+    ):
+        if not getattr(settings, name) >= least:
+            raise OptionError(f"--{name.replace('_', '-')}: at least {least:g}")
+    for name, value in {**settings.headers, "User-Agent": settings.user_agent}.items():
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            raise OptionError(f"--header: {name!r} or its value is no header that can be sent")
+    if settings.ca_bundle is not None and not Path(settings.ca_bundle).exists():
+        raise OptionError(f"--ca-bundle: {settings.ca_bundle}: no such file or directory")
+    if settings.verify:
+        media.require_verify()
+    return settings
+
+
+def _log_to(console: Console, level: int) -> None:
+    handler = LogHandler(console)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s" if level == logging.DEBUG else "%(message)s"))
+    _LOG.handlers[:] = [handler]
+    _LOG.setLevel(level)
+    _LOG.propagate = False
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "loader",
+        usage="loader [options] URLFILE DIRECTORY",
+        description="Download the images of a list of URLs into a directory, and keep them current on each further run.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("urls", metavar="URLFILE", help="one URL a line, plain or gzip; '-' is standard input")
+    parser.add_argument(
+        "directory", metavar="DIRECTORY", type=Path, help="where the images go; made if it is not there"
+    )
+    _add_freshness(parser.add_argument_group("which images"))
+    _add_limits(parser.add_argument_group("how many, how long"))
+    _add_requests(parser.add_argument_group("requests"))
+    _add_files(parser.add_argument_group("files"))
+    _add_output(parser.add_argument_group("output"))
+    return parser
+
+
+def _add_freshness(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-f", "--force", action="store_true", help="download every image, fresh or not")
+    group.add_argument(
+        "--revalidate", action="store_true", help="ask about every image, also where its headers call it fresh"
+    )
+    group.add_argument(
+        "--verify", action="store_true", help="decode each image; refuse a damaged one (needs the extra 'verify')"
+    )
+    group.add_argument(
+        "--max-size",
+        type=_size,
+        default=MAX_SIZE,
+        metavar="SIZE",
+        help="largest image accepted, such as 200M (default: 500M)",
+    )
+
+
+def _add_limits(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-t", "--threads", type=int, default=THREADS, metavar="N", help="downloads at once (default: %(default)s)"
+    )
+    group.add_argument(
+        "--per-host",
+        type=int,
+        default=PER_HOST,
+        metavar="N",
+        help="downloads at once from one host (default: %(default)s)",
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help="to connect, and between two bytes (default: %(default)g)",
+    )
+    group.add_argument(
+        "--max-time",
+        type=float,
+        default=MAX_TIME,
+        metavar="SECONDS",
+        help="for one attempt at one image (default: %(default)g)",
+    )
+    group.add_argument(
+        "--retries",
+        type=int,
+        default=RETRIES,
+        metavar="N",
+        help="further attempts after a passing failure (default: %(default)s)",
+    )
+
+
+def _add_requests(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-H",
+        "--header",
+        action="append",
+        type=_header,
+        default=[],
+        metavar="'NAME: VALUE'",
+        help="sent with each request; may repeat",
+    )
+    group.add_argument(
+        "-A",
+        "--user-agent",
+        default=USER_AGENT,
+        metavar="TEXT",
+        help="who servers are told we are (default: %(default)s)",
+    )
+    group.add_argument("--ca-bundle", metavar="FILE", help="whom to trust for HTTPS")
+    group.add_argument("--insecure", action="store_true", help="trust any certificate")
+    group.add_argument("--public-only", action="store_true", help="refuse addresses that are not public")
+
+
+def _add_files(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--layout",
+        type=Layout,
+        choices=list(Layout),
+        default=LAYOUT,
+        help="name; host/name; ab/cd/name (default: %(default)s)",
+    )
+    group.add_argument("--results", type=Path, metavar="FILE", help="write one row per URL, as .jsonl or .csv")
+    group.add_argument(
+        "--failed", type=Path, metavar="FILE", help="write the URLs that failed: a list for the next run"
+    )
+    group.add_argument(
+        "--index",
+        type=Path,
+        metavar="FILE",
+        help="where to remember what is known of each image (default: DIRECTORY/.image_loader/index.sqlite3)",
+    )
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-v", "--verbose", action="count", default=0, help="log each image; -vv: everything")
+    group.add_argument("-q", "--quiet", action="store_true", help="log only errors that end the run")
+    group.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, help="the progress bar (default: on at a terminal)"
+    )
+    group.add_argument("--version", action="version", version=f"image_loader {__version__}")
+
+
+def _size(text: str) -> int:
+    """Return a number of bytes.
+
+    >>> _size("200M"), _size("1.5g")
+    (200000000, 1500000000)
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMG]?)B?", text.strip().upper())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it like 200M")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} has no colon; write it like 'Referer: https://example.com/'")
+    return name.strip(), value.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Media types, extensions, and whether a file is the image that it claims to be."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import re
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
+
+from image_loader.errors import DownloadError, OptionError
+from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
+from image_loader.model import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from PIL.Image import Image
+
+_IMAGE_TYPE = re.compile(r"[ \t]*(image/[!#$%&'*+.^_`|~0-9a-z-]+)[ \t]*(?:;.*)?", re.IGNORECASE | re.ASCII)
+_SVG = "image/svg+xml"
+# Only what browsers show: Pillow would hand an EPS sent by a hostile server to Ghostscript.
+_MEDIA_TYPES = {
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",
+    "PNG": "image/png",
+    "GIF": "image/gif",
+    "WEBP": "image/webp",
+    "AVIF": "image/avif",
+    "BMP": "image/bmp",
+    "TIFF": "image/tiff",
+    "ICO": "image/vnd.microsoft.icon",
+    "JPEG2000": "image/jp2",
+}
+# Twice Pillow's MAX_IMAGE_PIXELS, where Image.open() itself draws the line; later frames can be larger than the first.
+_MAX_FRAME_PIXELS = 2 * 89_478_485
+# All frames together: some ten seconds of decoding.
+_MAX_PIXELS = 1 << 31
+# What opening a frame costs, however small it is, in pixels decoded meanwhile.
+_FRAME_COST = 1 << 12
+_CHUNK = 1 << 16
+# What Pillow's decoders raise on hostile bytes (found by mutating files of each format).
+_DECODING_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+# A decoded picture takes up to 700 MB: more of them at once than there are cores would cost memory and gain nothing.
+_decoders = threading.BoundedSemaphore(os.cpu_count() or 1)
+
+
+def media_type(content_type: str | None) -> str | None:
+    """Return the image type that a ``Content-Type`` names, or None if it names none (RFC 9110, 8.3.1).
+
+    >>> media_type("Image/JPEG; charset=binary"), media_type("text/html"), media_type("image/")
+    ('image/jpeg', None, None)
+    """
+    match = _IMAGE_TYPE.fullmatch(content_type or "")
+    return match[1].lower() if match else None
+
+
+def extension(media_type: str) -> str:
+    """Return the extension of an image type; nothing in it comes from the wire.
+
+    >>> extension("image/jpeg"), extension("image/php")
+    ('.jpg', '.img')
+    """
+    return EXTENSIONS.get(media_type, UNKNOWN_EXTENSION)
+
+
+def require_verify() -> None:
+    """Raise ``OptionError`` if what ``verify`` needs is not installed."""
+    try:
+        for module in ("PIL.Image", "defusedxml.ElementTree"):
+            importlib.import_module(module)
+    except ImportError as error:
+        raise OptionError(f"--verify needs more: pip install 'image_loader[verify]' ({error})") from error
+
+
+def verify(path: str, media_type: str) -> str | None:
+    """Decode a file completely, and return its true media type where that is not the one it was sent as.
+
+    ``DownloadError`` says ``damaged`` of a broken image or a decompression bomb, ``not-an-image`` of anything that is
+    neither SVG nor a format that Pillow decodes.
+    """
+    try:
+        with Path(path).open("rb") as file, _decoders:
+            found = _raster_type(file) or _svg_type(file)
+    except OSError as error:
+        exhausted = error.errno in {errno.EMFILE, errno.ENFILE}
+        detail = f"cannot be read back: {error.strerror}"
+        raise DownloadError(Reason.WRITE, detail, passing=exhausted, exhausted=exhausted) from error
+    return None if EXTENSIONS[found] == extension(media_type) else found
+
+
+def _raster_type(file: BinaryIO) -> str | None:
+    """Return the media type of an image that Pillow knows and could decode."""
+    from PIL import Image, ImageSequence, UnidentifiedImageError
+
+    # Large or odd pictures are warned of on standard error, which nobody asked for.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    Image.init()
+    # Not every Pillow has AVIF, and an MPO is opened as the JPEG that it begins with.
+    formats = [name for name in _MEDIA_TYPES if name in Image.OPEN]
+    try:
+        with Image.open(file, formats=formats) as image:
+            image.verify()  # The checksums of a PNG, up to its end; afterwards the image has to be opened again.
+        with Image.open(file, formats=formats) as image:
+            # Editors cut off an MPO's second picture and leave its index: what is shown is the first, an ordinary JPEG.
+            _decode([image] if image.format == "MPO" else ImageSequence.Iterator(image))
+            return _MEDIA_TYPES[str(image.format)]
+    except UnidentifiedImageError:
+        return None
+    except (Image.DecompressionBombError, *_DECODING_ERRORS) as error:
+        _refuse(error)
+
+
+def _decode(frames: Iterable[Image]) -> None:
+    total = 0
+    for frame in frames:
+        pixels = frame.width * frame.height
+        total += max(pixels, _FRAME_COST)
+        if pixels > _MAX_FRAME_PIXELS or total > _MAX_PIXELS:
+            raise ValueError("too many pixels, could be a decompression bomb")
+        frame.load()
+
+
+class _RootElement:
+    """Target of an XML parser that remembers the name of the first element, and builds no tree."""
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def start(self, tag: str, _attributes: dict[str, str]) -> None:
+        self.name = self.name or tag.rpartition("}")[2]
+
+
+def _svg_type(file: BinaryIO) -> str:
+    """Return the media type of SVG, if the file is well-formed SVG."""
+    import defusedxml.ElementTree
+
+    root = _RootElement()
+    parser = defusedxml.ElementTree.XMLParser(target=root)
+    try:
+        file.seek(0)
+        while chunk := file.read(_CHUNK):
+            parser.feed(chunk)
+        parser.close()
+    except defusedxml.EntitiesForbidden as error:
+        raise DownloadError(Reason.DAMAGED, "XML entities are refused") from error
+    except (SyntaxError, ValueError, LookupError) as error:
+        if root.name == "svg":
+            _refuse(error)
+    if root.name != "svg":
+        raise DownloadError(Reason.NOT_AN_IMAGE, "neither SVG nor an image format that can be decoded")
+    return _SVG
+
+
+def _refuse(error: Exception) -> NoReturn:
+    raise DownloadError(Reason.DAMAGED, str(error) or type(error).__name__) from error

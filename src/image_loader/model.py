@@ -1,0 +1,245 @@
+"""The values that travel through the house, from a line of the list to an outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from image_loader.url import Url
+
+
+class Status(StrEnum):
+    """How a line of the list ended; each line has exactly one."""
+
+    SAVED = "saved"
+    FRESH = "fresh"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+class Reason(StrEnum):
+    """Why a line was not saved: short fixed words, for counting."""
+
+    BAD_URL = "bad-url"
+    DNS = "dns"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    DEADLINE = "deadline"
+    TRUNCATED = "truncated"
+    HTTP_STATUS = "http-status"
+    REDIRECTS = "redirects"
+    NOT_AN_IMAGE = "not-an-image"
+    TOO_LARGE = "too-large"
+    DAMAGED = "damaged"
+    PRIVATE_ADDRESS = "private-address"
+    HOST_DOWN = "host-down"
+    LOCKED = "locked"
+    WRITE = "write"
+    INTERRUPTED = "interrupted"
+    DUPLICATE = "duplicate"
+    PROTOCOL = "protocol"
+
+
+class Layout(StrEnum):
+    """Where an image stands below the directory."""
+
+    FLAT = "flat"
+    HOST = "host"
+    HASH = "hash"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the list: a URL, or the fault that keeps it from being one."""
+
+    number: int
+    text: str
+    url: Url | None
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A path relative to the directory; while ``complete`` is false, only the extension is missing."""
+
+    path: str
+    complete: bool
+
+    def file(self, extension: str) -> str:
+        """Return the file's path, with ``extension`` where the name still lacks one.
+
+        >>> Name("a.jpg", True).file(".png"), Name("a-0f", False).file(".png")
+        ('a.jpg', 'a-0f.png')
+        """
+        return self.path if self.complete else self.path + extension
+
+
+@dataclass(frozen=True, slots=True)
+class Validators:
+    """What a conditional request carries, byte for byte as the server gave it (RFC 9110, 8.8)."""
+
+    etag: str | None = None
+    last_modified: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.etag is not None or self.last_modified is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image as it was put in place, and what its server said of it.
+
+    ``size`` is in bytes; ``mtime_ns`` in nanoseconds; ``fresh_until``, ``saved`` and ``checked`` in seconds since the
+    epoch, by this machine's clock. ``fresh_until`` is None where the server gave no usable lifetime; ``sha256`` (hex)
+    and ``media_type`` are None for a file that another program had saved.
+    """
+
+    file: str
+    size: int
+    mtime_ns: int
+    media_type: str | None
+    sha256: str | None
+    validators: Validators
+    fresh_until: float | None
+    saved: float
+    checked: float
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the index holds of one URL: the name that it owns, and its image once there is one."""
+
+    name: Name
+    image: Image | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """A partial file that a cut-off body left behind, to be continued (RFC 9110, 14.2 and 13.1.5)."""
+
+    key: str
+    size: int
+    inode: int
+    mtime_ns: int
+    validator: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image to ask a server for.
+
+    ``image`` is what the index knows of the file in place, where that is as it was recorded; ``validators`` are sent
+    with the request (none: an unconditional request). ``new`` says that no file of that name stands there yet.
+    """
+
+    line: int
+    url: Url
+    name: Name
+    image: Image | None
+    validators: Validators
+    new: bool
+    resume: Resume | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The attempt put a whole image in place."""
+
+    image: Image
+    http_status: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotModified:
+    """The server answered 304: the file in place is current; ``image`` carries the renewed headers."""
+
+    image: Image
+    http_status: int = 304
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """Another process is downloading the same file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The attempt failed.
+
+    ``passing`` failures may be tried again. ``unreachable`` ones happened to the connection, not to the image, and
+    count against the host. ``retry_after`` is what the server asked for, in seconds. ``exhausted`` says that this
+    process ran out of descriptors, which is nobody's fault out there.
+    """
+
+    reason: Reason
+    detail: str
+    http_status: int | None = None
+    passing: bool = False
+    unreachable: bool = False
+    retry_after: float | None = None
+    exhausted: bool = False
+    resume: Resume | None = None
+
+
+Result = Saved | NotModified | Locked | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one line ended.
+
+    ``file`` is relative to the directory; ``detail`` is text for people, free of secrets; ``bytes`` is the size of the
+    file saved; ``seconds`` is the time spent on attempts.
+    """
+
+    line: int
+    url: str
+    file: str | None
+    status: Status
+    reason: Reason | None = None
+    detail: str | None = None
+    http_status: int | None = None
+    media_type: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    attempts: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything a run can be told. The defaults stand at the top of ``loader.py``, nowhere else.
+
+    Times are in seconds, sizes in bytes.
+    """
+
+    directory: Path
+    force: bool
+    revalidate: bool
+    threads: int
+    per_host: int
+    timeout: float
+    max_time: float
+    retries: int
+    max_size: int
+    headers: Mapping[str, str]
+    user_agent: str
+    ca_bundle: str | None
+    insecure: bool
+    public_only: bool
+    layout: Layout
+    verify: bool
+    index: Path | None
+    window: int
+    batch: int
+    chunk: int
+    pool_hosts: int
+    host_failures: int
+    host_patience: float
+    backoff_cap: float
+    retry_after_cap: float
+    redirects: int
+    flush_interval: float

@@ -1,0 +1,113 @@
+"""A URL becomes a file name: visible, below the directory, and never longer than the file system takes."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+from image_loader.formats import IMAGE_EXTENSIONS, LONGEST_EXTENSION
+from image_loader.model import Layout, Name
+from image_loader.url import Url
+
+_SEPARATORS = "/\\"
+# Control, format (bidirectional and zero-width marks among them), surrogate, line and paragraph separator.
+_UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_DOTS_AND_SPACES = "." + "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
+_NAMELESS = "image"
+_HASH_DIGITS = (8, 16, 32, 64)
+# Invisible marks outside the format category, which ext4's case-folding directories pass over when they compare.
+_IGNORABLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+
+
+def candidates(url: Url, layout: Layout, max_bytes: int = 255) -> Iterator[Name]:
+    """Yield the names that a URL may have, the preferred one first; the last one is unique by itself.
+
+    ``max_bytes``, at least 80, holds for the last component, with the extension that an incomplete name still lacks.
+
+    >>> from image_loader.url import parse
+    >>> for name in candidates(parse("http://example.com/a/photo.jpg?id=1"), Layout.HOST):
+    ...     print(name.path[:40])
+    example.com/photo.jpg
+    example.com/photo-7cc76741.jpg
+    example.com/photo-7cc7674112b9121b.jpg
+    example.com/photo-7cc7674112b9121bc8505c
+    example.com/photo-7cc7674112b9121bc8505c
+    >>> next(candidates(parse("http://example.com/photo.php"), Layout.FLAT))
+    Name(path='photo-35141091', complete=False)
+    """
+    stem, extension = _stem_and_extension(url.path.partition("?")[0].rpartition("/")[2])
+    folder = _folder(url, layout, max_bytes)
+    if extension and len((stem + extension).encode()) <= max_bytes:
+        yield Name(folder + stem + extension, complete=True)
+    digest = url.sha256
+    for digits in _HASH_DIGITS:
+        room = max_bytes - 1 - digits - (len(extension) or LONGEST_EXTENSION)
+        yield Name(f"{folder}{_cut(stem, room)}-{digest[:digits]}{extension}", complete=bool(extension))
+
+
+def key(path: str) -> str:
+    r"""Return what two paths have in common if some file system may take one for the other.
+
+    Coarser than any one file system: compatibility caseless matching (Unicode, section 3.13), which covers those that
+    fold case and those that compare normalization forms.
+
+    >>> key("A\u0308.JPG") == key("\xe4.jpg"), key("a.jpg") == key("b.jpg")
+    (True, False)
+    """
+    if path.isascii():
+        return path.lower()
+    # Folding can undo a normalization; the second round is what Unicode's definition D146 asks for.
+    return _folded(_folded(path))
+
+
+def _folded(path: str) -> str:
+    # upper() first: it joins what casefold() alone keeps apart, such as i and dotless i.
+    return _IGNORABLE.sub("", unicodedata.normalize("NFKD", path)).upper().casefold()
+
+
+def _stem_and_extension(segment: str) -> tuple[str, str]:
+    """Split a percent-encoded path segment into a safe stem and its image extension, if it has one."""
+    name = _plain(unquote(segment))
+    stem, _, extension = name.rpartition(".")
+    if "." + extension.lower() in IMAGE_EXTENSIONS:
+        return _visible(stem), "." + extension
+    return _visible(stem or name), ""
+
+
+def _plain(text: str) -> str:
+    """Drop white space around and dots behind, and replace what is no part of a name."""
+    text = text.strip().rstrip(_DOTS_AND_SPACES)
+    return "".join("_" if _is_unsafe(character) else character for character in text)
+
+
+def _is_unsafe(character: str) -> bool:
+    return character in _SEPARATORS or unicodedata.category(character) in _UNSAFE_CATEGORIES
+
+
+def _visible(stem: str) -> str:
+    """Replace leading dots, which would hide the file, and dashes, which would make it an option."""
+    rest = stem.lstrip(".-")
+    return "_" * (len(stem) - len(rest)) + rest or _NAMELESS
+
+
+def _folder(url: Url, layout: Layout, max_bytes: int) -> str:
+    match layout:
+        case Layout.FLAT:
+            return ""
+        case Layout.HOST:
+            host = re.sub(r":([0-9]+)$", r"_\1", url.authority)
+            return _cut(_visible(_plain(host)), max_bytes) + "/"
+        case Layout.HASH:
+            digest = url.sha256
+            return f"{digest[:2]}/{digest[2:4]}/"
+
+
+def _cut(text: str, size: int) -> str:
+    r"""Return the longest prefix that has at most ``size`` bytes in UTF-8.
+
+    >>> _cut("a\xe4\xe4", 4)
+    'a\xe4'
+    """
+    return text.encode()[:size].decode(errors="ignore")

@@ -1,0 +1,156 @@
+"""What programs see of a run: one row for each outcome, and the URLs that failed."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import operator
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Self
+
+from image_loader.errors import OptionError, ResultsFileError
+from image_loader.model import Outcome, Reason, Status
+from image_loader.url import parse
+
+COLUMNS = (
+    "url", "file", "status", "reason", "detail", "http_status", "media_type", "bytes", "sha256", "attempts", "seconds"
+)  # fmt: skip
+_cells = operator.attrgetter(*COLUMNS)
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t")
+
+
+def json_row(outcome: Outcome) -> str:
+    r"""Return the outcome as one line of JSON, in ASCII: safe to show on a terminal, too.
+
+    >>> json_row(Outcome(1, "http://h/é.jpg", None, Status.SKIPPED, Reason.DUPLICATE))[:44]
+    '{"url": "http://h/\\u00e9.jpg", "file": null,'
+    """
+    return json.dumps(_row(outcome)) + "\n"
+
+
+def csv_row(outcome: Outcome) -> str:
+    r"""Return the outcome as one CSV record (RFC 4180, but lines end in LF); None is an empty cell.
+
+    >>> csv_row(Outcome(1, "=1+1,a", None, Status.FAILED, Reason.BAD_URL, "no scheme"))
+    '"\'=1+1,a",,failed,bad-url,no scheme,,,,,0,0.0\n'
+    """
+    return _csv_record([_neutralised(cell) for cell in _row(outcome).values()])
+
+
+class ResultsFile:
+    """One row per outcome, in the format that the extension names; the file is whole after each row."""
+
+    def __init__(self, path: Path) -> None:
+        """Empty or make the file; ``OptionError`` for an unknown extension, ``ResultsFileError`` if that fails."""
+        self._to_row = _row_format(path)
+        self._file = _LineFile(path)
+        if self._to_row is csv_row:
+            self._file.append(_csv_record(COLUMNS))
+
+    def write(self, outcome: Outcome) -> None:
+        """Append the outcome's row; ``ResultsFileError`` if the file does not take it."""
+        self._file.append(self._to_row(outcome))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+class FailedFile:
+    """The URLs that failed, as they were given, one a line: itself a list for the next run."""
+
+    def __init__(self, path: Path) -> None:
+        """Empty or make the file; ``ResultsFileError`` if that fails."""
+        self._file = _LineFile(path)
+
+    def write(self, outcome: Outcome) -> None:
+        """Append the outcome's URL if it failed; ``ResultsFileError`` if the file does not take it."""
+        if outcome.status is Status.FAILED:
+            # An overlong or undecodable line is known in part only. Where that part makes a URL, it is another one.
+            self._file.append(f"{'# ' if _is_remnant(outcome) else ''}{outcome.url}\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+class _LineFile:
+    """A file that only its owner may read, and that ends with a whole line at any moment."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = 0
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def append(self, line: str) -> None:
+        content = line.encode(errors="backslashreplace")
+        try:
+            written = 0
+            while written < len(content):
+                written += os.write(self._descriptor, content[written:])
+        except OSError as error:
+            self._drop_torn_line()
+            raise self._error(error) from error
+        self._size += len(content)
+
+    def close(self) -> None:
+        try:
+            os.close(self._descriptor)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def _drop_torn_line(self) -> None:
+        with contextlib.suppress(OSError):  # a pipe has no length
+            os.ftruncate(self._descriptor, self._size)
+            os.lseek(self._descriptor, self._size, os.SEEK_SET)
+
+    def _error(self, error: OSError) -> ResultsFileError:
+        return ResultsFileError(f"{self._path}: cannot be written: {error.strerror}; name another file")
+
+
+def _row_format(path: Path) -> Callable[[Outcome], str]:
+    match path.suffix.lower():
+        case ".jsonl":
+            return json_row
+        case ".csv":
+            return csv_row
+    raise OptionError(f"{path}: results are written as .jsonl or .csv; give the file one of these extensions")
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    row = dict(zip(COLUMNS, _cells(outcome), strict=True))
+    row["seconds"] = round(outcome.seconds, 3)
+    return row
+
+
+def _neutralised(cell: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula."""
+    return "'" + cell if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
+
+
+def _csv_record(cells: Iterable[Any]) -> str:
+    record = io.StringIO()
+    # The writer quotes a lone CR only where its own line ends have one (CPython 3.11).
+    csv.writer(record, lineterminator="\r\n").writerow(cells)
+    return record.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _is_remnant(outcome: Outcome) -> bool:
+    if outcome.reason is not Reason.BAD_URL:
+        return False
+    try:
+        parse(outcome.url)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,333 @@
+"""Which job runs when: threads, limits and pauses for each host, retries, hosts that are down."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+
+from image_loader.errors import LoaderError
+from image_loader.model import Failure, Job, Reason, Result, Settings
+
+_LOG = logging.getLogger(__name__)
+# A host gets few attempts at once until it has answered, then one more for each answer: a host that hangs
+# holds this many threads, not a third of them.
+_SLOW_START = 3
+_FIRST_PAUSE = 1.0
+_LONGEST_PROBE_PAUSE = 8.0
+# Remembered hosts that do nothing at the moment (failed ones, and those given up): bounded, whatever the list.
+_HOSTS_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A job's last result, after so many ``attempts`` that took ``seconds`` together."""
+
+    job: Job
+    result: Result
+    attempts: int
+    seconds: float
+
+
+class _Task:
+    """A job on its way through the scheduler."""
+
+    __slots__ = ("attempts", "host", "job", "seconds", "started")
+
+    def __init__(self, job: Job, host: _Host) -> None:
+        self.job = job
+        self.host = host
+        self.attempts = 0
+        self.seconds = 0.0
+        self.started = 0.0
+
+
+class _Host:
+    """What is known of one origin in this run."""
+
+    __slots__ = ("failing_since", "failures", "limit", "origin", "paused_until", "probe_pause", "queued", "retrying",
+                 "running", "waiting")  # fmt: skip
+
+    def __init__(self, origin: str, limit: int) -> None:
+        self.origin = origin
+        self.limit = limit
+        self.waiting: deque[_Task] = deque()
+        self.running = 0
+        self.retrying = 0
+        self.queued = False
+        self.paused_until = 0.0
+        self.failures = 0
+        self.failing_since = 0.0
+        self.probe_pause = _FIRST_PAUSE
+
+    @property
+    def idle(self) -> bool:
+        return not (self.waiting or self.running or self.retrying)
+
+
+class Scheduler:
+    """Hands jobs to an executor and their last results back; used by one thread alone."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        attempt: Callable[[Job], Result],
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._executor = executor
+        self._attempt = attempt
+        self._settings = settings
+        self._clock = clock
+        self._jitter = jitter
+        self._threads = settings.threads
+        self._hosts: dict[str, _Host] = {}
+        self._down: dict[str, None] = {}
+        self._ready: deque[_Host] = deque()
+        self._timers: list[tuple[float, int, _Host, _Task | None]] = []
+        self._numbers = itertools.count()
+        self._done: SimpleQueue[tuple[_Task, Future[Result]]] = SimpleQueue()
+        self._finished: list[Finished] = []
+        self._running: set[_Task] = set()
+        self._ending = False
+        self.pending = 0
+        self.error: LoaderError | None = None
+
+    def add(self, job: Job) -> None:
+        """Take a job; it runs as soon as the limits let it."""
+        self.pending += 1
+        origin = job.url.origin
+        host = self._hosts.get(origin)
+        if host is None:
+            host = self._hosts[origin] = _Host(origin, min(_SLOW_START, self._settings.per_host))
+        task = _Task(job, host)
+        if origin in self._down:
+            self._finish(task, _host_down())
+            return
+        host.waiting.append(task)
+        self._make_ready(host)
+
+    def advance(self, timeout: float) -> list[Finished]:
+        """Start what can start, wait at most ``timeout`` seconds for something to end, and return what has ended."""
+        self._start()
+        self._collect(0.0 if self._finished else self._pause(timeout))
+        self._fire()
+        self._start()
+        return self._taken()
+
+    def abandon(self) -> list[Finished]:
+        """Give up every job that is not running; return those. From here on nothing is started."""
+        self._ending = True
+        waiting = [task for host in self._hosts.values() for task in host.waiting]
+        waiting += [task for *_, task in self._timers if task is not None]
+        for host in self._hosts.values():
+            host.waiting.clear()
+            host.retrying = 0
+        self._timers.clear()
+        for task in waiting:
+            self._finish(task, _interrupted())
+        return self._taken()
+
+    def forsake(self) -> list[Finished]:
+        """Wait no longer for those that run; return them as given up."""
+        for task in self._running:
+            self._finish(task, _interrupted())
+        self._running.clear()
+        return self._taken()
+
+    def settle(self, timeout: float) -> list[Finished]:
+        """Wait at most ``timeout`` seconds for a running attempt to end; return what has ended."""
+        self._collect(timeout)
+        return self._taken()
+
+    @property
+    def running(self) -> int:
+        """How many attempts are under way."""
+        return len(self._running)
+
+    def _taken(self) -> list[Finished]:
+        finished, self._finished = self._finished, []
+        return finished
+
+    # Starting.
+
+    def _start(self) -> None:
+        while self._ready and len(self._running) < self._threads:
+            host = self._ready.popleft()
+            host.queued = False
+            if self._may_start(host):
+                self._submit(host.waiting.popleft())
+                self._make_ready(host)
+
+    def _may_start(self, host: _Host) -> bool:
+        return bool(host.waiting) and host.running < host.limit and host.paused_until <= self._clock()
+
+    def _make_ready(self, host: _Host) -> None:
+        if not host.queued and self._may_start(host):
+            host.queued = True
+            self._ready.append(host)
+
+    def _submit(self, task: _Task) -> None:
+        self._running.add(task)
+        task.host.running += 1
+        task.attempts += 1
+        task.started = self._clock()
+        future = self._executor.submit(self._attempt, task.job)
+        future.add_done_callback(lambda future: self._done.put((task, future)))
+
+    # Waiting and collecting.
+
+    def _pause(self, timeout: float) -> float:
+        if self._timers:
+            timeout = min(timeout, self._timers[0][0] - self._clock())
+        return max(0.0, timeout)
+
+    def _collect(self, timeout: float) -> None:
+        """Take in all attempts that have ended; wait for the first of them."""
+        try:
+            self._settle(*self._done.get(timeout=timeout) if timeout else self._done.get_nowait())
+            while True:
+                self._settle(*self._done.get_nowait())
+        except Empty:
+            pass
+
+    def _settle(self, task: _Task, future: Future[Result]) -> None:
+        self._running.discard(task)
+        task.host.running -= 1
+        task.seconds += self._clock() - task.started
+        error = future.exception()
+        if error is None:
+            self._judge(task, future.result())
+            self._make_ready(task.host)
+        elif isinstance(error, LoaderError):
+            self.error = self.error or error
+            self._finish(task, _interrupted())
+        else:
+            raise error
+
+    def _judge(self, task: _Task, result: Result) -> None:
+        host = task.host
+        if not isinstance(result, Failure):
+            self._answered(host, grow=True)
+            self._finish(task, result)
+            return
+        if result.exhausted and not self._ending:
+            self._shrink(task)
+            return
+        if result.unreachable:
+            self._missed(host, task.started)
+        else:
+            self._answered(host, grow=not result.passing)
+        if result.retry_after is not None:
+            self._pause_host(host, min(result.retry_after, self._settings.retry_after_cap), "as it asked")
+        spent = task.attempts > self._settings.retries or host.origin in self._down or self._ending
+        if result.passing and not spent:
+            self._retry(task, result)
+        else:
+            self._finish(task, result)
+
+    def _finish(self, task: _Task, result: Result) -> None:
+        self.pending -= 1
+        self._finished.append(Finished(task.job, result, task.attempts, task.seconds))
+        self._forget_if_idle(task.host)
+
+    def _forget_if_idle(self, host: _Host) -> None:
+        of_use = host.failures or host.paused_until > self._clock()
+        if host.idle and (not of_use or len(self._hosts) > _HOSTS_REMEMBERED):
+            self._hosts.pop(host.origin, None)
+
+    # Retries.
+
+    def _retry(self, task: _Task, failure: Failure) -> None:
+        """Have the task run again after 1, 2, 4 … seconds, with full jitter; meanwhile it holds no thread."""
+        task.job = replace(task.job, resume=failure.resume)
+        longest = min(self._settings.backoff_cap, 2.0 ** (task.attempts - 1))
+        delay = longest * self._jitter()
+        _LOG.debug("line %d: %s, again in %.1f s: %s", task.job.line, failure.reason, delay, failure.detail)
+        task.host.retrying += 1
+        self._set_timer(delay, task.host, task)
+
+    def _shrink(self, task: _Task) -> None:
+        """Out of descriptors: the attempt does not count, and fewer run at once from here on."""
+        self._threads = max(1, min(self._threads - 1, len(self._running)))
+        _LOG.warning("out of file descriptors: %d downloads at once from here on", self._threads)
+        task.attempts -= 1
+        task.host.retrying += 1
+        self._set_timer(_FIRST_PAUSE * self._jitter(), task.host, task)
+
+    def _set_timer(self, delay: float, host: _Host, task: _Task | None) -> None:
+        heapq.heappush(self._timers, (self._clock() + delay, next(self._numbers), host, task))
+
+    def _fire(self) -> None:
+        now = self._clock()
+        while self._timers and self._timers[0][0] <= now:
+            _, _, host, task = heapq.heappop(self._timers)
+            if task is not None:
+                host.retrying -= 1
+                host.waiting.appendleft(task)
+            self._give_up_if_down(host)
+            self._make_ready(host)
+            self._forget_if_idle(host)
+
+    # Hosts that ask for a pause, and hosts that do not answer.
+
+    def _pause_host(self, host: _Host, seconds: float, why: str) -> None:
+        until = self._clock() + seconds
+        if until > host.paused_until:
+            _LOG.debug("%s: paused for %.1f s, %s", host.origin, seconds, why)
+            host.paused_until = until
+            self._set_timer(seconds, host, None)
+
+    def _answered(self, host: _Host, *, grow: bool) -> None:
+        if host.failures >= self._settings.host_failures:
+            host.paused_until = 0.0
+        host.failures = 0
+        host.probe_pause = _FIRST_PAUSE
+        self._down.pop(host.origin, None)
+        if grow:
+            host.limit = min(self._settings.per_host, host.limit + 1)
+
+    def _missed(self, host: _Host, started: float) -> None:
+        """Count a failure to connect; a host with several in a row is asked by one job at a time, ever more rarely."""
+        if not host.failures:
+            host.failing_since = started
+            self._set_timer(started + self._settings.host_patience - self._clock(), host, None)
+        host.failures += 1
+        # Those that were already under way when the host was paused tell nothing new.
+        if host.failures >= self._settings.host_failures and host.paused_until <= self._clock():
+            host.limit = 1
+            self._pause_host(host, host.probe_pause, f"{host.failures} failures in a row")
+            host.probe_pause = min(_LONGEST_PROBE_PAUSE, 2 * host.probe_pause)
+
+    def _give_up_if_down(self, host: _Host) -> None:
+        patience = self._settings.host_patience
+        if host.failures < self._settings.host_failures or self._clock() - host.failing_since < patience:
+            return
+        _LOG.debug("%s: given up after %.0f s without an answer", host.origin, patience)
+        self._down[host.origin] = None
+        if len(self._down) > _HOSTS_REMEMBERED:
+            del self._down[next(iter(self._down))]
+        retrying = [task for *_, other, task in self._timers if task is not None and other is host]
+        self._timers = [timer for timer in self._timers if timer[2] is not host]
+        heapq.heapify(self._timers)
+        host.retrying = 0
+        waiting, host.waiting = [*host.waiting, *retrying], deque()
+        for task in waiting:
+            self._finish(task, _host_down())
+
+
+def _host_down() -> Failure:
+    return Failure(Reason.HOST_DOWN, "the host does not answer")
+
+
+def _interrupted() -> Failure:
+    return Failure(Reason.INTERRUPTED, "the run was ended")

@@ -1,0 +1,250 @@
+"""Request to response: one pooled session, redirects by hand, deadlines, every failure a ``DownloadError``."""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urljoin
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.util import create_urllib3_context
+from urllib3.util.proxy import connection_requires_http_tunnel
+
+from image_loader.errors import DownloadError
+from image_loader.model import Reason, Settings
+from image_loader.transport import coding, connection
+from image_loader.transport.connection import StaleConnectionError
+from image_loader.transport.watchdog import Watch, Watchdog
+from image_loader.url import Url, parse
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_POOL_CLASSES = {"http": connection.WatchedPool, "https": connection.WatchedTlsPool}
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """What all requests to one origin have in common, looked up once: that costs as much as an exchange.
+
+    ``prefix`` stands before the path in a request to a proxy, which wants the whole URL (RFC 9112, 3.2.2).
+    """
+
+    pool: connection.WatchedPool
+    prefix: str
+    fields: dict[str, str]
+    tunnel: bool
+
+
+class Answer:
+    """A response as its reader sees it: ``status``, header ``fields`` by lower-case name, and the body in chunks.
+
+    ``requested`` and ``received`` are the times of the request and of the response's head, in seconds since the epoch.
+    """
+
+    def __init__(self, pool: connection.WatchedPool, link: connection.WatchedConnection, requested: float) -> None:
+        self._pool = pool
+        self._link = link
+        self._response = link.response
+        self.status = self._response.status
+        self.fields = self._response.fields
+        self.length = self._response.length
+        self.requested = requested
+        self.received = time.time()
+
+    def chunks(self, size: int) -> Iterator[bytes]:
+        """Yield the body, decoded, in pieces of at most ``size`` bytes; raise ``DownloadError`` where it breaks off."""
+        return coding.decoded(self._wire(size), self.fields.get("content-encoding", ""), size)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the body is sent as it is, so that ``length`` is the image's."""
+        return coding.is_plain(self.fields.get("content-encoding", ""))
+
+    def release(self) -> None:
+        """Give the connection back to its pool; it is closed where a body is left on it."""
+        self._response.skip_buffered()
+        self._pool.give_back(self._link, reusable=self._response.reusable)
+
+    def _wire(self, size: int) -> Iterator[bytes]:
+        try:
+            while data := self._response.read(size):
+                yield data
+        except DownloadError:
+            self._link.watch.check()
+            raise
+        except OSError as error:
+            self._link.watch.check()
+            raise _translated(error, answered=True) from error
+        # A connection that was shut down from outside looks like one that ended well.
+        self._link.watch.check()
+
+
+class Transport:
+    """Asks servers for images, from many threads at once; one session with its pools serves them all."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._adapter = _Adapter(settings.pool_hosts, settings.per_host)
+        self._session = _session(settings, self._adapter)
+        self._watchdog = Watchdog(settings.timeout, settings.max_time)
+        self._route = functools.lru_cache(settings.pool_hosts)(self._new_route)
+
+    @contextmanager
+    def exchange(self, url: Url, fields: Mapping[str, str]) -> Iterator[Answer]:
+        """Ask for ``url`` and give its final answer, redirects followed; ``DownloadError`` where there is none."""
+        with self._watchdog.watch() as watch:
+            answer = self._follow(url, fields, watch)
+            try:
+                yield answer
+            finally:
+                answer.release()
+
+    def interrupt(self) -> None:
+        """End all attempts, running ones within moments."""
+        self._watchdog.interrupt()
+
+    def close(self) -> None:
+        """Close the session and stop the watchdog."""
+        self._watchdog.close()
+        self._session.close()
+
+    def _follow(self, url: Url, fields: Mapping[str, str], watch: Watch) -> Answer:
+        hop = url
+        for _ in range(self._settings.redirects + 1):
+            answer = self._get(hop, fields, watch, own=hop.origin == url.origin)
+            if answer.status not in _REDIRECTS:
+                return answer
+            location = answer.fields.get("location")
+            answer.release()
+            hop = _target(hop, location)
+        raise DownloadError(Reason.REDIRECTS, f"more than {self._settings.redirects} redirects")
+
+    def _get(self, url: Url, fields: Mapping[str, str], watch: Watch, *, own: bool) -> Answer:
+        requested = time.time()
+        while True:
+            route = self._route(url.origin, url.userinfo, own)
+            request = _request(route.prefix + url.path, {**route.fields, **fields})
+            try:
+                link = route.pool.ask(request, watch, tunnel=route.tunnel, public_only=self._settings.public_only)
+            except StaleConnectionError:
+                # It costs no attempt: each such connection is gone for good, and a new one is never stale.
+                continue
+            except urllib3.exceptions.ClosedPoolError:
+                # More hosts than pools: this one made room for another.
+                self._route.cache_clear()
+                continue
+            except DownloadError:
+                watch.check()
+                raise
+            except (OSError, urllib3.exceptions.HTTPError, http.client.HTTPException, ValueError) as error:
+                watch.check()
+                raise _translated(error, answered=False) from error
+            return Answer(route.pool, link, requested)
+
+    def _new_route(self, origin: str, userinfo: str, own: bool) -> _Route:  # noqa: FBT001 (a key of the cache)
+        """Ask the session, as it would ask itself for each request: proxies, ``.netrc``, CA files, headers, pool."""
+        user, _, password = userinfo.partition(":")
+        auth = (unquote(user), unquote(password)) if userinfo else None
+        headers = self._settings.headers if own else {}
+        try:
+            request = self._session.prepare_request(requests.Request("GET", origin + "/", headers=headers, auth=auth))
+        except (requests.RequestException, UnicodeError) as error:
+            raise DownloadError(Reason.BAD_URL, "bad host name") from error
+        base = str(request.url).removesuffix("/")
+        # Said for each request: of a session's own setting, REQUESTS_CA_BUNDLE would take precedence.
+        verify = False if self._settings.insecure else self._settings.ca_bundle
+        found = self._session.merge_environment_settings(base, {}, None, verify, None)
+        proxy = requests.utils.select_proxy(base, found["proxies"])
+        if proxy and self._settings.public_only:
+            raise DownloadError(Reason.PRIVATE_ADDRESS, "through a proxy the server's address cannot be checked")
+        pool: Any = self._adapter.get_connection_with_tls_context(
+            request, found["verify"], found["proxies"], found["cert"]
+        )
+        tunnel = connection_requires_http_tunnel(pool.proxy, pool.proxy_config, base.partition(":")[0])
+        fields = {"Host": base.partition("://")[2]} if "Host" not in request.headers else {}
+        fields.update(request.headers)
+        if proxy and not tunnel:
+            return _Route(pool, base, {**fields, **pool.proxy_headers}, tunnel)
+        return _Route(pool, "", fields, tunnel)
+
+
+class _Adapter(HTTPAdapter):
+    """The adapter of requests with pools of watched connections, and one TLS context where requests makes one each."""
+
+    def __init__(self, hosts: int, per_host: int) -> None:
+        super().__init__(pool_connections=hosts, pool_maxsize=per_host)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _POOL_CLASSES
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = _POOL_CLASSES
+        return manager
+
+    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+        host, _ = super().build_connection_pool_key_attributes(request, verify, cert)
+        return host, {"ssl_context": _tls_context(verify)} if host["scheme"] == "https" else {}
+
+
+def _session(settings: Settings, adapter: _Adapter) -> requests.Session:
+    session = requests.Session()
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    session.headers.clear()
+    session.headers.update({"User-Agent": settings.user_agent, "Accept": "*/*", "Accept-Encoding": "identity"})
+    session.headers["Connection"] = "keep-alive"
+    return session
+
+
+@functools.cache
+def _tls_context(verify: bool | str | None) -> ssl.SSLContext:  # noqa: FBT001 (what requests calls it)
+    """Return the context for what requests calls ``verify``; loading its certificates takes some 20 ms."""
+    context = create_urllib3_context()
+    if verify is False:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    path = verify if isinstance(verify, str) else requests.utils.DEFAULT_CA_BUNDLE_PATH
+    context.load_verify_locations(**{"capath" if Path(path).is_dir() else "cafile": path})
+    return context
+
+
+def _request(target: str, fields: Mapping[str, str]) -> bytes:
+    """Return a GET request as it goes over the wire (RFC 9112, 3)."""
+    lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def _target(base: Url, location: str | None) -> Url:
+    """Return where a redirect leads (RFC 9110, 10.2.2)."""
+    if location is None:
+        raise DownloadError(Reason.REDIRECTS, "a redirect without a Location")
+    try:
+        # Servers send raw UTF-8 here; header fields were read as Latin-1.
+        return parse(urljoin(base.canonical, location.encode("latin-1").decode("utf-8", "replace")))
+    except ValueError as error:
+        raise DownloadError(Reason.REDIRECTS, f"redirected to a bad URL: {error}") from error
+
+
+def _translated(error: Exception, *, answered: bool) -> DownloadError:
+    """Name a failure of urllib3, http.client, ssl or socket in our terms; ``answered`` once a response has begun."""
+    if isinstance(error, TimeoutError):
+        detail = "nothing more came within the timeout" if answered else "no answer within the timeout"
+        return DownloadError(Reason.TIMEOUT, detail, passing=True, unreachable=not answered)
+    if isinstance(error, ssl.SSLError):
+        return DownloadError(Reason.TLS, (error.reason or "TLS failure").lower().replace("_", " "))
+    if isinstance(error, OSError) and answered:
+        return DownloadError(Reason.TRUNCATED, error.strerror or str(error), passing=True)
+    if isinstance(error, OSError):
+        return connection.connect_error(error)
+    return DownloadError(Reason.PROTOCOL, f"not understood: {type(error).__name__}")

@@ -1,0 +1,56 @@
+"""Content codings: what a server compressed unasked is unpacked, whole or not at all (RFC 9110, 8.4.1)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+
+from image_loader.errors import DownloadError
+from image_loader.model import Reason
+
+_GZIP = zlib.MAX_WBITS | 16
+_PLAIN = frozenset({"", "identity"})
+
+
+def decoded(chunks: Iterable[bytes], coding: str, limit: int) -> Iterator[bytes]:
+    """Yield the content of ``chunks``, at most ``limit`` bytes at a time, so that a small bomb stays small in memory.
+
+    Raises ``DownloadError`` for a coding that is not known, and for one that ends before its content does.
+    """
+    coding = coding.strip().lower()
+    if coding in _PLAIN:
+        return iter(chunks)
+    if coding in ("gzip", "x-gzip"):
+        return _inflated(chunks, _GZIP, limit)
+    if coding == "deflate":
+        return _inflated(chunks, zlib.MAX_WBITS, limit)
+    raise DownloadError(Reason.PROTOCOL, "a content coding that was not asked for")
+
+
+def is_plain(coding: str) -> bool:
+    """Whether the bytes on the wire are the content itself."""
+    return coding.strip().lower() in _PLAIN
+
+
+def _inflated(chunks: Iterable[bytes], wbits: int, limit: int) -> Iterator[bytes]:
+    unpacker = None
+    for chunk in chunks:
+        if unpacker is None:
+            unpacker = zlib.decompressobj(_window(chunk, wbits))
+        waiting = chunk
+        while waiting:
+            # A gzip file may have several members, one after the other (RFC 1952, 2.2).
+            if unpacker.eof:
+                unpacker = zlib.decompressobj(wbits)
+            try:
+                yield unpacker.decompress(waiting, limit)
+            except zlib.error as error:
+                raise DownloadError(Reason.PROTOCOL, "the compressed body is damaged") from error
+            waiting = unpacker.unconsumed_tail or unpacker.unused_data
+    if unpacker is None or not unpacker.eof:
+        raise DownloadError(Reason.TRUNCATED, "the compressed body ends too early", passing=True)
+
+
+def _window(chunk: bytes, wbits: int) -> int:
+    # Some servers send deflate without its zlib header, whose low four bits are an 8 (RFC 1950, 2.2).
+    return -wbits if wbits == zlib.MAX_WBITS and chunk[0] & 0x0F != 8 else wbits

@@ -1,0 +1,196 @@
+"""The connections of urllib3's pools, with every blocking step under watch and every peer's address checked."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import ssl
+from typing import Any, cast
+
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from image_loader.errors import DownloadError
+from image_loader.model import Reason
+from image_loader.transport.response import ClosedEarlyError, Response
+from image_loader.transport.watchdog import Watch
+
+_OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class StaleConnectionError(Exception):
+    """A connection from the pool turned out to be closed by the server before it answered."""
+
+
+class WatchedConnection(HTTPConnection):
+    """A connection that sends one GET at a time and reads its response strictly, under the watch of its attempt."""
+
+    watch: Watch
+    response: Response
+    public_only = False
+    _used = False
+
+    def connect(self) -> None:
+        """Connect, through a proxy where the pool says so."""
+        self._used = False
+        super().connect()
+        self.watch.guard(self.sock)
+
+    def ask(self, request: bytes) -> None:
+        """Send a request and read the head of its response; the body is left to the reader of ``response``."""
+        if self.sock is None:
+            self.connect()
+        self.watch.guard(self.sock)
+        self.sock.settimeout(self.watch.timeout)
+        self.response = Response(self.sock)
+        try:
+            self.sock.sendall(request)
+            self.response.read_head()
+        except (ClosedEarlyError, ConnectionError) as error:
+            raise self._lost() from error
+        self._used = True
+
+    def _new_conn(self) -> socket.socket:
+        return _connected(self._dns_host, self.port, self)
+
+    def _lost(self) -> Exception:
+        """Return the error to raise for a connection that ended before its answer."""
+        self.watch.check()
+        if self._used:
+            return StaleConnectionError()
+        return DownloadError(
+            Reason.CONNECT, "the server closed the connection without an answer", passing=True, unreachable=True
+        )
+
+
+class WatchedTlsConnection(WatchedConnection, HTTPSConnection):
+    """The same under TLS."""
+
+    _twin: socket.socket | None = None
+
+    def connect(self) -> None:
+        """Connect and shake hands; what TLS objects to is final, a connection lost on the way is not."""
+        try:
+            super().connect()
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError) as error:
+            raise self._lost() from error
+        except ssl.SSLError as error:
+            self.watch.check()
+            raise DownloadError(Reason.TLS, _tls_detail(error)) from error
+        finally:
+            if self._twin is not None:
+                self._twin.close()
+
+    def _new_conn(self) -> socket.socket:
+        plain = super()._new_conn()
+        # The TLS socket takes the descriptor over; only a duplicate reaches the connection during the handshake.
+        self._twin = plain.dup()
+        self.watch.guard(self._twin)
+        return plain
+
+
+class WatchedPool(HTTPConnectionPool):
+    """A pool of watched connections.
+
+    ``ask`` stands in for ``urlopen``, which does for each request what needs doing once for each host, and costs as
+    much as the exchange itself.
+    """
+
+    ConnectionCls = WatchedConnection
+
+    def ask(self, request: bytes, watch: Watch, *, tunnel: bool, public_only: bool) -> WatchedConnection:
+        """Send ``request`` on a connection of the pool and return it, with the head of its response read."""
+        connection = cast(WatchedConnection, self._get_conn())
+        connection.watch, connection.timeout, connection.public_only = watch, watch.timeout, public_only
+        try:
+            if tunnel and connection.is_closed:
+                self._prepare_proxy(connection)
+            connection.ask(request)
+        except BaseException:
+            self.give_back(connection, reusable=False)
+            raise
+        return connection
+
+    def give_back(self, connection: WatchedConnection, *, reusable: bool) -> None:
+        """Put a connection back; it is connected anew where it cannot be used as it is."""
+        if not reusable:
+            connection.close()
+        self._put_conn(connection)
+
+
+class WatchedTlsPool(WatchedPool, HTTPSConnectionPool):
+    """A pool of watched TLS connections."""
+
+    ConnectionCls = WatchedTlsConnection
+
+
+def is_public(address: str) -> bool:
+    """Whether an address belongs to the public internet, whatever its spelling.
+
+    >>> [is_public(text) for text in ("8.8.8.8", "10.0.0.1", "::ffff:127.0.0.1", "64:ff9b::a00:1", "fe80::1%eth0")]
+    [True, False, False, False, False]
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            ip = inner
+    return ip.is_global and not ip.is_multicast
+
+
+def _connected(host: str, port: int, connection: WatchedConnection) -> socket.socket:
+    """Return a socket connected to the first address of ``host`` that answers."""
+    failure: OSError | None = None
+    for family, kind, protocol, _, address in _addresses(host, port):
+        if connection.public_only and not is_public(str(address[0])):
+            raise DownloadError(Reason.PRIVATE_ADDRESS, f"{host} is at an address that is not public")
+        try:
+            return _connect(socket.socket(family, kind, protocol), address, connection)
+        except OSError as error:
+            failure = error
+            connection.watch.check()
+    raise connect_error(failure) from failure
+
+
+def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
+    try:
+        return socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise DownloadError(Reason.BAD_URL, "bad host name") from error
+    except socket.gaierror as error:
+        detail = error.strerror or "unknown name"
+        raise DownloadError(Reason.DNS, detail, passing=True, unreachable=True) from error
+    except OSError as error:
+        raise connect_error(error) from error
+
+
+def _connect(sock: socket.socket, address: Any, connection: WatchedConnection) -> socket.socket:
+    try:
+        for option in connection.socket_options or ():
+            sock.setsockopt(*option)
+        connection.watch.guard(sock)
+        sock.settimeout(connection.watch.remaining())
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def connect_error(error: OSError | None) -> DownloadError:
+    """Say why there is no connection."""
+    if isinstance(error, TimeoutError):
+        return DownloadError(Reason.TIMEOUT, "no connection within the timeout", passing=True, unreachable=True)
+    exhausted = error is not None and error.errno in _OUT_OF_DESCRIPTORS
+    detail = error.strerror if error is not None and error.strerror else "the name has no address"
+    return DownloadError(Reason.CONNECT, detail, passing=True, unreachable=not exhausted, exhausted=exhausted)
+
+
+def _tls_detail(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate is not trusted: {error.verify_message}"
+    return (error.reason or "TLS handshake failed").lower().replace("_", " ")

@@ -1,0 +1,202 @@
+"""One HTTP/1.x response, read strictly from its socket: the head, and the body within its frame (RFC 9112)."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+
+from image_loader.errors import DownloadError
+from image_loader.model import Reason
+
+# One receive takes the head and the whole of a small image.
+_BUFFER = 65536
+_LINE_LIMIT = 65536
+_FIELDS_LIMIT = 262144
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: [^\r\n\x00]*)?\r?\n")
+_FIELD_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\x00]*?)[ \t]*\r?\n")
+_CONTINUATION = re.compile(rb"[ \t]+([^\r\n\x00]*?)[ \t]*\r?\n")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_BODILESS = frozenset({204, 304})
+
+
+class ClosedEarlyError(Exception):
+    """The peer closed or reset the connection before it answered at all."""
+
+
+class Response:
+    """The response that follows on ``connection``; what breaks the rules of framing is a ``DownloadError``.
+
+    ``fields`` has the header fields by lower-case name, repeated ones joined by commas (RFC 9110, 5.3). ``length`` is
+    the number of body bytes announced, None where chunks or the end of the connection frame the body.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._receive = connection.recv
+        self._buffer = b""
+        self._at = 0
+        self.status = 0
+        self.fields: dict[str, str] = {}
+        self.length: int | None = None
+        self.complete = False
+        self._minor_version = 1
+        self._chunked = False
+        self._left = 0
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the connection can carry another request: the body is read, nothing follows it, the peer stays.
+
+        RFC 9112, 9.3 and 6.3.
+        """
+        options = self.fields.get("connection", "").lower().replace(" ", "").split(",")
+        stays = "close" not in options if self._minor_version else "keep-alive" in options
+        clear = not (self._chunked and "content-length" in self.fields) and self._at == len(self._buffer)
+        return self.complete and stays and clear
+
+    def read_head(self) -> None:
+        """Read the status line and the header fields, past any 1xx response (RFC 9110, 15.2)."""
+        while True:
+            self._read_status_line()
+            self.fields = self._read_fields()
+            if self.status >= 200:
+                break
+            if self.status == 101:
+                raise DownloadError(Reason.PROTOCOL, "101 Switching Protocols, unasked")
+        self._frame()
+
+    def read(self, limit: int) -> bytes:
+        """Return up to ``limit`` bytes of the body as they come; nothing once it is complete."""
+        if self.complete:
+            return b""
+        if self._chunked:
+            return self._read_chunked(limit)
+        if self.length is None:
+            data = self._some(limit)
+            self.complete = not data
+            return data
+        return self._read_framed(limit)
+
+    def skip_buffered(self) -> None:
+        """Pass over a body that has arrived already, so that its connection can be used again; never wait for one."""
+        if self.length is not None and not self.complete and len(self._buffer) - self._at >= self._left:
+            self._at += self._left
+            self.complete = True
+
+    def close(self) -> None:
+        """Let go of what was read ahead."""
+        self._buffer, self._at = b"", 0
+
+    def _read_status_line(self) -> None:
+        try:
+            line = self._line()
+        except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            raise ClosedEarlyError(str(error)) from error
+        if not line:
+            raise ClosedEarlyError("the server closed the connection without an answer")
+        match = _STATUS_LINE.fullmatch(line)
+        if match is None:
+            raise DownloadError(Reason.PROTOCOL, "no HTTP/1.x status line", passing=not line.endswith(b"\n"))
+        self._minor_version, self.status = int(match[1]), int(match[2])
+
+    def _read_fields(self) -> dict[str, str]:
+        fields: dict[str, str] = {}
+        room, name = _FIELDS_LIMIT, ""
+        while (line := self._head_line()) not in (b"\r\n", b"\n"):
+            room -= len(line)
+            if room < 0:
+                raise DownloadError(Reason.PROTOCOL, "the header fields never end")
+            if match := _FIELD_LINE.fullmatch(line):
+                name, value = match[1].decode("ascii").lower(), match[2].decode("latin-1")
+                fields[name] = f"{fields[name]}, {value}" if name in fields else value
+            elif name and (match := _CONTINUATION.fullmatch(line)):
+                fields[name] = f"{fields[name]} {match[1].decode('latin-1')}"
+            else:
+                raise DownloadError(Reason.PROTOCOL, "a header line that is none")
+        return fields
+
+    def _head_line(self) -> bytes:
+        line = self._line()
+        if not line.endswith(b"\n"):
+            raise DownloadError(Reason.PROTOCOL, "the connection ended inside the head", passing=True)
+        return line
+
+    def _frame(self) -> None:
+        """Find where the body ends (RFC 9112, 6.3); trust no length that is not beyond doubt."""
+        coding, length = self.fields.get("transfer-encoding"), self.fields.get("content-length")
+        if self.status in _BODILESS:
+            self.complete = True
+        elif coding is not None:
+            if coding.lower() != "chunked" or not self._minor_version:
+                raise DownloadError(Reason.PROTOCOL, "a transfer coding other than chunked")
+            self._chunked = True
+        elif length is not None:
+            self.length = self._left = _plain_length(length)
+            self.complete = self.length == 0
+
+    def _read_framed(self, limit: int) -> bytes:
+        data = self._some(min(limit, self._left))
+        self._left -= len(data)
+        self.complete = not self._left
+        if not data:
+            raise DownloadError(Reason.TRUNCATED, f"{self._left} of {self.length} bytes never came", passing=True)
+        return data
+
+    def _read_chunked(self, limit: int) -> bytes:
+        if not self._left:
+            self._left = self._chunk_size()
+        if not self._left:
+            self._read_fields()
+            self.complete = True
+            return b""
+        data = self._some(min(limit, self._left))
+        if not data:
+            raise DownloadError(Reason.TRUNCATED, "the connection ended inside a chunk", passing=True)
+        self._left -= len(data)
+        if not self._left and self._line() not in (b"\r\n", b"\n"):
+            raise DownloadError(Reason.TRUNCATED, "a chunk without its end", passing=True)
+        return data
+
+    def _chunk_size(self) -> int:
+        line = self._line()
+        if match := _CHUNK_SIZE.fullmatch(line):
+            return int(match[1], 16)
+        if line.endswith(b"\n"):
+            raise DownloadError(Reason.PROTOCOL, "a chunk size that is no number")
+        raise DownloadError(Reason.TRUNCATED, "the connection ended between chunks", passing=True)
+
+    def _some(self, limit: int) -> bytes:
+        """Return what is there, at most ``limit`` bytes; nothing when the peer has closed."""
+        if self._at < len(self._buffer):
+            data = self._buffer[self._at : self._at + limit]
+            self._at += len(data)
+            return data
+        try:
+            return self._receive(limit)
+        except (ConnectionError, ssl.SSLEOFError) as error:
+            raise DownloadError(Reason.TRUNCATED, "the connection was lost in the body", passing=True) from error
+
+    def _line(self) -> bytes:
+        """Return the next line with its end; less, or nothing, when the peer has closed."""
+        while (end := self._buffer.find(b"\n", self._at) + 1) == 0:
+            if len(self._buffer) - self._at > _LINE_LIMIT:
+                raise DownloadError(Reason.PROTOCOL, "a line of over 64 KiB in the head or between chunks")
+            data = self._receive(_BUFFER)
+            self._buffer, self._at = self._buffer[self._at :] + data, 0
+            if not data:
+                end = len(self._buffer)
+                break
+        line = self._buffer[self._at : end]
+        self._at = end
+        return line
+
+
+def _plain_length(text: str) -> int:
+    """Return the one length that a Content-Length states; equal repetitions count as one (RFC 9110, 8.6)."""
+    values = {value.strip() for value in text.split(",")}
+    value = values.pop()
+    if values or not _LENGTH.fullmatch(value):
+        raise DownloadError(Reason.PROTOCOL, "a Content-Length that is no number, or two that differ")
+    return int(value)

@@ -1,0 +1,144 @@
+"""One URL: parsed strictly, in one canonical spelling, and shown without its secrets (RFC 3986, RFC 9110 section 4)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+_URL = re.compile(
+    r"(?P<scheme>https?)://(?:(?P<userinfo>[^/?#]*)@)?"
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]]+)(?::(?P<port>[0-9]*))?(?P<path>[/?][^#]*)?(?:#.*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_HOST = re.compile(r"[0-9a-z_~.!$&'()*+,;=-]+")
+_TO_ENCODE = re.compile(r"[^!$%&'()*+,\-./0-9:;=?@A-Z_a-z~\[\]|]")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_DIGEST_SIZE = 16
+_SHOWN_AS_ESCAPE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """One http or https URL.
+
+    ``text`` is the line as given. ``authority`` is ``host`` or ``host:port``, in lower case, without a default port;
+    ``path`` is the request target in origin form (path and query), percent-encoded to ASCII.
+    """
+
+    text: str
+    scheme: str
+    userinfo: str
+    authority: str
+    path: str
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port: what connections, limits and secrets belong to (RFC 9110, 4.3.1).
+
+        >>> parse("HTTP://user:pw@Example.com:80/a b.jpg?q#f").origin
+        'http://example.com'
+        """
+        return f"{self.scheme}://{self.authority}"
+
+    @property
+    def host(self) -> str:
+        """The host alone, as in the authority.
+
+        >>> parse("http://[::1]:8080/a.jpg").host
+        '[::1]'
+        """
+        return re.sub(r":[0-9]+$", "", self.authority)
+
+    @property
+    def canonical(self) -> str:
+        """The spelling by which URLs are compared; that of an ordinary URL is its text.
+
+        >>> parse("HTTP://user:pw@Example.com:80/a b.jpg?q#f").canonical
+        'http://user:pw@example.com/a%20b.jpg?q'
+        """
+        secret = self.userinfo + "@" if self.userinfo else ""
+        return f"{self.scheme}://{secret}{self.authority}{self.path}"
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the canonical spelling, in hex."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    @property
+    def digest(self) -> bytes:
+        """The first 16 bytes of that SHA-256: the URL's key in the index."""
+        return hashlib.sha256(self.canonical.encode()).digest()[:_DIGEST_SIZE]
+
+
+def parse(text: str) -> Url:
+    """Parse an absolute http or https URL; ``ValueError`` says what is wrong with it, in words free of secrets."""
+    if _CONTROL.search(text):
+        raise ValueError("control character or undecodable byte in the URL")
+    match = _URL.fullmatch(text)
+    if match is None:
+        raise ValueError(_fault(text))
+    scheme, userinfo, host, port, path = match.groups()
+    scheme = scheme.lower()
+    path = path or "/"
+    if path[0] == "?":
+        path = "/" + path
+    if not path.isascii() or _TO_ENCODE.search(path):
+        path = _TO_ENCODE.sub(_percent_encoded, path)
+    return Url(text, scheme, userinfo or "", _authority(scheme, host.lower(), port), path)
+
+
+def redacted(text: str) -> str:
+    """Return a URL fit for a log: no user, password, query or fragment, and nothing that a terminal would obey.
+
+    >>> redacted("https://user:pw@host/a.jpg?signature=1")
+    'https://host/a.jpg?…'
+    """
+    match = _URL.fullmatch(text)
+    if match is None:
+        *secret, shown = text.rpartition("@")
+        shown = ("…" if any(secret) else "") + re.split(r"[?#]", shown)[0]
+        return printable(shown) + ("?…" if "?" in text else "")
+    scheme, _, host, port, path = match.groups()
+    path, query, _ = (path or "").partition("?")
+    return printable(f"{scheme}://{host}{':' + port if port else ''}{path}") + ("?…" if query else "")
+
+
+def printable(text: str) -> str:
+    r"""Escape control and bidirectional characters, so that no hostile text reaches the terminal as such.
+
+    >>> printable("a\x1b[31m\u202eb")
+    'a\\x1b[31m\\u202eb'
+    """
+    return _SHOWN_AS_ESCAPE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def _percent_encoded(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode())
+
+
+def _authority(scheme: str, host: str, port: str | None) -> str:
+    if host.isascii() and host[0] != "[" and not _HOST.fullmatch(host):
+        raise ValueError("bad host name")
+    if host.isascii() and (".." in host or len(host) > 253 or any(len(label) > 63 for label in host.split("."))):
+        raise ValueError("bad host name")
+    if not port:
+        return host
+    number = int(port) if len(port) <= 5 else 0
+    if not 0 < number < 65536:
+        raise ValueError("bad port")
+    return host if number == _DEFAULT_PORTS[scheme] else f"{host}:{number}"
+
+
+def _fault(text: str) -> str:
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return "no scheme: a URL starts with http:// or https://"
+    if scheme.lower() not in _DEFAULT_PORTS:
+        return "scheme other than http and https"
+    if re.search(r":[^\]/@]*$", rest.partition("/")[0].rpartition("@")[2]):
+        return "bad port"
+    return "bad host name"

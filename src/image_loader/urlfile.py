@@ -1,0 +1,158 @@
+"""A list becomes URLs, line by line: a file, plain or gzip, a pipe, or an iterable of strings."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import select
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from image_loader.errors import UrlFileError
+from image_loader.model import Line
+from image_loader.url import parse
+
+LIMIT = 65536
+"""Longest line, in bytes."""
+POLL = 0.1
+"""Longest wait for a pipe, in seconds."""
+
+_STANDARD_INPUT = "-"
+_CHUNK = 65536
+_SHOWN_OF_LONG_LINE = 200
+_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def read(path: str | os.PathLike[str], batch: int) -> Iterator[list[Line]]:
+    """Yield the lines of a list, at most ``batch`` at once; ``-`` is standard input.
+
+    A pipe that has nothing to read yet gives an empty list, so that the caller can get on with other things. What
+    cannot be opened or read, or is cut off, raises ``UrlFileError`` after the lines before it.
+    """
+    number = 1
+    for raw_lines in _raw_lines(path):
+        lines = [line for number, raw in enumerate(raw_lines, number) if (line := _line(number, raw))]
+        number += len(raw_lines)
+        for start in range(0, len(lines) or 1, batch):
+            yield lines[start : start + batch]
+
+
+def from_strings(urls: Iterable[str], batch: int) -> Iterator[list[Line]]:
+    """Yield the same for strings as ``read`` does for the lines of a file."""
+    numbered = enumerate(urls, 1)
+    while chunk := list(itertools.islice(numbered, batch)):
+        yield [line for number, text in chunk if (line := _line(number, text.encode("utf-8", "surrogatepass")))]
+
+
+def count(path: str | os.PathLike[str]) -> int | None:
+    """Return how many lines ``read`` would yield, or None where that cannot be known ahead."""
+    if os.fspath(path) == _STANDARD_INPUT or not Path(path).is_file():
+        return None
+    try:
+        return sum(_is_entry(_text(raw)) for raw_lines in _raw_lines(path) for raw in raw_lines)
+    except UrlFileError:
+        return None
+
+
+def _line(number: int, raw: bytes) -> Line | None:
+    text = _text(raw)
+    if not _is_entry(text):
+        return None
+    if len(raw) > LIMIT:
+        return Line(number, _SURROGATE.sub("\ufffd", text), None, "line longer than 64 KiB")
+    try:
+        return Line(number, text, parse(text))
+    except ValueError as error:
+        return Line(number, _SURROGATE.sub("\ufffd", text), None, str(error))
+
+
+def _is_entry(text: str) -> bool:
+    return bool(text) and text[0] != "#"
+
+
+def _text(raw: bytes) -> str:
+    """Decode one line; undecodable bytes become surrogates, which no URL may have."""
+    if len(raw) > LIMIT:
+        raw = raw[:_SHOWN_OF_LONG_LINE]
+    # A byte order mark may stand before any line: lists are joined with cat.
+    return raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff").strip()
+
+
+def _raw_lines(path: str | os.PathLike[str]) -> Iterator[list[bytes]]:
+    try:
+        with _opened(path) as descriptor:
+            yield from _split(_plain(_chunks(descriptor)))
+    except (OSError, EOFError, zlib.error) as error:
+        name = "standard input" if os.fspath(path) == _STANDARD_INPUT else path
+        reason = error.strerror if isinstance(error, OSError) else f"gzip data damaged or cut off ({error})"
+        raise UrlFileError(f"{name}: cannot be read: {reason}") from error
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[int]:
+    if os.fspath(path) == _STANDARD_INPUT:
+        yield sys.stdin.buffer.fileno()
+        return
+    # O_NONBLOCK: opening a FIFO would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _chunks(descriptor: int) -> Iterator[bytes]:
+    """Yield what can be read; an empty chunk stands for "nothing yet"."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while True:
+        if not poll.poll(POLL * 1000):
+            yield b""
+        elif chunk := os.read(descriptor, _CHUNK):
+            yield chunk
+        else:
+            return
+
+
+def _plain(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the chunks, decompressed if their first bytes say gzip."""
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= len(_GZIP_MAGIC):
+            break
+        yield b""
+    whole = itertools.chain([head], chunks)
+    yield from _decompressed(whole) if head.startswith(_GZIP_MAGIC) else whole
+
+
+def _decompressed(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Decompress gzip, with as many members as there are (RFC 1952, 2.2), into chunks of bounded size."""
+    decoder = zlib.decompressobj(_GZIP_WINDOW)
+    for chunk in chunks:
+        rest = chunk
+        while True:
+            if decoder.eof and rest:
+                decoder = zlib.decompressobj(_GZIP_WINDOW)
+            yield (plain := decoder.decompress(rest, _CHUNK))
+            rest = decoder.unconsumed_tail or decoder.unused_data
+            if not rest and len(plain) < _CHUNK:
+                break
+    if not decoder.eof:
+        raise EOFError("unexpected end")
+
+
+def _split(chunks: Iterator[bytes]) -> Iterator[list[bytes]]:
+    """Split into lines without their ends; of one longer than ``LIMIT`` just enough is kept to tell."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        rest = rest[: LIMIT + 1]
+        yield lines
+    yield [rest]

@@ -1,0 +1,260 @@
+"""Fixtures: servers, and the real command in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import trustme
+
+from server import Server
+
+SOURCES = Path(__file__).parents[1] / "src"
+MODULE = (sys.executable, "-m", "image_loader")
+SUMMARY = re.compile(r"(\d+) URLs?: (\d+) saved(?: \([^)]*\))?, (\d+) fresh, (\d+) skipped, (\d+) failed in [\d.]+ s")
+_FOREIGN = re.compile(r"(?i).*_proxy|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|NETRC|SSL_CERT_.*|NO_COLOR|PYTHONPATH|TQDM_.*")
+
+Urls = Sequence[str] | bytes | Path
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the command that has ended; ``rows`` are those of ``--results``, ``peak`` is in bytes."""
+
+    status: int
+    stderr: str
+    rows: tuple[Row, ...]
+    directory: Path
+    peak: int
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """Saved, fresh, skipped, failed, as the rows have it."""
+        statuses = [row["status"] for row in self.rows]
+        saved, fresh, skipped, failed = map(statuses.count, ("saved", "fresh", "skipped", "failed"))
+        return saved, fresh, skipped, failed
+
+    @property
+    def summary(self) -> tuple[int, ...]:
+        """Lines, saved, fresh, skipped, failed, as the summary has it; empty where there is none."""
+        found = SUMMARY.findall(self.stderr)
+        return tuple(map(int, found[-1])) if found else ()
+
+    @property
+    def files(self) -> set[str]:
+        """The files that stand in the directory, but for its hidden ones."""
+        return {name for name in _files_below(self.directory) if not name.startswith(".image_loader/")}
+
+    def row(self, url: str) -> Row:
+        """Return the one row of a URL."""
+        (row,) = [row for row in self.rows if row["url"] == url]
+        return row
+
+    def content(self, url: str) -> bytes:
+        """Return what was saved for a URL."""
+        return (self.directory / str(self.row(url)["file"])).read_bytes()
+
+
+def _files_below(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
+
+
+class Running:
+    """One run of the command that is under way."""
+
+    def __init__(self, process: subprocess.Popen[bytes], stdout: IO[bytes], stderr: IO[bytes], loader: Loader) -> None:
+        """Take over a process that was just started."""
+        self.process = process
+        self._stdout = stdout
+        self._stderr = stderr
+        self._results = loader.results
+        self._directory = loader.directory
+
+    def send(self, number: signal.Signals) -> None:
+        """Send the process a signal."""
+        self.process.send_signal(number)
+
+    @property
+    def told(self) -> str:
+        """What was written to standard error so far."""
+        return _content(self._stderr)
+
+    def finish(self, seconds: float = 60) -> Run:
+        """Wait for the end; standard output is always empty, and no traceback ever seen."""
+        peak = self._wait(seconds)
+        run = Run(self.process.returncode, self.told, _rows(self._results), self._directory, peak)
+        assert _content(self._stdout) == ""
+        assert "Traceback" not in run.stderr, run.stderr
+        return run
+
+    def end(self) -> None:
+        """Kill the process, should it still run."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdin:
+            self.process.stdin.close()
+        self._stdout.close()
+        self._stderr.close()
+
+    def _wait(self, seconds: float) -> int:
+        """Wait for the end, and return the greatest memory in use; ``Popen.wait`` would not tell it."""
+        handle = os.pidfd_open(self.process.pid)
+        ended, _, _ = select.select([handle], [], [], seconds)
+        os.close(handle)
+        assert ended, f"still running after {seconds} s:\n{self.told}"
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        return usage.ru_maxrss * 1024
+
+
+def _content(file: IO[bytes]) -> str:
+    return os.pread(file.fileno(), 1 << 26, 0).decode()
+
+
+def _rows(results: Path) -> tuple[Row, ...]:
+    if not results.exists():
+        return ()
+    return tuple(json.loads(line) for line in results.read_bytes().splitlines())
+
+
+class Loader:
+    """Starts the real command, in a home of its own."""
+
+    def __init__(self, home: Path) -> None:
+        """Keep everything below ``home``: the lists, the images, the results."""
+        self.home = home
+        self.directory = home / "images"
+        self.results = home / "rows.jsonl"
+        self._lists = 0
+        self._running: list[Running] = []
+
+    def start(
+        self,
+        urls: Urls,
+        *options: str,
+        command: Sequence[str] = MODULE,
+        environment: Mapping[str, str] | None = None,
+        results: bool = True,
+        **popen: Any,
+    ) -> Running:
+        """Start the command over a list: URLs, bytes for standard input, or a file.
+
+        Unless ``results`` is false, the rows are written to a file and are part of the run.
+        """
+        self.results.unlink(missing_ok=True)
+        arguments = [*command, *(["--results", str(self.results)] if results else []), *options]
+        return self._launch([*arguments, *self._list(urls), str(self.directory)], urls, environment or {}, popen)
+
+    def run(self, urls: Urls, *options: str, seconds: float = 60, **settings: Any) -> Run:
+        """Run the command to its end, and see that every line was told."""
+        run = self.start(urls, *options, **settings).finish(seconds)
+        if run.summary and run.rows and run.status in (0, 1):
+            assert run.summary == (len(run.rows), *run.counts), run.stderr
+        return run
+
+    def bare(self, *arguments: str, environment: Mapping[str, str] | None = None, **popen: Any) -> Run:
+        """Run the command with just these arguments."""
+        return self._launch([*MODULE, *arguments], (), environment or {}, popen).finish()
+
+    def close(self) -> None:
+        """End what still runs."""
+        for each in self._running:
+            each.end()
+
+    def _list(self, urls: Urls) -> list[str]:
+        if isinstance(urls, bytes):
+            return ["-"]
+        if isinstance(urls, Path):
+            return [str(urls)]
+        self._lists += 1
+        path = self.home / f"urls-{self._lists}.txt"
+        path.write_text("".join(url + "\n" for url in urls))
+        return [str(path)]
+
+    def _launch(
+        self, arguments: list[str], urls: Urls, environment: Mapping[str, str], popen: dict[str, Any]
+    ) -> Running:
+        stdout, stderr = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 (they live as long as the run)
+        with tempfile.TemporaryFile() as stdin:
+            stdin.write(urls if isinstance(urls, bytes) else b"")
+            stdin.seek(0)
+            settings = {"cwd": self.home, "stdin": stdin, "stdout": stdout, "stderr": stderr, **popen}
+            process = subprocess.Popen(arguments, env={**self._environment(), **environment}, **settings)
+        running = Running(process, stdout, stderr, self)
+        self._running.append(running)
+        return running
+
+    def _environment(self) -> dict[str, str]:
+        """Return the environment, without what would lead the command elsewhere."""
+        kept = {name: value for name, value in os.environ.items() if not _FOREIGN.fullmatch(name)}
+        sources = {"PYTHONPATH": str(SOURCES)} if SOURCES.is_dir() else {}
+        return {**kept, **sources, "HOME": str(self.home)}
+
+
+def targets(number: int, behaviour: str = "image", query: str = "") -> list[str]:
+    """Return that many targets of one behaviour."""
+    return [f"/{behaviour}/{count:04}.png{query}" for count in range(number)]
+
+
+def urls_of(server: Server, number: int, behaviour: str = "image", query: str = "") -> list[str]:
+    """Return the URLs of that many targets of one behaviour."""
+    return [server.url(target) for target in targets(number, behaviour, query)]
+
+
+def leftovers(directory: Path) -> list[str]:
+    """Return the partial files that are left over."""
+    return sorted(path.name for path in (directory / ".image_loader" / "partial").glob("*"))
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """One origin."""
+    with Server() as running:
+        yield running
+
+
+@pytest.fixture
+def new_server() -> Iterator[Callable[..., Server]]:
+    """Make further origins."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(Server(**settings))
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """A certificate authority that nobody trusts unless told to."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def loader(tmp_path: Path) -> Iterator[Loader]:
+    """The command, at home in the test's own directory."""
+    home = Loader(tmp_path)
+    yield home
+    home.close()
+
+
+@pytest.fixture
+def run_loader(loader: Loader) -> Callable[..., Run]:
+    """Run the command to its end."""
+    return loader.run
+
+
+@pytest.fixture
+def start_loader(loader: Loader) -> Callable[..., Running]:
+    """Start the command."""
+    return loader.start

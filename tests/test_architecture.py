@@ -1,0 +1,136 @@
+"""The layers: who may import whom, held against the imports themselves."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+import image_loader
+
+PACKAGE = Path(image_loader.__file__).parent
+LAYERS = (
+    ("url", "model", "errors", "formats"),
+    ("urlfile", "naming", "index", "freshness", "transport", "directory", "media", "coding", "http1"),
+    ("scheduler", "download"),
+    ("batch", "progress", "results", "report"),
+    ("loader",),
+)
+LAYER = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
+WITHIN_VALUES = {("model", "url"), ("errors", "model")}
+STARTERS = {"__init__", "__main__"}
+OWNERS = {
+    "argparse": {"loader"},
+    "requests": {"transport"},
+    "urllib3": {"transport"},
+    "filelock": {"directory"},
+    "sqlite3": {"index"},
+    "tqdm": {"progress"},
+    "csv": {"results"},
+    "gzip": {"urlfile"},
+    "concurrent": {"scheduler", "batch"},
+    "PIL": {"media"},
+    "defusedxml": {"media"},
+    "jinja2": {"report"},
+}
+
+
+def _module(path: Path) -> str:
+    """Name the module that a file belongs to; the files of a package below ours are one."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def _imported(path: Path) -> set[str]:
+    """Return the dotted names that a file imports, wherever the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _edges() -> set[tuple[str, str]]:
+    """Return who imports whom, of our modules."""
+    own = {_module(path) for path in _files()}
+    pairs = ((_module(path), name.split(".")[1:2]) for path in _files() for name in _imported(path) if _ours(name))
+    return {(module, part) for module, parts in pairs for part in parts if part in own and part != module}
+
+
+def _ours(name: str) -> bool:
+    return name.split(".", maxsplit=1)[0] == PACKAGE.name
+
+
+def _paths_by_module() -> dict[str, list[Path]]:
+    return {module: [path for path in _files() if _module(path) == module] for module in map(_module, _files())}
+
+
+@pytest.mark.parametrize("module", sorted({_module(path) for path in _files()} - STARTERS))
+def test_every_module_has_its_layer(module: str) -> None:
+    assert module in LAYER
+
+
+@pytest.mark.parametrize(("module", "imported"), sorted(edge for edge in _edges() if edge[0] not in STARTERS))
+def test_a_module_imports_only_from_lower_layers(module: str, imported: str) -> None:
+    assert LAYER[imported] < LAYER[module] or (module, imported) in WITHIN_VALUES
+
+
+def test_no_import_is_circular() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, imported in _edges():
+        graph.setdefault(module, set()).add(imported)
+    assert list(TopologicalSorter(graph).static_order())
+
+
+def test_nobody_imports_the_command() -> None:
+    assert {module for module, imported in _edges() if imported == "loader"} <= STARTERS
+
+
+@pytest.mark.parametrize(("library", "owners"), sorted(OWNERS.items()))
+def test_a_library_has_one_owner(library: str, owners: set[str]) -> None:
+    users = {_module(path) for path in _files() if library in {name.split(".")[0] for name in _imported(path)}}
+    assert users <= owners
+
+
+def test_no_module_hides_one_that_a_script_in_its_directory_would_import() -> None:
+    """``python src/image_loader/loader.py`` puts the directory of the package in front of everything else."""
+    foreign = set(sys.stdlib_module_names) | set(chain(packages_distributions(), OWNERS)) - {PACKAGE.name}
+    assert not {_module(path) for path in _files()} - STARTERS & foreign
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_module_says_its_duty_in_its_first_line(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring
+    assert re.search(r"[.:)]$", docstring.splitlines()[0])
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_only_those_who_know_of_people_print(path: Path) -> None:
+    if _module(path) in {"loader", "progress", "results", "report", "__main__"}:
+        return
+    calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+
+def test_one_place_alone_catches_every_exception() -> None:
+    broad = [
+        f"{path.name}:{node.lineno}"
+        for path in _files()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"}))
+    ]
+    assert len(broad) <= 1, broad

@@ -1,0 +1,792 @@
+"""What the output directory promises: whole images or none, one writer each, and a plain end where it cannot go on."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import resource
+import shutil
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+import image_loader
+from image_loader import directory as directory_module
+from image_loader.directory import Directory, FileState, Partial
+from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
+from image_loader.model import Reason, Resume
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(image_loader.__file__).parents[1])}
+HOLD = """
+import sys
+from pathlib import Path
+from image_loader.directory import Directory
+with Directory(Path(sys.argv[1])).partial("a.jpg", "a.jpg") as partial:
+    partial.write(b"half")
+    print("held", flush=True)
+    if sys.stdin.readline() == "commit\\n":
+        partial.commit(None)
+"""
+CONTEND = """
+import sys
+from pathlib import Path
+from image_loader.directory import Directory
+from image_loader.errors import LockedError
+directory = Directory(Path(sys.argv[1]))
+for number in range(100):
+    file = f"{number % 3}.jpg"
+    try:
+        with directory.partial(file, file) as partial:
+            for _ in range(4):
+                partial.write(sys.argv[2].encode() * 5_000)
+            if number % 5:
+                partial.commit(None)
+    except LockedError:
+        pass
+    body = (Path(sys.argv[1]) / file).read_bytes()
+    if len(body) != 20_000 or len(set(body)) != 1:
+        sys.exit(f"{file} is broken")
+directory.close()
+"""
+SYSTEM_CALLS = {
+    "x86_64": {"write": 1, "close": 3, "flock": 73, "openat": 257},
+    "aarch64": {"write": 64, "close": 57, "flock": 32, "openat": 56},
+}
+PR_SET_NO_NEW_PRIVS = 38
+PR_SET_SECCOMP = 22
+CAPABILITY_VERSION = 0x20080522
+T = TypeVar("T")
+
+
+class Filter(ctypes.Structure):
+    """struct sock_fprog: a seccomp program."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_char_p)]
+
+
+def refusing(call: str, error: int, function: Callable[[], T]) -> T:
+    """Run ``function`` in a thread of its own, whose system calls ``call`` the kernel answers with ``error``."""
+    numbers = SYSTEM_CALLS.get(platform.machine())
+    if sys.platform != "linux" or numbers is None:
+        pytest.skip("the numbers of the system calls to refuse are known for Linux on x86_64 and aarch64 only")
+
+    def refused() -> T:
+        libc = ctypes.CDLL(None, use_errno=True)
+        program = struct.pack(
+            "HBBIHBBIHBBIHBBI",
+            *(0x20, 0, 0, 0),  # load the number of the system call
+            *(0x15, 0, 1, numbers[call]),  # is it the one?
+            *(0x06, 0, 0, 0x00050000 | error),  # then refuse it
+            *(0x06, 0, 0, 0x7FFF0000),  # else let it pass
+        )
+        if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
+            PR_SET_SECCOMP, 2, ctypes.byref(Filter(4, program)), 0, 0
+        ):
+            pytest.skip(f"the kernel takes no seccomp filter: {os.strerror(ctypes.get_errno())}")
+        return function()
+
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(refused).result()
+
+
+def unprivileged(function: Callable[[], T]) -> T:
+    """Run ``function`` in a thread of its own without capabilities: permissions hold there for root as well."""
+    if sys.platform != "linux":
+        pytest.skip("capabilities are Linux's")
+
+    def without_capabilities() -> T:
+        header = struct.pack("Ii", CAPABILITY_VERSION, 0)
+        assert ctypes.CDLL(None).capset(header, bytes(24)) == 0
+        return function()
+
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(without_capabilities).result()
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a tmpfs with the options given."""
+    place = tmp_path / "mounted"
+
+    def mounted(options: str) -> Path:
+        if os.geteuid() != 0:
+            pytest.skip("only root may mount a small tmpfs")
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "image_loader", str(place)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode:
+            pytest.skip(f"no tmpfs can be mounted here: {run.stderr.strip()}")
+        return place
+
+    yield mounted
+    if place.is_mount():
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Directory:
+    """Return a directory with an old image in it."""
+    made = Directory(tmp_path / "images")
+    (made.path / "a.jpg").write_bytes(b"old")
+    os.utime(made.path / "a.jpg", (1_000_000_000, 1_000_000_000))
+    return made
+
+
+@pytest.fixture
+def holder(directory: Directory) -> Iterator[subprocess.Popen[str]]:
+    """Start a second process that is writing ``a.jpg``, until told to go on."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(directory.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def opened(directory: Directory, resume: Resume | None = None) -> Partial:
+    """Open the partial file of ``a.jpg``."""
+    return directory.partial("a.jpg", "a.jpg", resume)
+
+
+def partials(directory: Directory) -> list[Path]:
+    """List the partial files."""
+    return list((directory.hidden / "partial").iterdir())
+
+
+def partial_path(directory: Directory) -> Path:
+    """Return where the partial file of ``a.jpg`` stands."""
+    with opened(directory) as partial:
+        return Path(partial.path)
+
+
+def save(directory: Directory, file: str, body: bytes, mtime: float | None = None) -> FileState:
+    """Save one image."""
+    with directory.partial(file, file) as partial:
+        partial.write(body)
+        return partial.commit(mtime)
+
+
+def is_old(directory: Directory) -> bool:
+    """Tell whether ``a.jpg`` is as it was, and nothing is left of the attempt."""
+    state = directory.stat("a.jpg")
+    unchanged = (directory.path / "a.jpg").read_bytes() == b"old" and state == FileState(3, 10**18)
+    return unchanged and not partials(directory)
+
+
+@contextmanager
+def limited(kind: int, limit: int) -> Iterator[None]:
+    """Lower one of the process's limits."""
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
+
+
+# The start
+
+
+def test_directory_is_made_with_its_parents(tmp_path: Path) -> None:
+    made = Directory(tmp_path / "deep" / "images")
+    assert sorted(path.name for path in made.path.iterdir()) == [".image_loader"]
+    assert made.hidden == tmp_path / "deep" / "images" / ".image_loader"
+    assert partials(made) == []
+
+
+def test_directory_holds_when_the_working_directory_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = Directory(Path("images"))
+    monkeypatch.chdir("/")
+    save(made, "a.jpg", b"new")
+    assert (tmp_path / "images" / "a.jpg").read_bytes() == b"new"
+
+
+def test_link_to_a_directory_is_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "images").symlink_to("real")
+    save(Directory(tmp_path / "images"), "a.jpg", b"new")
+    assert (tmp_path / "real" / "a.jpg").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("place", ["images", "images/below"])
+def test_file_in_the_place_of_the_directory_is_an_error_that_names_it(tmp_path: Path, place: str) -> None:
+    (tmp_path / "images").write_bytes(b"")
+    with pytest.raises(DirectoryError, match=r"/images.*; move that file away, or name another"):
+        Directory(tmp_path / place)
+    assert (tmp_path / "images").read_bytes() == b""
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o666, 0o000])
+@pytest.mark.parametrize("before", [True, False])
+def test_directory_that_may_not_be_written_or_searched_is_an_error_at_the_start(
+    tmp_path: Path, mode: int, *, before: bool
+) -> None:
+    images = tmp_path / "images"
+    if before:
+        Directory(images)
+    images.mkdir(exist_ok=True)
+    images.chmod(mode)
+    with pytest.raises(DirectoryError, match=r"/images.*: Permission denied; grant the right"):
+        unprivileged(lambda: Directory(images))
+
+
+def test_parent_that_may_not_be_written_is_an_error_at_the_start(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(DirectoryError, match="/images: Permission denied"):
+        unprivileged(lambda: Directory(tmp_path / "images"))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_read_only_file_system_is_an_error_at_the_start(mount: Callable[[str], Path], *, before: bool) -> None:
+    place = mount("size=64k")
+    if before:
+        Directory(place)
+    subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+    with pytest.raises(DirectoryError, match="Read-only file system; make the file system writable"):
+        Directory(place)
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_file_system_without_locks_is_an_error_at_the_start(tmp_path: Path, error: int) -> None:
+    with pytest.raises(DirectoryError, match=r"provides no file locks \(.*\); mount it with locking, or name"):
+        refusing("flock", error, lambda: Directory(tmp_path))
+    assert list((tmp_path / ".image_loader" / "partial").iterdir()) == []
+
+
+def test_two_runs_that_start_at_once_do_not_take_each_other_for_a_want_of_locks(tmp_path: Path) -> None:
+    refusing("flock", errno.EWOULDBLOCK, lambda: Directory(tmp_path))
+
+
+def test_start_does_not_import_filelock(tmp_path: Path) -> None:
+    script = (
+        "import sys, pathlib, image_loader.directory as d; d.Directory(pathlib.Path(sys.argv[1])).check_inodes(1);"
+        "sys.exit('filelock' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=ENVIRONMENT, check=True)
+
+
+def test_name_limit_is_that_of_the_file_system(directory: Directory) -> None:
+    assert directory.max_name_bytes == os.pathconf(directory.path, "PC_NAME_MAX")
+    save(directory, "n" * directory.max_name_bytes, b"new")
+
+
+# Leftovers
+
+
+def test_partial_file_of_a_killed_run_is_removed_at_the_start(
+    directory: Directory, holder: subprocess.Popen[str]
+) -> None:
+    holder.kill()
+    holder.wait()
+    assert len(partials(directory)) == 1
+    assert is_old(Directory(directory.path))
+
+
+def test_partial_file_of_a_living_run_stays(directory: Directory, holder: subprocess.Popen[str]) -> None:
+    Directory(directory.path).close()
+    assert [path.read_bytes() for path in partials(directory)] == [b"half"]
+    holder.communicate("commit\n")
+    assert (directory.path / "a.jpg").read_bytes() == b"half"
+
+
+def test_sweep_leaves_alone_what_is_no_file_of_ours(directory: Directory, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"victim")
+    hidden = directory.hidden / "partial"
+    (hidden / "link").symlink_to(victim)
+    (hidden / "folder").mkdir()
+    os.mkfifo(hidden / "fifo")
+    directory.sweep()
+    assert sorted(path.name for path in partials(directory)) == ["fifo", "folder", "link"]
+    assert victim.read_bytes() == b"victim"
+
+
+def test_close_is_silent_when_the_directory_is_gone(directory: Directory) -> None:
+    shutil.rmtree(directory.path)
+    directory.close()
+
+
+# The state of a file
+
+
+def test_state_is_size_and_time_of_a_regular_file(directory: Directory) -> None:
+    assert directory.stat("a.jpg") == FileState(3, 10**18)
+
+
+@pytest.mark.parametrize("file", ["missing", "link", "folder", "fifo", "a.jpg/below", "n" * 256, "loop/below"])
+def test_what_is_no_regular_file_has_no_state(directory: Directory, file: str) -> None:
+    (directory.path / "link").symlink_to("a.jpg")
+    (directory.path / "loop").symlink_to("loop")
+    (directory.path / "folder").mkdir()
+    os.mkfifo(directory.path / "fifo")
+    assert directory.stat(file) is None
+
+
+def test_one_folder_that_may_not_be_searched_does_not_end_the_run(directory: Directory) -> None:
+    save(directory, "host/a.jpg", b"new")
+    (directory.path / "host").chmod(0o000)
+    assert unprivileged(lambda: directory.stat("host/a.jpg")) is None
+
+
+def test_state_tells_when_the_directory_may_no_longer_be_searched(directory: Directory) -> None:
+    directory.path.chmod(0o000)
+    with pytest.raises(DirectoryError, match="Permission denied"):
+        unprivileged(lambda: directory.stat("a.jpg"))
+
+
+# Inodes
+
+
+def test_more_new_files_than_inodes_end_the_run_with_both_numbers(mount: Callable[[str], Path]) -> None:
+    directory = Directory(mount("size=64k,nr_inodes=12"))
+    available = os.statvfs(directory.path).f_favail
+    directory.check_inodes(available)
+    with pytest.raises(OutOfInodesError) as caught:
+        directory.check_inodes(available + 1)
+    error = caught.value
+    assert (error.directory, error.wanted, error.available) == (directory.path, available + 1, available)
+
+
+def test_no_inode_left_in_mid_run_ends_it_and_leaves_the_images_whole(mount: Callable[[str], Path]) -> None:
+    directory = Directory(mount("size=640k,nr_inodes=12"))
+    count = os.statvfs(directory.path).f_favail
+    for number in range(count):
+        save(directory, f"{number}.jpg", b"whole")
+    with pytest.raises(OutOfInodesError, match="1 new files wanted, but only 0 inodes available"):
+        save(directory, "more.jpg", b"more")
+    assert all((directory.path / f"{number}.jpg").read_bytes() == b"whole" for number in range(count))
+
+
+def test_no_inode_for_a_folder_of_the_layout_ends_the_run(mount: Callable[[str], Path]) -> None:
+    directory = Directory(mount("size=640k,nr_inodes=12"))
+    for number in range(os.statvfs(directory.path).f_favail - 1):
+        save(directory, f"{number}.jpg", b"whole")
+    with pytest.raises(OutOfInodesError):
+        save(directory, "host/a.jpg", b"more")
+    assert partials(directory) == []
+
+
+@pytest.mark.parametrize("place", [".", "images"])
+def test_no_inode_at_the_start_is_told_as_such(mount: Callable[[str], Path], place: str) -> None:
+    mounted = mount("size=64k,nr_inodes=1")
+    with pytest.raises(OutOfInodesError) as caught:
+        Directory(mounted / place)
+    assert caught.value.available == 0
+
+
+def test_file_system_without_inode_counts_has_no_such_limit(mount: Callable[[str], Path]) -> None:
+    directory = Directory(mount("size=64k,nr_inodes=0"))
+    assert os.statvfs(directory.path).f_files == 0
+    directory.check_inodes(10**9)
+    save(directory, "a.jpg", b"new")
+
+
+def test_check_of_inodes_tells_when_the_directory_is_gone(directory: Directory) -> None:
+    shutil.rmtree(directory.path)
+    with pytest.raises(DirectoryError, match="No such file or directory; put the directory back"):
+        directory.check_inodes(1)
+
+
+# Writing
+
+
+def test_image_stands_whole_under_its_name_with_its_time(directory: Directory) -> None:
+    state = save(directory, "a.jpg", b"new one", 1_600_000_000)
+    assert (directory.path / "a.jpg").read_bytes() == b"new one"
+    assert state == directory.stat("a.jpg") == FileState(7, 1_600_000_000 * 10**9)
+    assert partials(directory) == []
+
+
+def test_old_image_stands_until_the_new_one_is_whole(directory: Directory) -> None:
+    with opened(directory) as partial:
+        partial.write(b"ne")
+        assert (directory.path / "a.jpg").read_bytes() == b"old"
+        partial.write(memoryview(b"w"))
+        assert partial.size == 3
+        assert partial.commit(None) == directory.stat("a.jpg")
+    assert (directory.path / "a.jpg").read_bytes() == b"new"
+
+
+def test_attempt_that_fails_leaves_the_old_image_and_nothing_else(directory: Directory) -> None:
+    with pytest.raises(ZeroDivisionError), opened(directory) as partial:
+        partial.write(b"ne")
+        raise ZeroDivisionError
+    assert is_old(directory)
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_file_mode_follows_the_umask(directory: Directory, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        save(directory, "b.jpg", b"new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((directory.path / "b.jpg").stat().st_mode) == 0o666 & ~umask
+
+
+def test_folders_of_the_layout_are_made_on_demand(directory: Directory) -> None:
+    save(directory, "ab/cd/a.jpg", b"new")
+    save(directory, "ab/cd/b.jpg", b"new")
+    save(directory, "ab/ef/a.jpg", b"new")
+    assert [path.read_bytes() for path in directory.path.glob("a*/*/*.jpg")] == [b"new"] * 3
+
+
+def test_link_under_the_name_of_an_image_is_replaced_and_its_target_untouched(
+    directory: Directory, tmp_path: Path
+) -> None:
+    (tmp_path / "victim").write_bytes(b"victim")
+    (directory.path / "b.jpg").symlink_to(tmp_path / "victim")
+    save(directory, "b.jpg", b"new")
+    assert not (directory.path / "b.jpg").is_symlink()
+    assert (tmp_path / "victim").read_bytes() == b"victim"
+
+
+@pytest.mark.parametrize("within", [[], ["file"]])
+def test_directory_under_the_name_of_an_image_fails_that_image(directory: Directory, within: list[str]) -> None:
+    (directory.path / "b.jpg").mkdir()
+    for name in within:
+        (directory.path / "b.jpg" / name).write_bytes(b"")
+    with pytest.raises(DownloadError) as caught:
+        save(directory, "b.jpg", b"new")
+    assert caught.value.failure.reason is Reason.WRITE
+    assert (directory.path / "b.jpg").is_dir()
+    assert partials(directory) == []
+
+
+@pytest.mark.parametrize("file", ["a.jpg/b.jpg", "n" * 256])
+def test_name_that_cannot_be_had_fails_that_image(directory: Directory, file: str) -> None:
+    with pytest.raises(DownloadError) as caught:
+        save(directory, file, b"new")
+    assert caught.value.failure.reason is Reason.WRITE
+    assert is_old(directory)
+
+
+def test_folder_that_may_not_be_written_fails_its_images_alone(directory: Directory) -> None:
+    save(directory, "host/a.jpg", b"old")
+    (directory.path / "host").chmod(0o555)
+    with pytest.raises(DownloadError, match=r"host/a\.jpg: Permission denied"):
+        unprivileged(lambda: save(directory, "host/a.jpg", b"new"))
+    assert is_old(directory)
+
+
+# Partial files that are none
+
+
+def put_link(place: Path, victim: Path) -> None:
+    """Put a symbolic link to the victim in the partial file's place."""
+    place.symlink_to(victim)
+
+
+def put_hard_link(place: Path, victim: Path) -> None:
+    """Put a hard link to the victim in the partial file's place."""
+    place.hardlink_to(victim)
+
+
+def put_fifo(place: Path, _victim: Path) -> None:
+    """Put a FIFO in the partial file's place."""
+    os.mkfifo(place)
+
+
+def put_directory(place: Path, _victim: Path) -> None:
+    """Put a directory in the partial file's place."""
+    place.mkdir()
+
+
+@pytest.mark.parametrize("put", [put_link, put_hard_link, put_fifo, put_directory])
+def test_partial_file_that_is_something_else_fails_the_image_and_is_not_written(
+    directory: Directory, tmp_path: Path, put: Callable[[Path, Path], None]
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"victim")
+    put(partial_path(directory), victim)
+    with pytest.raises(DownloadError) as caught:
+        save(directory, "a.jpg", b"new")
+    assert caught.value.failure.reason is Reason.WRITE
+    assert victim.read_bytes() == b"victim"
+    assert (directory.path / "a.jpg").read_bytes() == b"old"
+
+
+# Locks
+
+
+def test_image_that_another_process_is_at_is_locked(directory: Directory, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(LockedError):
+        opened(directory)
+    holder.communicate("commit\n")
+    assert (directory.path / "a.jpg").read_bytes() == b"half"
+
+
+def test_image_that_another_thread_is_at_is_locked(directory: Directory) -> None:
+    with opened(directory), pytest.raises(LockedError):
+        opened(directory)
+    assert is_old(directory)
+
+
+def test_other_images_are_free_while_one_is_locked(directory: Directory, holder: subprocess.Popen[str]) -> None:
+    save(directory, "b.jpg", b"new")
+    assert holder.poll() is None
+
+
+def test_spellings_with_one_key_share_one_lock(directory: Directory) -> None:
+    with directory.partial("A.jpg", "a.jpg"), pytest.raises(LockedError):
+        directory.partial("a.jpg", "a.jpg")
+
+
+def test_lock_held_for_an_instant_is_waited_for(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_module, "_LOCK_PATIENCE", 60)
+    refused = threading.Event()
+    monkeypatch.setattr(time, "sleep", lambda _seconds: refused.set())
+    with ThreadPoolExecutor(1) as executor:
+        with opened(directory):
+            waiting = executor.submit(save, directory, "a.jpg", b"new")
+            assert refused.wait(60)
+        waiting.result(60)
+    assert (directory.path / "a.jpg").read_bytes() == b"new"
+
+
+def test_image_put_in_place_while_another_waited_for_it_is_not_emptied(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory_module, "_LOCK_PATIENCE", 60)
+    refused = threading.Event()
+    monkeypatch.setattr(time, "sleep", lambda _seconds: refused.set())
+    with ThreadPoolExecutor(1) as executor:
+        with opened(directory) as first:
+            waiting = executor.submit(opened, directory)
+            assert refused.wait(60)
+            first.write(b"first")
+            first.commit(None)
+        with waiting.result(60) as second:
+            second.write(b"sec")
+            assert (directory.path / "a.jpg").read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_partial_file_moved_between_opening_and_locking_is_opened_again(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch, *, replaced: bool
+) -> None:
+    with opened(directory) as partial:
+        partial.write(b"whole image")
+        partial.keep('"etag"')
+    lock, moved = directory_module._lock, directory.path / "b.jpg"
+
+    def moving(descriptor: int, path: str) -> os.stat_result:
+        if not moved.exists():
+            Path(path).rename(moved)
+            if replaced:
+                Path(path).write_bytes(b"another's")
+        return lock(descriptor, path)
+
+    monkeypatch.setattr(directory_module, "_lock", moving)
+    save(directory, "a.jpg", b"new")
+    assert moved.read_bytes() == b"whole image"
+    assert (directory.path / "a.jpg").read_bytes() == b"new"
+
+
+def test_eight_processes_on_one_directory_leave_each_image_whole_and_nothing_else(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(b"0" * 20_000)
+    runs = [
+        subprocess.Popen([sys.executable, "-c", CONTEND, str(tmp_path), letter], env=ENVIRONMENT)
+        for letter in "abcdefgh"
+    ]
+    assert [run.wait(120) for run in runs] == [0] * 8
+    assert sorted(os.listdir(tmp_path)) == [".image_loader", "0.jpg", "1.jpg", "2.jpg"]  # noqa: PTH208
+    assert not any((tmp_path / ".image_loader" / "partial").iterdir())
+    for number in range(3):
+        body = (tmp_path / f"{number}.jpg").read_bytes()
+        assert (len(body), len(set(body))) == (20_000, 1)
+
+
+# Resuming
+
+
+def kept(directory: Directory) -> Resume:
+    """Leave ``first `` behind as the partial file of ``a.jpg``."""
+    with opened(directory) as partial:
+        partial.write(b"first ")
+        return partial.keep('"etag"')
+
+
+def test_kept_partial_file_is_continued(directory: Directory) -> None:
+    resume = kept(directory)
+    assert (resume.key, resume.validator) == ("a.jpg", '"etag"')
+    with opened(directory, resume) as partial:
+        assert partial.size == resume.size == 6
+        assert b"".join(partial.chunks()) == b"first "
+        partial.write(b"last")
+        partial.commit(None)
+    assert (directory.path / "a.jpg").read_bytes() == b"first last"
+
+
+def test_long_partial_file_is_read_in_pieces(directory: Directory) -> None:
+    body = os.urandom(1 << 20)
+    with opened(directory) as partial:
+        partial.write(body)
+        pieces = list(partial.chunks())
+    assert len(pieces) > 1
+    assert b"".join(pieces) == body
+
+
+@pytest.mark.parametrize("change", ["longer", "shorter", "edited", "gone", "replaced"])
+def test_kept_partial_file_that_changed_is_begun_anew(directory: Directory, change: str) -> None:
+    resume = kept(directory)
+    (path,) = partials(directory)
+    if change in {"gone", "replaced"}:
+        path.rename(path.with_name("moved"))
+    if change != "gone":
+        path.write_bytes({"longer": b"first and", "shorter": b"f"}.get(change, b"other!"))
+        os.utime(path, ns=(resume.mtime_ns + (change == "edited"),) * 2)
+    with opened(directory, resume) as partial:
+        assert partial.size == 0
+        partial.write(b"new")
+        partial.commit(None)
+    assert (directory.path / "a.jpg").read_bytes() == b"new"
+
+
+def test_body_sent_whole_after_all_replaces_what_was_kept(directory: Directory) -> None:
+    with opened(directory, kept(directory)) as partial:
+        partial.restart()
+        assert partial.size == 0
+        partial.write(b"new")
+        partial.commit(None)
+    assert (directory.path / "a.jpg").read_bytes() == b"new"
+
+
+def test_discarded_partial_file_is_gone(directory: Directory) -> None:
+    kept(directory)
+    directory.discard("a.jpg")
+    directory.discard("never-there.jpg")
+    assert is_old(directory)
+
+
+def test_kept_partial_file_does_not_outlast_the_run(directory: Directory) -> None:
+    kept(directory)
+    directory.close()
+    assert is_old(directory)
+
+
+# Faults in mid-run
+
+
+def test_no_space_ends_the_run_and_leaves_the_images_whole(mount: Callable[[str], Path]) -> None:
+    directory = Directory(mount("size=64k"))
+    save(directory, "a.jpg", b"x" * 20_000)
+    with pytest.raises(DirectoryError, match="No space left on device; free some space") as caught:
+        save(directory, "b.jpg", b"y" * 80_000)
+    assert not isinstance(caught.value, OutOfInodesError)
+    assert str(directory.path) in str(caught.value)
+    assert (directory.path / "a.jpg").read_bytes() == b"x" * 20_000
+    assert directory.stat("b.jpg") is None
+    assert partials(directory) == []
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_file_that_the_disk_refuses_ends_the_run(directory: Directory, error: int) -> None:
+    with pytest.raises(DirectoryError, match=os.strerror(error)) as caught:
+        refusing("openat", error, lambda: opened(directory))
+    assert not isinstance(caught.value, OutOfInodesError)
+    assert is_old(directory)
+
+
+@pytest.mark.parametrize("error", [errno.EDQUOT, errno.EIO])
+def test_write_that_the_disk_refuses_ends_the_run(directory: Directory, error: int) -> None:
+    with opened(directory) as partial, pytest.raises(DirectoryError, match=os.strerror(error)):
+        refusing("write", error, lambda: partial.write(b"new"))
+    assert is_old(directory)
+
+
+@pytest.mark.parametrize("error", [errno.EDQUOT, errno.EIO, errno.ENOSPC])
+def test_write_that_fails_as_late_as_the_closing_ends_the_run_before_the_image_is_replaced(
+    directory: Directory, error: int
+) -> None:
+    with opened(directory) as partial, pytest.raises(DirectoryError, match=os.strerror(error)):
+        partial.write(b"new")
+        refusing("close", error, lambda: partial.commit(None))
+    assert is_old(directory)
+
+
+def test_file_system_made_read_only_ends_the_run(mount: Callable[[str], Path]) -> None:
+    directory = Directory(mount("size=64k"))
+    save(directory, "a.jpg", b"old")
+    subprocess.run(["mount", "-o", "remount,ro", str(directory.path)], check=True)
+    with pytest.raises(DirectoryError, match="Read-only file system"):
+        save(directory, "a.jpg", b"new")
+    assert (directory.path / "a.jpg").read_bytes() == b"old"
+
+
+def test_locks_lost_in_mid_run_end_it(directory: Directory) -> None:
+    with pytest.raises(DirectoryError, match="No locks available"):
+        refusing("flock", errno.ENOLCK, lambda: save(directory, "a.jpg", b"new"))
+    assert (directory.path / "a.jpg").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("file", ["a.jpg", "host/a.jpg"])
+def test_directory_removed_in_mid_run_ends_it_and_is_not_made_again(directory: Directory, file: str) -> None:
+    with pytest.raises(DirectoryError, match="put the directory back"), directory.partial(file, file) as partial:
+        shutil.rmtree(directory.path)
+        partial.write(b"new")
+        partial.commit(None)
+    with pytest.raises(DirectoryError, match="put the directory back"):
+        save(directory, file, b"new")
+    assert not directory.path.exists()
+
+
+def test_partial_file_removed_by_somebody_fails_that_image_alone(directory: Directory) -> None:
+    with pytest.raises(DownloadError) as caught, opened(directory) as partial:
+        Path(partial.path).unlink()
+        partial.commit(None)
+    assert caught.value.failure.reason is Reason.WRITE
+    assert is_old(directory)
+
+
+@pytest.mark.parametrize("place", [".", ".image_loader/partial"])
+def test_permission_lost_in_mid_run_ends_it(directory: Directory, place: str) -> None:
+    (directory.path / place).chmod(0o555)
+    with pytest.raises(DirectoryError, match="Permission denied; grant the right to write there"):
+        unprivileged(lambda: save(directory, "a.jpg", b"new"))
+    assert is_old(directory)
+
+
+def test_file_over_the_limit_of_file_sizes_fails_that_image(directory: Directory) -> None:
+    with pytest.raises(DownloadError) as caught, limited(resource.RLIMIT_FSIZE, 4096):
+        save(directory, "a.jpg", b"x" * 5000)
+    assert caught.value.failure.reason is Reason.WRITE
+    assert is_old(directory)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_too_many_open_files_is_a_passing_failure(directory: Directory, left: int) -> None:
+    taken = []
+    with pytest.raises(DownloadError) as caught, limited(resource.RLIMIT_NOFILE, 256):
+        try:
+            with pytest.raises(OSError, match="Too many"):
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            for _ in range(left):
+                os.close(taken.pop())
+            save(directory, "a.jpg", b"new")
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
+    assert (caught.value.failure.passing, caught.value.failure.exhausted) == (True, True)
+    directory.close()
+    assert is_old(directory)

@@ -1,0 +1,1013 @@
+"""Faults of the net and of the disk, injected for real: what each does to an image that was there before."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
+from itertools import pairwise
+from pathlib import Path
+from subprocess import DEVNULL
+from subprocess import run as call
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import trustme
+
+from conftest import MODULE, SOURCES, Loader, Row, Run, leftovers, urls_of
+from server import BEHAVIOURS, Server, etag, refusing_port, silent_port, unaccepting_port
+
+RETRIES = 1
+TIMEOUT = 1.0
+MAX_TIME = 3.0
+MAX_SIZE = 2_000_000
+FAST = ("--timeout", str(TIMEOUT), "--max-time", str(MAX_TIME), "--retries", str(RETRIES))
+IMPATIENT = ("--timeout", "0.5", "--max-time", "2", "--retries", "0")
+AT_ONCE = ("--threads", "200", "--per-host", "200")
+SAVED = "saved"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Reasons of which one is right (or ``saved``), and how many requests at least and at most."""
+
+    reasons: frozenset[str]
+    fewest: int = 1
+    most: int = 1
+
+
+def failed(*reasons: str) -> Expected:
+    """Fail, and not be tried again."""
+    return Expected(frozenset(reasons))
+
+
+def retried(*reasons: str) -> Expected:
+    """Fail after every further attempt."""
+    return Expected(frozenset(reasons), 1 + RETRIES, 1 + RETRIES)
+
+
+def refused(*reasons: str) -> Expected:
+    """Fail, tried again or not."""
+    return Expected(frozenset(reasons), 1, 1 + RETRIES)
+
+
+SAVED_AT_ONCE = failed(SAVED)
+EXPECTED = {
+    # Unusual, but right.
+    "in-chunks": SAVED_AT_ONCE,
+    "in-small-pieces": SAVED_AT_ONCE,
+    "unframed": SAVED_AT_ONCE,
+    "old-version": SAVED_AT_ONCE,
+    "strange-spelling": SAVED_AT_ONCE,
+    "interim": SAVED_AT_ONCE,
+    "encoded": SAVED_AT_ONCE,
+    "closing-unannounced": SAVED_AT_ONCE,
+    "setting-cookies": SAVED_AT_ONCE,
+    "same-length-twice": failed(SAVED, "protocol"),
+    "bytes-behind": SAVED_AT_ONCE,
+    "response-behind": SAVED_AT_ONCE,
+    "late-response-behind": SAVED_AT_ONCE,
+    # Bodies that end early.
+    "short-body": retried("truncated"),
+    "one-byte-short": retried("truncated"),
+    "no-body": retried("truncated"),
+    "reset-body": retried("truncated", "connect"),
+    "reset-unframed": retried("truncated", "connect"),
+    "cut-chunk": retried("truncated"),
+    "no-last-chunk": retried("truncated"),
+    "chunk-size-cut": retried("truncated"),
+    "closing-at-once": retried("connect", "protocol", "truncated"),
+    "resetting-at-once": retried("connect", "protocol", "truncated"),
+    # Framing that can't be trusted.
+    "bad-length": failed("protocol"),
+    "two-lengths": failed("protocol"),
+    "length-and-chunks": failed(SAVED, "protocol"),
+    "bad-transfer-coding": failed("protocol"),
+    "bad-chunk-size": refused("protocol", "truncated"),
+    "chunk-overrun": refused("protocol", "truncated"),
+    "endless-chunk-extension": refused("protocol", "deadline"),
+    "endless-trailers": refused("protocol", "deadline"),
+    # Heads that can't be trusted.
+    "cut-head": refused("protocol", "truncated"),
+    "headless": refused("protocol"),
+    "garbage": refused("protocol"),
+    "bad-status-line": refused("protocol"),
+    "bad-status-line-beyond": refused("protocol", "http-status"),
+    "bad-header": refused("protocol"),
+    "long-status-line": refused("protocol"),
+    "long-header": refused("protocol"),
+    "many-headers": refused("protocol"),
+    "endless-header": refused("protocol", "deadline"),
+    "endless-headers": refused("protocol", "deadline"),
+    "endless-interim": refused("protocol", "deadline"),
+    "switching-protocols": refused("protocol", "http-status"),
+    # Content codings that can't be trusted.
+    "broken-coding": refused("truncated", "protocol", "damaged"),
+    "broken-coding-garbage-behind": refused(SAVED, "protocol", "damaged"),
+    "unknown-coding": refused("protocol", "damaged"),
+    "bomb": failed("too-large"),
+    # Too much.
+    "endless-body": failed("too-large"),
+    "endless-chunks": failed("too-large"),
+    "enormous-length": failed("too-large"),
+    # Too slow.
+    "drip": failed("deadline"),
+    "stalling": retried("timeout"),
+    "redirect-slowly": failed("deadline"),
+    # No image.
+    "wrong-type": failed("not-an-image"),
+    "empty": refused("truncated", "not-an-image", "protocol", "damaged"),
+    "bodiless": failed("http-status", "not-an-image"),
+    "other-success": failed("http-status"),
+    "unasked-part": failed("http-status", "protocol"),
+    "status": failed("http-status"),
+    **{f"status-{code}": retried("http-status") for code in (408, 425, 429, 500, 502, 503, 504)},
+    "retry-after": retried("http-status"),
+    "hostile-reason": failed("http-status", "protocol"),
+    # Redirects.
+    "hostile-redirect": failed("redirects", "protocol"),
+    "bad-redirect": failed("redirects"),
+    "bad-redirect-empty": Expected(frozenset({"redirects"}), 1, 11),
+    "redirect-nowhere": failed("redirects"),
+    "two-locations": failed("redirects", "protocol"),
+    "redirect-loop": Expected(frozenset({"redirects"}), 1, 11),
+    "redirect-hops": failed("redirects"),
+}
+ELSEWHERE = {
+    "slow": "the command's limits",
+    "gated": "signals and locks",
+    "held": "signals and locks",
+    "resetting-half": "a test of its own",
+    "failing-once": "a test of its own",
+    "retry-after-huge": "a pause of two minutes",
+    "retry-after-date": "a pause of two minutes",
+    "unasked-304": "a test of its own",
+    "foreign-304": "a test of its own",
+    "body-behind-304": "a test of its own",
+    "redirect": "a test of its own",
+    "redirect-with-endless-body": "a test of its own",
+    "resumable": "a test of its own",
+    "resumed": "a test of its own",
+    "damaged": "what only `--verify` sees",
+    "short-unframed": "what only `--verify` sees",
+}
+
+
+TABLE: dict[str, Expected | str] = {**EXPECTED, **ELSEWHERE}
+
+
+def _expected(name: str) -> Expected | str | None:
+    """Look a behaviour up: by its name, or by that of its family."""
+    parts = name.split("-")
+    prefixes = ("-".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((TABLE[prefix] for prefix in prefixes if prefix in TABLE), None)
+
+
+CASES = sorted(name for name in BEHAVIOURS if not isinstance(_expected(name), str))
+
+
+@dataclass(frozen=True)
+class Story:
+    """Each case's image: saved first, then asked for while its server misbehaves, then when that is well again."""
+
+    servers: dict[str, Server]
+    fault: Run
+    requests: dict[str, int]
+    stood: dict[str, tuple[bytes, int]]
+    healed: Run
+
+    def row(self, case: str) -> Row:
+        """Return what the run over the misbehaving servers told of a case."""
+        return self.fault.row(self.servers[case].url(_target(case)))
+
+    def saved(self, case: str) -> bool:
+        """Tell whether the case ended well."""
+        return bool(self.row(case)["status"] == SAVED)
+
+
+def _target(case: str) -> str:
+    return f"/{case}/{case}.png"
+
+
+def _state(path: Path) -> tuple[bytes, int]:
+    return path.read_bytes(), path.stat().st_mtime_ns
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """Run three times over all cases at once, each case on an origin of its own."""
+    loader = Loader(tmp_path_factory.mktemp("faults"))
+    with ExitStack() as stack:
+        servers = {case: stack.enter_context(Server(name=case)) for case in CASES}
+        urls = [server.url(_target(case)) for case, server in servers.items()]
+        _be_well(servers, well=True)
+        assert loader.run(urls, *AT_ONCE).counts == (len(urls), 0, 0, 0)
+        _be_well(servers, well=False)
+        fault = loader.run(urls, *FAST, *AT_ONCE, "--max-size", str(MAX_SIZE))
+        requests = {case: len(server.asked(_target(case))) - 1 for case, server in servers.items()}
+        stood = {case: _state(loader.directory / f"{case}.png") for case in CASES}
+        _be_well(servers, well=True)
+        yield Story(servers, fault, requests, stood, loader.run(urls, *AT_ONCE))
+        loader.close()
+
+
+def _be_well(servers: dict[str, Server], *, well: bool) -> None:
+    for case, server in servers.items():
+        server.healthy = well
+        server.versions[_target(case)] = 0 if well else 1
+
+
+def test_no_behaviour_of_the_server_is_left_out() -> None:
+    assert [name for name in BEHAVIOURS if _expected(name) is None] == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_fault_ends_with_its_reason(story: Story, case: str) -> None:
+    expected, row = _expected(case), story.row(case)
+    assert isinstance(expected, Expected)
+    assert (row["reason"] or row["status"]) in expected.reasons, row
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_fault_costs_a_bounded_number_of_requests(story: Story, case: str) -> None:
+    expected = _expected(case)
+    assert isinstance(expected, Expected)
+    assert expected.fewest <= story.requests[case] <= expected.most
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_stands_after_a_fault_is_the_old_image_or_the_whole_new_one(story: Story, case: str) -> None:
+    server, target = story.servers[case], _target(case)
+    server.versions[target] = 1 if story.saved(case) else 0
+    content, modified = story.stood[case]
+    assert content == server.image(target)
+    assert story.saved(case) or modified == 1_600_000_000 * 10**9
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_failed_image_is_asked_for_with_its_old_validators(story: Story, case: str) -> None:
+    if story.saved(case):
+        return
+    server, target = story.servers[case], _target(case)
+    server.versions[target] = 0
+    assert server.asked(target)[-1].headers["if-none-match"] == etag(server.image(target))
+    assert story.healed.row(server.url(target))["status"] == "fresh"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if _expected(case) == failed("deadline")])
+def test_a_deadline_is_kept_on_time(story: Story, case: str) -> None:
+    assert MAX_TIME - 0.1 <= story.row(case)["seconds"] < MAX_TIME + 1
+
+
+def test_faults_leave_no_partial_file(story: Story) -> None:
+    assert leftovers(story.fault.directory) == []
+    assert story.fault.files == {f"{case}.png" for case in CASES}
+
+
+def test_faults_end_with_status_1_and_a_summary_that_adds_up(story: Story) -> None:
+    assert story.fault.status == 1
+    assert story.fault.summary == (len(CASES), *story.fault.counts)
+
+
+def test_no_fault_takes_memory(story: Story) -> None:
+    assert story.fault.peak < 150 * 2**20
+
+
+# One host at a time -----------------------------------------------------------------------------------------------
+
+
+def test_nothing_that_a_server_sends_unasked_becomes_another_image(server: Server, loader: Loader) -> None:
+    odd = ("bytes-behind", "response-behind", "late-response-behind", "image")
+    urls = [server.url(f"/{name}/{number}-{name}.png") for number in range(10) for name in odd]
+    run = loader.run(urls, "--threads", "1", "--retries", "0")
+    assert run.counts == (40, 0, 0, 0)
+    assert all(run.content(url) == server.image(url.removeprefix(server.origin)) for url in urls)
+
+
+def test_a_body_behind_a_304_becomes_no_other_image(server: Server, loader: Loader) -> None:
+    urls = [server.url(f"/{name}/{number}-{name}.png") for number in range(10) for name in ("body-behind-304", "image")]
+    loader.run(urls)
+    run = loader.run(urls, "--threads", "1", "--retries", "0")
+    assert run.counts == (0, 20, 0, 0)
+
+
+def test_a_connection_that_the_server_had_closed_costs_no_retry(server: Server, loader: Loader) -> None:
+    run = loader.run(urls_of(server, 40, "closing-unannounced"), "--threads", "1", "--retries", "0")
+    assert run.counts == (40, 0, 0, 0)
+
+
+def test_all_is_saved_from_a_server_that_resets_half_of_its_connections(server: Server, loader: Loader) -> None:
+    run = loader.run(urls_of(server, 200, "resetting-half"))
+    assert run.counts == (200, 0, 0, 0)
+
+
+def test_a_304_that_was_not_asked_for_is_asked_once_more_and_then_fails(server: Server, loader: Loader) -> None:
+    run = loader.run([server.url("/unasked-304/a.png")], *FAST)
+    assert run.row(server.url("/unasked-304/a.png"))["reason"] in ("http-status", "protocol")
+    assert len(server.requests) == 2
+    assert run.files == set()
+
+
+def test_a_304_with_the_tag_of_another_image_is_not_believed(server: Server, loader: Loader) -> None:
+    url = server.url("/foreign-304/a.png")
+    loader.run([url])
+    run = loader.run([url])
+    assert run.row(url)["status"] == SAVED
+    assert "if-none-match" not in server.requests[-1].headers
+
+
+def test_retry_after_pauses_the_whole_host(server: Server, loader: Loader) -> None:
+    urls = [server.url("/failing-once/a.png"), *urls_of(server, 20, "slow")]
+    run = loader.run(urls, "--threads", "2", "--per-host", "2")
+    assert run.counts == (21, 0, 0, 0)
+    (pause,) = [gap for gap in _gaps(server) if gap > 0.5]
+    assert 0.8 <= pause < 2
+
+
+def _gaps(server: Server) -> list[float]:
+    times = [request.time for request in server.requests]
+    return [later - earlier for earlier, later in pairwise(times)]
+
+
+@pytest.mark.parametrize("variant", ["closed", "reset", "stalled"])
+def test_a_body_that_was_cut_is_resumed(server: Server, loader: Loader, variant: str) -> None:
+    url = server.url(f"/resumable-{variant}/a.png?size=500000")
+    run = loader.run([url], *FAST)
+    first, second = server.requests
+    assert run.content(url) == server.image(second.target)
+    assert int(second.headers["range"].removeprefix("bytes=").removesuffix("-")) > 100_000
+    assert second.headers["if-range"] == etag(first.body)
+
+
+def test_a_body_that_changed_after_the_cut_is_begun_anew(server: Server, loader: Loader) -> None:
+    url = server.url("/resumable-changed/a.png?size=500000")
+    run = loader.run([url], *FAST)
+    assert run.content(url) == server.image("/resumable-changed/a.png?size=500000")
+
+
+def test_a_weak_tag_resumes_nothing(server: Server, loader: Loader) -> None:
+    url = server.url("/resumable-weakly/a.png")
+    run = loader.run([url], *FAST)
+    assert run.content(url) == server.image("/resumable-weakly/a.png")
+    assert all("range" not in request.headers for request in server.requests)
+
+
+def test_a_body_is_never_pieced_together_from_a_wrong_range(loader: Loader) -> None:
+    wrong = sorted(name for name in BEHAVIOURS if name.startswith("resumed"))
+    with ExitStack() as stack:
+        servers = {name: stack.enter_context(Server(name=name)) for name in wrong}
+        urls = [server.url(_target(name)) for name, server in servers.items()]
+        run = loader.run(urls, "--retries", "2", "--timeout", "2")
+    assert {row["status"] for row in run.rows} <= {SAVED, "failed"}
+    for name, server in servers.items():
+        row = run.row(server.url(_target(name)))
+        assert row["status"] == "failed" or run.content(row["url"]) == server.image(_target(name))
+    assert run.counts[0] >= len(wrong) - 2
+
+
+# Redirects --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_is_followed_and_the_list_gives_the_name(server: Server, loader: Loader, code: int) -> None:
+    url = server.url(f"/redirect/mine.png?status={code}&to=/landed.png")
+    run = loader.run([url])
+    assert run.files == {"mine.png"}
+    assert run.content(url) == server.image("/landed.png")
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "/landed.png",
+        "../landed.png",
+        "//127.0.0.1:{port}/landed.png",
+        "HTTP://127.0.0.1:{port}/landed.png",
+        "/a/../landed.png",
+        "/landed.png%23part",
+        "  /landed.png  ",
+    ],
+)
+def test_a_location_may_be_relative(server: Server, loader: Loader, location: str) -> None:
+    url = server.url(f"/redirect/a.png?to={location.format(port=server.port).replace(' ', '%20')}")
+    assert loader.run([url]).content(url) == server.image("/landed.png")
+
+
+def test_ten_redirects_are_followed_and_eleven_are_not(server: Server, loader: Loader) -> None:
+    ten, eleven = server.url("/redirect-hops/a.png?left=10"), server.url("/redirect-hops/b.png?left=11")
+    run = loader.run([ten, eleven])
+    assert [run.row(url)["reason"] for url in (ten, eleven)] == [None, "redirects"]
+
+
+def test_the_body_of_a_redirect_is_not_read(server: Server, loader: Loader) -> None:
+    run = loader.run([server.url("/redirect-with-endless-body/a.png")], *FAST)
+    assert run.counts == (1, 0, 0, 0)
+
+
+def test_no_secret_goes_to_another_origin(server: Server, loader: Loader) -> None:
+    with Server(name="other") as other:
+        there = other.url("/landed.png")
+        url = server.url(f"/redirect/a.png?to={there}").replace("http://", "http://me:secret@")
+        run = loader.run([url], "-H", "X-Token: secret", "-H", "Cookie: a=secret", "-H", "Authorization: secret")
+        (first,), (second,) = server.requests, other.requests
+    assert run.content(url) == other.image("/landed.png")
+    assert "secret" in str(first.headers)
+    assert "secret" not in str(second.headers)
+    assert "authorization" not in second.headers
+
+
+def test_what_belongs_to_an_origin_stays_with_it_over_a_redirect(server: Server, loader: Loader) -> None:
+    loader.run([server.url("/redirect/a.png?to=/landed.png")], "-H", "X-Token: mine")
+    assert [request.headers["x-token"] for request in server.requests] == ["mine", "mine"]
+
+
+def test_no_cookie_is_kept(server: Server, loader: Loader) -> None:
+    loader.run(urls_of(server, 3, "setting-cookies"), "--threads", "1")
+    assert all("cookie" not in request.headers for request in server.requests)
+
+
+# Hosts that are not there -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def dead_hosts() -> Iterator[dict[str, int]]:
+    """Yield a port of each kind at which no image is to be had."""
+    with refusing_port() as refusing, silent_port() as silent, unaccepting_port() as unaccepting:
+        yield {"refusing": refusing, "silent": silent, "unaccepting": unaccepting}
+
+
+def test_a_dead_host_fails_with_its_reason(loader: Loader) -> None:
+    with dead_hosts() as ports:
+        urls = {kind: f"http://127.0.0.1:{port}/a.png" for kind, port in ports.items()}
+        run = loader.run(list(urls.values()), *FAST)
+    reasons = {kind: run.row(url)["reason"] for kind, url in urls.items()}
+    assert reasons == {"refusing": "connect", "silent": "timeout", "unaccepting": "timeout"}
+    assert all(row["attempts"] == 1 + RETRIES for row in run.rows)
+
+
+def test_dead_hosts_in_front_hinder_no_other_one(server: Server, loader: Loader) -> None:
+    with dead_hosts() as ports:
+        dead = [f"http://127.0.0.1:{port}/{number}.png" for port in ports.values() for number in range(500)]
+        running = loader.start([*dead, *urls_of(server, 200)], "--timeout", "2")
+        server.wait_for(lambda: len(server.requests) == 200 and not server.at_work, 6)
+        running.send(signal.SIGINT)
+        run = running.finish(3)
+    assert run.status == 130
+    assert len(run.files) == 200
+
+
+def test_without_any_network_every_image_fails_and_the_run_ends(loader: Loader) -> None:
+    without = ("unshare", "--map-root-user", "--net")
+    if call([*without, "true"], check=False, stderr=DEVNULL).returncode:
+        pytest.skip("this system makes no network namespace")
+    urls = ["http://images.invalid/a.png", "http://127.0.0.1:9/a.png"]
+    ended = loader.run(urls, *FAST, command=(*without, *MODULE))
+    assert [ended.row(url)["reason"] for url in urls] == ["dns", "connect"]
+
+
+# TLS --------------------------------------------------------------------------------------------------------------
+
+
+def _context(certificate: trustme.LeafCert) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    return context
+
+
+def _bundle(authority: trustme.CA, directory: Path) -> str:
+    authority.cert_pem.write_to_path(directory / "authority.pem")
+    return str(directory / "authority.pem")
+
+
+def _certificate(authority: trustme.CA, fault: str) -> trustme.LeafCert:
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    match fault:
+        case "expired":
+            return authority.issue_cert("127.0.0.1", not_before=yesterday - timedelta(days=9), not_after=yesterday)
+        case "wrong name":
+            return authority.issue_cert("images.test")
+        case "unknown authority":
+            return trustme.CA().issue_cert("127.0.0.1")
+    return authority.issue_cert("127.0.0.1")
+
+
+@pytest.mark.parametrize("fault", ["expired", "wrong name", "unknown authority"])
+def test_a_certificate_that_is_not_right_fails_at_once(loader: Loader, authority: trustme.CA, fault: str) -> None:
+    with Server(tls=_context(_certificate(authority, fault))) as server:
+        url = server.url("/a.png")
+        run = loader.run([url], "--ca-bundle", _bundle(authority, loader.home))
+        assert (run.status, run.row(url)["reason"], run.row(url)["attempts"]) == (1, "tls", 1)
+        assert (server.connections, server.requests) == (1, [])
+        assert loader.run([url], "--insecure").content(url) == server.image("/a.png")
+
+
+def test_a_certificate_is_trusted_by_its_bundle(loader: Loader, authority: trustme.CA) -> None:
+    with Server(tls=_context(_certificate(authority, "none"))) as server:
+        url, bundle = server.url("/a.png"), _bundle(authority, loader.home)
+        assert loader.run([url]).row(url)["reason"] == "tls"
+        assert loader.run([url], "--ca-bundle", bundle).counts == (1, 0, 0, 0)
+        assert loader.run([url], "-f", environment={"REQUESTS_CA_BUNDLE": bundle}).counts == (1, 0, 0, 0)
+
+
+def test_a_plain_server_is_not_spoken_to_in_place_of_tls(server: Server, loader: Loader) -> None:
+    url = server.url("/a.png").replace("http://", "https://")
+    assert loader.run([url], *FAST).row(url)["reason"] == "tls"
+    assert server.requests == []
+
+
+def test_a_handshake_that_stalls_ends_in_time(loader: Loader) -> None:
+    with silent_port() as port:
+        run = loader.run([f"https://127.0.0.1:{port}/a.png"], *IMPATIENT)
+    assert run.rows[0]["reason"] == "timeout"
+    assert run.rows[0]["seconds"] < 2
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [("short-body", "truncated"), ("drip-body", "deadline"), ("stalling-body", "timeout"), ("image", None)],
+)
+def test_faults_within_tls_end_as_without(loader: Loader, authority: trustme.CA, behaviour: str, reason: str) -> None:
+    with Server(tls=_context(_certificate(authority, "none"))) as server:
+        run = loader.run([server.url(f"/{behaviour}/a.png")], *IMPATIENT, "--insecure")
+    assert run.rows[0]["reason"] == reason
+
+
+# Addresses that are not public ------------------------------------------------------------------------------------
+
+RESOLVER = """
+import socket
+lookup = socket.getaddrinfo
+def getaddrinfo(host, *rest, **more):
+    return lookup("127.0.0.1" if str(host).endswith(".test") else host, *rest, **more)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+def _resolving(home: Path) -> dict[str, str]:
+    """Return an environment in which every name in ``.test`` is this machine."""
+    (home / "site").mkdir(exist_ok=True)
+    (home / "site" / "sitecustomize.py").write_text(RESOLVER)
+    return {"PYTHONPATH": f"{home / 'site'}{os.pathsep}{SOURCES}"}
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f.1",
+        "0177.0.0.1",
+        "0.0.0.0",
+        "localhost",
+        "[::ffff:127.0.0.1]",
+        "public.test",
+        "[::1]",
+        "[::]",
+    ],
+)
+def test_an_address_that_is_not_public_is_refused_however_it_is_spelled(
+    server: Server, loader: Loader, host: str
+) -> None:
+    url = f"http://{host}:{server.port}/a.png"
+    row = loader.run([url], *IMPATIENT, "--public-only", environment=_resolving(loader.home)).row(url)
+    assert row["reason"] in (("private-address", "connect") if host in ("[::1]", "[::]") else ("private-address",))
+    assert server.requests == []
+
+
+def test_a_public_name_of_a_private_address_is_fine_when_nobody_minds(server: Server, loader: Loader) -> None:
+    url = f"http://public.test:{server.port}/a.png"
+    assert loader.run([url], environment=_resolving(loader.home)).counts == (1, 0, 0, 0)
+
+
+# Clocks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        formatdate(0, usegmt=True),
+        formatdate(253402300799, usegmt=True),
+        "Sun, 18 Jun 1815 11:35:00 GMT",
+        "yesterday",
+        "",
+        "0",
+        "Mon, 99 Foo 2020 99:99:99 GMT",
+        "Thu, 01 Jan 99999999999 00:00:00 GMT",
+    ],
+)
+def test_a_date_that_makes_no_sense_does_no_harm(server: Server, loader: Loader, date: str) -> None:
+    url = server.url("/a.png")
+    server.headers["/a.png"] = {"ETag": None, "Last-Modified": date, "Date": date, "Expires": date}
+    began = time.time()
+    assert loader.run([url]).counts == (1, 0, 0, 0)
+    assert began - 2 <= (loader.directory / "a.png").stat().st_mtime <= time.time() + 2
+    loader.run([url])
+    assert len(server.requests) == 2 or "9999" in date
+
+
+def test_a_clock_that_is_days_off_makes_nothing_fresh_for_days(server: Server, loader: Loader) -> None:
+    url, tomorrow = server.url("/a.png"), time.time() + 3 * 86_400
+    server.headers["/a.png"] = {"Date": formatdate(tomorrow, usegmt=True), "Expires": formatdate(tomorrow, usegmt=True)}
+    loader.run([url])
+    loader.run([url])
+    assert len(server.requests) == 2
+
+
+# The index --------------------------------------------------------------------------------------------------------
+
+
+def _index(loader: Loader) -> Path:
+    return loader.directory / ".image_loader" / "index.sqlite3"
+
+
+def _forget(loader: Loader) -> None:
+    for path in _index(loader).parent.glob("index.sqlite3*"):
+        path.unlink()
+
+
+def test_a_deleted_index_costs_a_conditional_request(server: Server, loader: Loader) -> None:
+    urls = urls_of(server, 20)
+    loader.run(urls)
+    _forget(loader)
+    assert loader.run(urls).counts == (0, 20, 0, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"no database", b"SQLite format 3\0" + bytes(8000)])
+def test_a_damaged_index_is_moved_aside_and_the_images_stay(server: Server, loader: Loader, content: bytes) -> None:
+    urls = urls_of(server, 20)
+    loader.run(urls)
+    _forget(loader)
+    _index(loader).write_bytes(content)
+    run = loader.run(urls)
+    assert run.counts == (0, 20, 0, 0)
+    assert not content or "index.sqlite3" in run.stderr
+    assert not content or any(path.read_bytes() == content for path in _index(loader).parent.glob("*.damaged-*"))
+
+
+def test_an_index_damaged_in_its_middle_is_moved_aside(server: Server, loader: Loader) -> None:
+    urls = urls_of(server, 300)
+    loader.run(urls)
+    content = bytearray(_index(loader).read_bytes())
+    content[4096:-4096] = os.urandom(len(content) - 8192)
+    _index(loader).write_bytes(content)
+    first = loader.run(urls)
+    assert first.status == 0 or "index.sqlite3" in first.stderr
+    assert loader.run(urls).counts == (0, 300, 0, 0)
+
+
+def test_an_index_of_a_later_version_is_refused(server: Server, loader: Loader) -> None:
+    loader.run(urls_of(server, 1))
+    with closing(sqlite3.connect(_index(loader))) as database:
+        database.execute("PRAGMA user_version = 999")
+    run = loader.run(urls_of(server, 1))
+    assert run.status == 2
+    assert "index.sqlite3" in run.stderr
+    assert len(server.requests) == 1
+
+
+def test_an_index_that_another_run_writes_is_waited_for(server: Server, loader: Loader) -> None:
+    urls = [*urls_of(server, 3, "held"), *urls_of(server, 3)]
+    loader.run(urls_of(server, 1))
+    with closing(sqlite3.connect(_index(loader), isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        running = loader.start(urls)
+        with pytest.raises(AssertionError, match="still running"):
+            running.finish(1)
+        database.execute("COMMIT")
+    server.gate.set()
+    assert running.finish().status == 0
+
+
+def _open_to_all() -> Iterator[Loader]:
+    """Yield a loader whose home everybody may write to."""
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        loader = Loader(Path(name))
+        yield loader
+        loader.close()
+
+
+common_loader = pytest.fixture(_open_to_all)
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="takes root: it mounts a file system, or becomes another user"
+)
+NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
+
+
+@needs_root
+def test_an_index_that_may_not_be_written_ends_the_run_before_it_starts(server: Server, common_loader: Loader) -> None:
+    common_loader.run(urls_of(server, 1), **NOBODY)
+    for path in _index(common_loader).parent.glob("index.sqlite3*"):
+        path.chmod(0o444)
+        os.chown(path, 0, 0)
+    run = common_loader.run(urls_of(server, 5), **NOBODY)
+    assert run.status == 2
+    assert "index.sqlite3" in run.stderr
+
+
+# The directory ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mount(loader: Loader) -> Iterator[Callable[[str], None]]:
+    """Mount a small file system as the directory of the images."""
+
+    def mounted(options: str) -> None:
+        loader.directory.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(loader.directory)]
+        if call(command, check=False, stderr=DEVNULL).returncode:
+            pytest.skip("this system mounts no tmpfs here")
+
+    yield mounted
+    loader.close()
+    call(["umount", "--lazy", str(loader.directory)], check=False, stderr=DEVNULL)
+
+
+def _remount(directory: Path, options: str) -> None:
+    call(["mount", "-o", f"remount,{options}", str(directory)], check=True)
+
+
+def _whole(server: Server, ended: Run) -> bool:
+    """Tell whether every file is the image of its URL."""
+    urls = {row["file"]: row["url"] for row in ended.rows if row["status"] == SAVED}
+    return ended.files == set(urls) and all(
+        (ended.directory / file).read_bytes() == server.image(url.removeprefix(server.origin))
+        for file, url in urls.items()
+    )
+
+
+@needs_root
+def test_too_few_inodes_at_the_start_end_the_run_with_both_numbers(
+    server: Server, loader: Loader, mount: Callable[[str], None]
+) -> None:
+    mount("nr_inodes=50")
+    run = loader.run(urls_of(server, 100))
+    assert run.status == 2
+    assert re.search(rf"{loader.directory}: 100 new files wanted, but only \d+ inodes available", run.stderr)
+    assert _whole(server, run)
+
+
+@needs_root
+def test_inodes_that_others_take_meanwhile_end_the_run(
+    server: Server, loader: Loader, mount: Callable[[str], None]
+) -> None:
+    mount("nr_inodes=100")
+    running = loader.start([*urls_of(server, 10), *urls_of(server, 20, "held")], "--threads", "30", "--per-host", "30")
+    server.wait_for(lambda: server.at_work == 20 and len(server.requests) == 30)
+    with suppress(OSError):
+        for number in range(100):
+            (loader.directory / f"other-{number}").touch()
+    server.gate.set()
+    run = running.finish()
+    assert run.status == 2
+    assert "inodes available" in run.stderr
+    assert all(path.read_bytes() for path in loader.directory.glob("*.png"))
+
+
+@needs_root
+def test_a_file_system_that_counts_no_inodes_has_enough(
+    server: Server, loader: Loader, mount: Callable[[str], None]
+) -> None:
+    mount("nr_inodes=0")
+    assert os.statvfs(loader.directory).f_files == 0
+    assert loader.run(urls_of(server, 20)).counts == (20, 0, 0, 0)
+
+
+@needs_root
+def test_only_new_files_count_against_the_inodes(server: Server, loader: Loader, mount: Callable[[str], None]) -> None:
+    mount("nr_inodes=50")
+    loader.run(urls_of(server, 25))
+    assert loader.run(urls_of(server, 25), "--force").counts == (25, 0, 0, 0)
+
+
+@needs_root
+def test_a_full_disk_ends_the_run_and_what_was_saved_is_whole(
+    server: Server, loader: Loader, mount: Callable[[str], None]
+) -> None:
+    mount("size=1m")
+    run = loader.run(urls_of(server, 100, query="?size=50000"))
+    assert run.status == 2
+    assert str(loader.directory) in run.stderr
+    assert _whole(server, run)
+    assert leftovers(loader.directory) == []
+
+
+@needs_root
+def test_a_read_only_file_system_ends_the_run_before_it_starts(
+    server: Server, loader: Loader, mount: Callable[[str], None]
+) -> None:
+    mount("ro")
+    run = loader.run(urls_of(server, 5))
+    assert run.status == 2
+    assert str(loader.directory) in run.stderr
+    assert server.requests == []
+
+
+@needs_root
+def test_a_file_system_that_turns_read_only_ends_the_run(
+    server: Server, loader: Loader, mount: Callable[[str], None]
+) -> None:
+    mount("size=10m")
+    elsewhere = ("--index", str(loader.home / "index.sqlite3"))
+    running = loader.start([*urls_of(server, 5), *urls_of(server, 5, "held")], *elsewhere)
+    server.wait_for(lambda: server.at_work == 5 and len(server.requests) == 10)
+    _remount(loader.directory, "ro")
+    server.gate.set()
+    run = running.finish()
+    assert run.status == 2
+    assert str(loader.directory) in run.stderr
+    assert _whole(server, run)
+
+
+@needs_root
+def test_a_permission_that_is_lost_ends_the_run(server: Server, common_loader: Loader) -> None:
+    running = common_loader.start([*urls_of(server, 5), *urls_of(server, 5, "held")], **NOBODY)
+    server.wait_for(lambda: server.at_work == 5 and len(server.requests) == 10)
+    for path in (common_loader.directory / ".image_loader" / "partial", common_loader.directory):
+        os.chown(path, 0, 0)
+    server.gate.set()
+    run = running.finish()
+    assert run.status == 2
+    assert str(common_loader.directory) in run.stderr
+    assert len(list(common_loader.directory.glob("*.png"))) == 5
+
+
+def test_a_directory_that_is_removed_ends_the_run(server: Server, loader: Loader) -> None:
+    running = loader.start(urls_of(server, 5, "held"))
+    server.wait_for(lambda: server.at_work == 5)
+    shutil.rmtree(loader.directory)
+    server.gate.set()
+    run = running.finish()
+    assert run.status == 2
+    assert str(loader.directory) in run.stderr
+
+
+FAILING_CALLS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+static int counts(int descriptor) {
+    char link[64], path[4096] = "";
+    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+    if (readlink(link, path, sizeof path - 1) < 0 || !strstr(path, "/partial/")) return 0;
+    return access(getenv("FAILS_WHEN"), F_OK) == 0;
+}
+static int fails(int descriptor, const char *call) {
+    if (strcmp(getenv("FAILING_CALL"), call) || !counts(descriptor)) return 0;
+    errno = atoi(getenv("FAILING_WITH"));
+    return 1;
+}
+ssize_t write(int descriptor, const void *bytes, size_t count) {
+    static ssize_t (*real)(int, const void *, size_t);
+    if (!real) *(void **)&real = dlsym(RTLD_NEXT, "write");
+    return fails(descriptor, "write") ? -1 : real(descriptor, bytes, count);
+}
+int close(int descriptor) {
+    static int (*real)(int);
+    if (!real) *(void **)&real = dlsym(RTLD_NEXT, "close");
+    int failing = fails(descriptor, "close");
+    int status = real(descriptor);
+    if (failing) errno = atoi(getenv("FAILING_WITH"));
+    return failing ? -1 : status;
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def failing_calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compile a library that makes system calls on partial files fail, as a dying disk or a quota does."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("takes a C compiler, to make system calls fail")
+    home = tmp_path_factory.mktemp("library")
+    (home / "failing.c").write_text(FAILING_CALLS)
+    call([compiler, "-shared", "-fPIC", "-o", home / "failing.so", home / "failing.c", "-ldl"], check=True)
+    return home / "failing.so"
+
+
+@pytest.mark.parametrize("call", ["write", "close"])
+@pytest.mark.parametrize("error", ["EIO", "EDQUOT"])
+def test_an_error_of_the_disk_ends_the_run(
+    server: Server, loader: Loader, failing_calls: Path, call: str, error: str
+) -> None:
+    broken = loader.home / "broken"
+    environment = {
+        "LD_PRELOAD": str(failing_calls),
+        "FAILING_CALL": call,
+        "FAILING_WITH": str(getattr(errno, error)),
+        "FAILS_WHEN": str(broken),
+    }
+    running = loader.start([*urls_of(server, 5), *urls_of(server, 5, "held")], environment=environment)
+    server.wait_for(lambda: server.at_work == 5 and len(server.requests) == 10)
+    broken.touch()
+    server.gate.set()
+    run = running.finish()
+    assert run.status == 2
+    assert str(loader.directory) in run.stderr
+    assert _whole(server, run)
+    assert leftovers(loader.directory) == []
+
+
+def _limited(limit: str) -> tuple[str, ...]:
+    """Return the command, started by a shell that sets a limit first."""
+    return ("sh", "-c", f'ulimit {limit}; exec "$@"', "sh", *MODULE)
+
+
+def test_few_open_files_make_it_slower_and_lose_nothing(server: Server, loader: Loader) -> None:
+    run = loader.run(urls_of(server, 300, "slow"), "--threads", "100", "--per-host", "100", command=_limited("-n 64"))
+    assert run.counts == (300, 0, 0, 0)
+
+
+def test_a_file_over_the_limit_of_the_process_fails_alone(server: Server, loader: Loader) -> None:
+    large, small = server.url("/large.png?size=600000"), server.url("/small.png")
+    run = loader.run([large, small], "--retries", "0", command=_limited("-f 500"))
+    assert [run.row(url)["reason"] for url in (large, small)] == ["write", None]
+    assert run.files == {"small.png"}
+    assert leftovers(loader.directory) == []
+
+
+# Names that stand in the way --------------------------------------------------------------------------------------
+
+
+def test_a_directory_under_the_name_of_an_image_fails_alone(server: Server, loader: Loader) -> None:
+    (loader.directory / "0000.png" / "below").mkdir(parents=True)
+    urls = urls_of(server, 3)
+    run = loader.run(urls, "--retries", "0")
+    assert [run.row(url)["reason"] for url in urls] == ["write", None, None]
+    assert (loader.directory / "0000.png" / "below").is_dir()
+    assert leftovers(loader.directory) == []
+
+
+def test_an_empty_directory_under_the_name_of_an_image_stays(server: Server, loader: Loader) -> None:
+    (loader.directory / "0000.png").mkdir(parents=True)
+    assert loader.run(urls_of(server, 1), "--retries", "0").rows[0]["reason"] == "write"
+    assert (loader.directory / "0000.png").is_dir()
+
+
+def test_a_symbolic_link_under_the_name_of_an_image_is_replaced_and_its_target_stays(
+    server: Server, loader: Loader
+) -> None:
+    victim = loader.home / "victim"
+    victim.write_bytes(b"untouched")
+    loader.directory.mkdir()
+    (loader.directory / "0000.png").symlink_to(victim)
+    run = loader.run(urls_of(server, 1))
+    assert run.content(server.url("/image/0000.png")) == server.image("/image/0000.png")
+    assert not (loader.directory / "0000.png").is_symlink()
+    assert victim.read_bytes() == b"untouched"
+
+
+def _symlink(path: Path, victim: Path) -> None:
+    path.symlink_to(victim)
+
+
+def _hard_link(path: Path, victim: Path) -> None:
+    path.hardlink_to(victim)
+
+
+def _fifo(path: Path, victim: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("plant", [_symlink, _hard_link, _fifo])
+def test_what_stands_under_the_name_of_a_partial_file_is_not_touched(
+    server: Server, loader: Loader, plant: Callable[[Path, Path], None]
+) -> None:
+    first, second = server.url("/held/first.png"), server.url("/gated/second.png")
+    running = loader.start([second])
+    server.wait_for(lambda: server.at_work == 1)
+    partial = _partial_file(loader)
+    running.end()
+    partial.unlink()
+    running = loader.start([first, second], "--threads", "1", "--retries", "0")
+    server.wait_for(lambda: len(server.asked("/held/first.png")) == 1)
+    victim = loader.home / "victim"
+    victim.write_bytes(b"untouched")
+    plant(partial, victim)
+    server.gate.set()
+    run = running.finish()
+    assert [run.row(url)["reason"] for url in (first, second)] == [None, "write"]
+    assert victim.read_bytes() == b"untouched"
+
+
+def _partial_file(loader: Loader) -> Path:
+    """Wait for the one partial file, and return its path."""
+    while not (names := leftovers(loader.directory)):
+        os.sched_yield()
+    return loader.directory / ".image_loader" / "partial" / names[0]

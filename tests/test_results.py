@@ -1,0 +1,191 @@
+"""Promises of the results files: whole rows, private, safe to open, and a list for the next run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from image_loader.errors import OptionError, ResultsFileError
+from image_loader.model import Outcome, Reason, Status
+from image_loader.results import COLUMNS, FailedFile, ResultsFile
+
+SIGNED = "https://user:pw@host/a.jpg?signature=1"
+SAVED = Outcome(1, SIGNED, "a.jpg", Status.SAVED, None, None, 200, "image/jpeg", 20_100, "ab" * 32, 1, 0.0512345)
+FAILED = Outcome(2, "http://host/b.jpg", None, Status.FAILED, Reason.TIMEOUT, "no answer", attempts=4, seconds=9.0)
+BAD = Outcome(3, '=cmd|"x",\x00\x1b[31mé', None, Status.FAILED, Reason.BAD_URL, "no scheme")
+DUPLICATE = Outcome(4, SIGNED, None, Status.SKIPPED, Reason.DUPLICATE)
+OUTCOMES = [SAVED, FAILED, BAD, DUPLICATE]
+
+
+def write_all(file: ResultsFile | FailedFile, outcomes: list[Outcome]) -> None:
+    with file:
+        for outcome in outcomes:
+            file.write(outcome)
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_jsonl_has_one_object_per_outcome_with_the_promised_keys_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    write_all(ResultsFile(path), OUTCOMES)
+    rows = [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
+    assert [tuple(row) for row in rows] == [COLUMNS] * 4
+    assert rows[0] == {
+        "url": SIGNED, "file": "a.jpg", "status": "saved", "reason": None, "detail": None, "http_status": 200,
+        "media_type": "image/jpeg", "bytes": 20100, "sha256": "ab" * 32, "attempts": 1, "seconds": 0.051,
+    }  # fmt: skip
+    assert [row["status"] for row in rows] == ["saved", "failed", "failed", "skipped"]
+    assert rows[2]["url"] == BAD.url
+
+
+def test_csv_has_a_header_and_one_record_per_outcome(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    write_all(ResultsFile(path), [SAVED, FAILED, DUPLICATE])
+    rows = csv_rows(path)
+    assert [tuple(row) for row in rows] == [COLUMNS] * 3
+    assert rows[0]["url"] == SIGNED
+    assert (rows[1]["file"], rows[1]["reason"], rows[1]["seconds"]) == ("", "timeout", "9.0")
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t"])
+def test_csv_cells_never_start_a_formula(tmp_path: Path, start: str) -> None:
+    path = tmp_path / "results.csv"
+    text = start + 'HYPERLINK("http://evil/")'
+    write_all(ResultsFile(path), [Outcome(1, text, text, Status.FAILED, Reason.BAD_URL, text)])
+    (row,) = csv_rows(path)
+    assert (row["url"], row["file"], row["detail"]) == ("'" + text,) * 3
+
+
+@pytest.mark.parametrize("text", ['a"b', "a,b", "a\rb", "a\nb", "a\x00b", "\u202eb", "é", "'"])
+def test_csv_gives_back_every_text(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "results.csv"
+    write_all(ResultsFile(path), [Outcome(1, text, None, Status.FAILED, Reason.BAD_URL, "bad")])
+    assert [row["url"] for row in csv_rows(path)] == [text]
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "results.csv", "failed.txt"])
+def test_a_lone_surrogate_never_stops_the_run(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    file = FailedFile(path) if name == "failed.txt" else ResultsFile(path)
+    write_all(file, [Outcome(1, "http://h/\udcff", None, Status.FAILED, Reason.BAD_URL, "bad")])
+    assert "\\udcff" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "results.CSV", "failed.txt"])
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_only_the_owner_may_read_a_file_with_secrets(tmp_path: Path, name: str, umask: int) -> None:
+    path = tmp_path / name
+    before = os.umask(umask)
+    try:
+        write_all(FailedFile(path) if name == "failed.txt" else ResultsFile(path), [SAVED])
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", ["results", "results.json", "results.jsonl.gz", ".csv"])
+def test_an_unknown_extension_is_refused_before_anything_is_touched(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("mine")
+    with pytest.raises(OptionError, match=r"\.jsonl or \.csv"):
+        ResultsFile(path)
+    assert path.read_text() == "mine"
+
+
+def test_an_earlier_file_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text("old\n" * 100)
+    write_all(ResultsFile(path), [SAVED])
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_made_is_named_with_the_reason(tmp_path: Path) -> None:
+    missing = tmp_path / "missing" / "results.csv"
+    with pytest.raises(ResultsFileError, match=r"missing/results\.csv.*No such file or directory"):
+        ResultsFile(missing)
+    with pytest.raises(ResultsFileError, match="Is a directory"):
+        FailedFile(tmp_path)
+
+
+def test_a_full_disk_is_an_error_that_names_the_file() -> None:
+    with FailedFile(Path("/dev/full")) as file, pytest.raises(ResultsFileError, match=r"/dev/full.*No space left"):
+        file.write(FAILED)
+
+
+def test_a_row_that_does_not_fit_leaves_no_torn_row(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with ResultsFile(path) as file:
+            file.write(SAVED)
+            size = path.stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))
+            with pytest.raises(ResultsFileError, match="File too large"):
+                file.write(SAVED)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.stat().st_size == size
+
+
+def test_rows_are_whole_when_the_process_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    program = f"""
+import sys
+from pathlib import Path
+from image_loader.model import Outcome, Status
+from image_loader.results import ResultsFile
+file = ResultsFile(Path({str(path)!r}))
+for line in range(10**9):
+    file.write(Outcome(line, "http://host/a.jpg", "a.jpg", Status.FRESH))
+    if line == 1000:
+        print(flush=True)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+    content = path.read_bytes()
+    assert content.endswith(b"\n")
+    assert {line.count(b",") for line in content.splitlines()} == {len(COLUMNS) - 1}
+    assert len(content.splitlines()) > 1000
+
+
+def test_the_failed_file_holds_the_urls_that_failed_as_given_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "failed.txt"
+    failed = Outcome(5, SIGNED, "a.jpg", Status.FAILED, Reason.HTTP_STATUS, "404 Not Found", 404)
+    write_all(FailedFile(path), [SAVED, FAILED, BAD, DUPLICATE, failed])
+    assert path.read_text(encoding="utf-8").split("\n") == [FAILED.url, BAD.url, SIGNED, ""]
+
+
+def test_what_remains_of_a_line_is_not_taken_for_a_url_by_the_next_run(tmp_path: Path) -> None:
+    path = tmp_path / "failed.txt"
+    cut = Outcome(6, "http://host/" + "a" * 188, None, Status.FAILED, Reason.BAD_URL, "line longer than 64 KiB")
+    write_all(FailedFile(path), [cut])
+    assert path.read_text() == f"# {cut.url}\n"
+
+
+def test_a_failed_file_may_be_a_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_all(FailedFile(path), [FAILED])
+        assert os.read(reader, 4096) == FAILED.url.encode() + b"\n"
+    finally:
+        os.close(reader)

@@ -1,0 +1,258 @@
+"""The scheduler's rules, by a clock and an executor that the test moves by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from image_loader.errors import DirectoryError
+from image_loader.model import Failure, Job, Layout, Locked, Name, Reason, Result, Settings, Validators
+from image_loader.scheduler import Finished, Scheduler
+from image_loader.url import parse
+
+SETTINGS = Settings(
+    directory=Path("unused"), force=False, revalidate=False, threads=8, per_host=4, timeout=1, max_time=1, retries=2,
+    max_size=1, headers={}, user_agent="", ca_bundle=None, insecure=False, public_only=False, layout=Layout.FLAT,
+    verify=False, index=None, window=100, batch=10, chunk=1, pool_hosts=1, host_failures=3, host_patience=30.0,
+    backoff_cap=60.0, retry_after_cap=120.0, redirects=1, flush_interval=1,
+)  # fmt: skip
+ANSWER = Locked()
+RESET = Failure(Reason.CONNECT, "reset", passing=True, unreachable=True)
+BUSY = Failure(Reason.HTTP_STATUS, "HTTP status 503", 503, passing=True)
+GONE = Failure(Reason.HTTP_STATUS, "HTTP status 410", 410)
+
+
+@dataclass
+class House(Executor):
+    """A scheduler, its executor and its clock, all in the test's hand."""
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    now: float = 0.0
+    running: list[tuple[Job, Future[Result]]] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
+    most: int = 0
+
+    def __post_init__(self) -> None:
+        settings = Settings(**{**{name: getattr(SETTINGS, name) for name in SETTINGS.__slots__}, **self.changes})
+        self.scheduler = Scheduler(self, lambda job: ANSWER, settings, clock=lambda: self.now, jitter=lambda: 1.0)
+
+    def submit(self, _: Callable[..., Any], /, *args: Any, **__: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.running.append((args[0], future))
+        self.most = max(self.most, len(self.running))
+        return future
+
+    def add(self, *urls: str) -> None:
+        for url in urls:
+            self.scheduler.add(Job(len(self.finished), parse(url), Name("n", True), None, Validators(), new=True))
+        self.advance(0)
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        self.finished += self.scheduler.advance(0.0)
+
+    def answer(self, result: Result = ANSWER, host: str = "") -> None:
+        """End the oldest attempt that runs (on ``host``) with ``result``."""
+        index = next(i for i, (job, _) in enumerate(self.running) if host in job.url.origin)
+        self.running.pop(index)[1].set_result(result)
+        self.advance(0)
+
+    def on(self, host: str) -> int:
+        return sum(host in job.url.origin for job, _ in self.running)
+
+    def reasons(self) -> list[Reason]:
+        return [end.result.reason for end in self.finished if isinstance(end.result, Failure)]
+
+
+def urls(host: str, count: int) -> list[str]:
+    return [f"http://{host}/{number}.jpg" for number in range(count)]
+
+
+def test_no_more_attempts_run_at_once_than_there_are_threads() -> None:
+    house = House({"threads": 3})
+    house.add(*(f"http://host{number}/a.jpg" for number in range(10)))
+    while house.running:
+        house.answer()
+    assert house.most == 3
+    assert len(house.finished) == 10
+
+
+def test_a_host_never_has_more_attempts_than_its_limit_and_reaches_it_as_it_answers() -> None:
+    house = House()
+    house.add(*urls("host", 40))
+    seen = []
+    while house.running:
+        seen.append(len(house.running))
+        house.answer()
+    assert seen[0] == 3
+    assert max(seen) == 4
+
+
+def test_a_full_host_does_not_hold_up_the_hosts_behind_it() -> None:
+    house = House()
+    house.add(*urls("slow", 50), "http://other/a.jpg")
+    assert house.on("other") == 1
+
+
+def test_hosts_take_turns() -> None:
+    house = House({"threads": 4})
+    house.add(*urls("one", 50))
+    house.add(*urls("two", 50))
+    for _ in range(20):
+        house.answer()
+    assert house.on("two") == 2
+
+
+def test_a_passing_failure_is_tried_again_after_growing_pauses_and_then_told() -> None:
+    house = House()
+    house.add("http://host/a.jpg")
+    starts = []
+    while not house.finished:
+        if house.running:
+            starts.append(house.now)
+            house.answer(BUSY)
+        else:
+            house.advance(0.25)
+    assert starts == [0.0, 1.0, 3.0]
+    assert house.finished[0].attempts == 3
+    assert house.reasons() == [Reason.HTTP_STATUS]
+
+
+def test_a_final_failure_is_told_after_one_attempt() -> None:
+    house = House()
+    house.add("http://host/a.jpg")
+    house.answer(GONE)
+    assert [end.attempts for end in house.finished] == [1]
+
+
+def test_a_waiting_retry_occupies_no_thread() -> None:
+    house = House({"threads": 1})
+    house.add("http://host/a.jpg", "http://other/b.jpg")
+    house.answer(BUSY, "host")
+    assert house.on("other") == 1
+
+
+def test_retry_after_pauses_the_whole_host_but_no_other() -> None:
+    house = House()
+    house.add(*urls("host", 4), "http://other/b.jpg")
+    house.answer(Failure(Reason.HTTP_STATUS, "", 503, passing=True, retry_after=20.0), "host")
+    while house.on("host"):
+        house.answer(host="host")
+    house.advance(19.0)
+    assert house.on("host") == 0
+    assert house.on("other") == 1
+    house.advance(1.0)
+    assert house.on("host") > 0
+
+
+def test_retry_after_is_capped() -> None:
+    house = House({"retries": 5})
+    house.add("http://host/a.jpg")
+    house.answer(Failure(Reason.HTTP_STATUS, "", 503, passing=True, retry_after=1e9))
+    house.advance(119.0)
+    assert not house.running
+    house.advance(1.0)
+    assert house.running
+
+
+def test_a_host_that_never_answers_is_asked_by_one_job_at_a_time() -> None:
+    house = House()
+    house.add(*urls("dead", 20))
+    while house.running:
+        house.answer(RESET)
+    assert house.scheduler.pending == 20
+    house.advance(1.0)
+    assert house.on("dead") == 1
+
+
+def test_a_host_that_is_down_fails_its_jobs_at_once_after_the_patience_and_not_before() -> None:
+    house = House({"retries": 100})
+    house.add(*urls("dead", 20))
+    while house.now < 29.5:
+        while house.running:
+            house.answer(RESET)
+        house.advance(0.5)
+    assert not house.finished
+    while house.running:
+        house.answer(RESET)
+    house.advance(1.0)
+    assert house.reasons() == [Reason.HOST_DOWN] * 20
+    house.add("http://dead/late.jpg")
+    assert house.reasons() == [Reason.HOST_DOWN] * 21
+
+
+def test_one_answer_brings_a_failing_host_back() -> None:
+    house = House({"retries": 100})
+    house.add(*urls("flaky", 30))
+    for _ in range(3):
+        house.answer(RESET)
+    house.advance(1.0)
+    house.answer()
+    assert house.on("flaky") == 2
+    house.advance(40.0)
+    assert Reason.HOST_DOWN not in house.reasons()
+
+
+def test_out_of_descriptors_lowers_the_number_of_threads_and_costs_no_attempt() -> None:
+    house = House({"retries": 0})
+    house.add(*(f"http://host{number}/a.jpg" for number in range(8)))
+    house.answer(Failure(Reason.CONNECT, "too many open files", passing=True, exhausted=True))
+    while len(house.finished) < 8:
+        if house.running:
+            assert len(house.running) <= 7
+            house.answer()
+        else:
+            house.advance(1.0)
+    assert not house.reasons()
+    assert {end.attempts for end in house.finished} == {1}
+
+
+def test_what_ends_the_run_is_kept_and_the_other_results_are_not_lost() -> None:
+    house = House()
+    house.add("http://one/a.jpg", "http://two/b.jpg")
+    house.running[0][1].set_exception(DirectoryError("full"))
+    house.running[1][1].set_result(ANSWER)
+    house.advance(0)
+    assert isinstance(house.scheduler.error, DirectoryError)
+    assert [end.result for end in house.finished][1] is ANSWER
+
+
+def test_a_surprise_in_a_worker_is_raised() -> None:
+    house = House()
+    house.add("http://one/a.jpg")
+    house.running[0][1].set_exception(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        house.advance(0)
+
+
+def test_abandoned_jobs_are_all_accounted_for() -> None:
+    house = House({"threads": 1})
+    house.add(*urls("host", 5), "http://other/a.jpg")
+    house.answer(BUSY)
+    house.finished += house.scheduler.abandon()
+    house.running.pop()[1].set_result(BUSY)
+    house.finished += house.scheduler.settle(0)
+    assert len(house.finished) == 6
+    assert house.scheduler.pending == 0
+
+
+def test_attempts_that_do_not_end_are_forsaken_once() -> None:
+    house = House()
+    house.add("http://host/a.jpg")
+    house.finished += house.scheduler.abandon()
+    house.finished += house.scheduler.forsake()
+    assert house.reasons() == [Reason.INTERRUPTED]
+    assert house.scheduler.forsake() == []
+
+
+def test_hosts_that_are_done_are_forgotten() -> None:
+    house = House()
+    for number in range(50):
+        house.add(f"http://host{number}/a.jpg")
+        house.answer()
+    assert house.scheduler._hosts == {}

@@ -1,0 +1,333 @@
+"""Lists: every line of a file, a pipe or an iterable is told once, and none of them can hurt."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from image_loader.errors import UrlFileError
+from image_loader.model import Line
+from image_loader.urlfile import LIMIT, POLL, count, from_strings, read
+
+BYTES = st.one_of(
+    st.binary(),
+    st.lists(
+        st.sampled_from(
+            [b"http://h/a.jpg", b"\n", b"\r\n", b" ", b"#", b"\xef\xbb\xbf", b"\xff", b"\0", b"\xc2\xa0", b"ftp:"]
+        ),
+    ).map(b"".join),
+    st.text().map(str.encode),
+)
+
+
+@pytest.fixture
+def urlfile(tmp_path: Path) -> Path:
+    return tmp_path / "urls.txt"
+
+
+def lines(path: Path, batch: int = 100) -> list[Line]:
+    return [line for chunk in read(path, batch) for line in chunk]
+
+
+def urls(path: Path) -> list[str | None]:
+    return [line.url.canonical if line.url else None for line in lines(path)]
+
+
+def before_the_error(path: Path) -> tuple[list[Line], str]:
+    """Return what is read of a list up to the error that it must end with."""
+    found: list[Line] = []
+    with pytest.raises(UrlFileError) as caught:
+        for chunk in read(path, 100):
+            found.extend(chunk)
+    return found, str(caught.value)
+
+
+def written_by_a_thread(pieces: list[bytes], descriptor: int) -> threading.Thread:
+    """Start a thread that writes the pieces into a pipe, one by one, and closes it."""
+
+    def write() -> None:
+        with os.fdopen(descriptor, "wb", buffering=0) as pipe:
+            for piece in pieces:
+                pipe.write(piece)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    return thread
+
+
+def through_a_pipe(pieces: list[bytes]) -> list[Line]:
+    reader, writer = os.pipe()
+    thread = written_by_a_thread(pieces, writer)
+    try:
+        return lines(Path(f"/dev/fd/{reader}"))
+    finally:
+        thread.join()
+        os.close(reader)
+
+
+def test_blank_lines_and_comments_are_passed_over_but_counted(urlfile: Path) -> None:
+    urlfile.write_bytes(b"# a comment\n\n  \t\nhttp://h/a.jpg\n  # another\nhttp://h/b.jpg\n")
+    assert [(line.number, line.text) for line in lines(urlfile)] == [(4, "http://h/a.jpg"), (6, "http://h/b.jpg")]
+
+
+def test_crlf_surrounding_white_space_and_a_missing_last_line_end_are_tolerated(urlfile: Path) -> None:
+    urlfile.write_bytes(b"http://h/a.jpg\r\n \thttp://h/b.jpg \t\n\xc2\xa0http://h/c.jpg\xe3\x80\x80\nhttp://h/d.jpg")
+    assert urls(urlfile) == ["http://h/a.jpg", "http://h/b.jpg", "http://h/c.jpg", "http://h/d.jpg"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_line(urlfile: Path) -> None:
+    urlfile.write_bytes(b"\xef\xbb\xbfhttp://h/a.jpg\n\xef\xbb\xbf# joined with cat\n\xef\xbb\xbfhttp://h/b.jpg\n")
+    assert urls(urlfile) == ["http://h/a.jpg", "http://h/b.jpg"]
+
+
+def test_commas_quotes_and_spaces_inside_a_url_are_kept(urlfile: Path) -> None:
+    urlfile.write_text("http://h/a,b 'c' \"d\".jpg\n")
+    [line] = lines(urlfile)
+    assert line.text == "http://h/a,b 'c' \"d\".jpg"
+    assert line.url is not None
+    assert line.url.path == "/a,b%20'c'%20%22d%22.jpg"
+
+
+def test_a_line_that_is_no_url_tells_its_fault_and_the_next_ones_go_on(urlfile: Path) -> None:
+    urlfile.write_bytes(b"photo.jpg\nftp://h/a.jpg\nhttp://h:99999/\nhttp://h/\0.jpg\nhttp://h/a.jpg\n")
+    *bad, good = lines(urlfile)
+    assert [(line.number, line.url) for line in bad] == [(1, None), (2, None), (3, None), (4, None)]
+    assert all(line.fault for line in bad)
+    assert (good.number, good.fault) == (5, "")
+
+
+def test_undecodable_bytes_are_a_fault_of_their_line_alone(urlfile: Path) -> None:
+    urlfile.write_bytes("# Bücher\nhttp://h/ä.jpg\nhttp://h/a.jpg\n".encode("latin-1"))
+    bad, good = lines(urlfile)
+    assert (bad.number, bad.text, bad.url) == (2, "http://h/\ufffd.jpg", None)
+    assert "undecodable" in bad.fault
+    assert good.url is not None
+
+
+def test_a_line_of_64_kib_is_a_url_and_one_byte_more_is_a_fault(urlfile: Path) -> None:
+    longest = "http://h/".ljust(LIMIT, "x")
+    urlfile.write_text(f"{longest}\n{longest}x\nhttp://h/a.jpg\n")
+    kept, refused, after = lines(urlfile)
+    assert kept.text == longest
+    assert kept.url is not None
+    assert (refused.number, refused.url, refused.fault) == (2, None, "line longer than 64 KiB")
+    assert refused.text == longest[:200]
+    assert after.number == 3
+
+
+def test_a_long_comment_is_passed_over(urlfile: Path) -> None:
+    urlfile.write_bytes(b"#" * 3 * LIMIT + b"\nhttp://h/a.jpg\n")
+    assert urls(urlfile) == ["http://h/a.jpg"]
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_memory_stays_flat_for_an_endless_line(urlfile: Path, compress: type[bytes]) -> None:
+    urlfile.write_bytes(compress(b"x" * 50_000_000 + b"\nhttp://h/a.jpg\n"))
+    tracemalloc.start()
+    try:
+        found = lines(urlfile)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [line.number for line in found] == [1, 2]
+    assert peak < 20 * LIMIT
+
+
+def test_batches_hold_no_more_lines_than_asked_for(urlfile: Path) -> None:
+    urlfile.write_text("".join(f"http://h/{number}.jpg\n" for number in range(25)))
+    sizes = [len(chunk) for chunk in read(urlfile, 10)]
+    assert [size for size in sizes if size] == [10, 10, 5]
+
+
+def test_gzip_is_told_by_its_first_bytes_and_read_with_all_its_members(tmp_path: Path) -> None:
+    path = tmp_path / "urls.dat"
+    path.write_bytes(gzip.compress(b"http://h/a.jpg\nhttp://h/") + gzip.compress(b"") + gzip.compress(b"b.jpg\n"))
+    assert urls(path) == ["http://h/a.jpg", "http://h/b.jpg"]
+
+
+def test_a_cut_gzip_is_an_error_after_the_lines_before_the_cut(urlfile: Path) -> None:
+    text = "".join(f"http://h/{number}.jpg\n" for number in range(20_000))
+    urlfile.write_bytes(gzip.compress(text.encode())[:-1000])
+    found, message = before_the_error(urlfile)
+    assert 10_000 < len(found) < 20_000
+    assert [line.text for line in found] == text.splitlines()[: len(found)]
+    assert str(urlfile) in message
+    assert "cut off" in message
+
+
+@pytest.mark.parametrize("kept", [2, 5, 12, -8, -1])
+def test_a_gzip_cut_anywhere_is_an_error(urlfile: Path, kept: int) -> None:
+    urlfile.write_bytes(gzip.compress(b"http://h/a.jpg\n")[:kept])
+    assert "cut off" in before_the_error(urlfile)[1]
+
+
+def test_a_damaged_gzip_is_an_error(urlfile: Path) -> None:
+    damaged = bytearray(gzip.compress(b"http://h/a.jpg\n" * 100))
+    damaged[-8] ^= 1
+    urlfile.write_bytes(damaged)
+    assert "damaged" in before_the_error(urlfile)[1]
+
+
+def test_an_empty_list_has_no_lines(urlfile: Path) -> None:
+    urlfile.touch()
+    assert lines(urlfile) == []
+    assert count(urlfile) == 0
+
+
+def test_a_missing_list_is_an_error_that_names_it(urlfile: Path) -> None:
+    assert before_the_error(urlfile) == ([], f"{urlfile}: cannot be read: No such file or directory")
+
+
+def test_a_directory_is_an_error_that_names_it(tmp_path: Path) -> None:
+    assert before_the_error(tmp_path) == ([], f"{tmp_path}: cannot be read: Is a directory")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_list_is_an_error_that_names_it(urlfile: Path) -> None:
+    urlfile.touch(mode=0o000)
+    assert before_the_error(urlfile) == ([], f"{urlfile}: cannot be read: Permission denied")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens but cannot be read")
+def test_an_error_while_reading_is_told_in_the_same_words() -> None:
+    assert before_the_error(Path("/proc/self/mem")) == ([], "/proc/self/mem: cannot be read: Input/output error")
+
+
+def test_a_pipe_is_read_as_it_comes_in_any_pieces() -> None:
+    content = "\ufeffhttp://h/ä.jpg\r\n#\nhttp://h/b.jpg".encode()
+    pieces = [content[at : at + 1] for at in range(len(content))]
+    assert [line.text for line in through_a_pipe(pieces)] == ["http://h/ä.jpg", "http://h/b.jpg"]
+
+
+def test_gzip_is_read_from_a_pipe_in_any_pieces() -> None:
+    content = gzip.compress(b"http://h/a.jpg\n") + gzip.compress(b"http://h/b.jpg\n")
+    pieces = [content[at : at + 1] for at in range(len(content))]
+    assert [line.text for line in through_a_pipe(pieces)] == ["http://h/a.jpg", "http://h/b.jpg"]
+
+
+@pytest.mark.parametrize("content", [b"http://h/a.jpg\n", gzip.compress(b"http://h/a.jpg\n")], ids=["plain", "gzip"])
+def test_a_pipe_with_nothing_to_read_gives_an_empty_list_soon(content: bytes) -> None:
+    reader, writer = os.pipe()
+    chunks = read(f"/dev/fd/{reader}", 10)
+    begun = time.monotonic()
+    assert next(chunks) == []
+    assert time.monotonic() - begun < 50 * POLL
+    os.write(writer, content)
+    assert next(chunk for chunk in chunks if chunk)[0].text == "http://h/a.jpg"
+    assert next(chunks) == []
+    os.close(writer)
+    assert [line for chunk in chunks for line in chunk] == []
+    os.close(reader)
+
+
+def test_a_fifo_that_no_one_has_opened_yet_does_not_block(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    chunks = read(path, 10)
+    assert next(chunks) == []
+    thread = written_by_a_thread([b"http://h/a.jpg\n"], os.open(path, os.O_WRONLY))
+    assert [line.text for chunk in chunks for line in chunk] == ["http://h/a.jpg"]
+    thread.join()
+
+
+def run_on_standard_input(stdin: int | None, content: bytes | None) -> subprocess.CompletedProcess[bytes]:
+    code = "from image_loader.urlfile import read; print([line.text for chunk in read('-', 10) for line in chunk])"
+    return subprocess.run([sys.executable, "-c", code], stdin=stdin, input=content, capture_output=True, check=False)
+
+
+def test_a_dash_is_standard_input() -> None:
+    finished = run_on_standard_input(None, b"http://h/a.jpg\nhttp://h/b.jpg")
+    assert finished.stdout.decode().strip() == "['http://h/a.jpg', 'http://h/b.jpg']"
+
+
+def test_standard_input_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path) -> None:
+    directory = os.open(tmp_path, os.O_RDONLY)
+    finished = run_on_standard_input(directory, None)
+    os.close(directory)
+    assert finished.returncode != 0
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+def test_a_reader_that_is_left_early_closes_its_file(urlfile: Path) -> None:
+    urlfile.write_text("http://h/a.jpg\n" * 100)
+    before = open_descriptors()
+    chunks = read(urlfile, 10)
+    next(chunks)
+    assert isinstance(chunks, Iterator)
+    chunks.close()  # type: ignore[attr-defined]
+    assert open_descriptors() == before
+
+
+def test_counting_leaves_out_blank_lines_and_comments(urlfile: Path) -> None:
+    urlfile.write_text("\ufeff# comment\n\nhttp://h/a.jpg\nnonsense\n   \n#\nhttp://h/b.jpg")
+    assert count(urlfile) == 3
+    urlfile.write_bytes(gzip.compress(urlfile.read_bytes()))
+    assert count(urlfile) == 3
+
+
+def test_a_pipe_standard_input_and_what_cannot_be_read_have_no_count(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"http://h/a.jpg\n")[:-4])
+    assert count("-") is None
+    assert [count(tmp_path / name) for name in ("fifo", "cut.gz", "missing", ".")] == [None] * 4
+
+
+@given(
+    content=BYTES.filter(lambda content: not content.startswith(b"\x1f\x8b")),
+    batch=st.integers(min_value=1, max_value=3),
+)
+@settings(max_examples=200)
+def test_any_bytes_become_as_many_lines_as_were_counted(content: bytes, batch: int) -> None:
+    path = Path(f"/dev/shm/urls-{os.getpid()}")
+    path.write_bytes(content)
+    try:
+        chunks = list(read(path, batch))
+        counted = count(path)
+    finally:
+        path.unlink()
+    found = [line for chunk in chunks for line in chunk]
+    assert max(map(len, chunks)) <= batch
+    assert len(found) == counted
+    assert [line.number for line in found] == sorted({line.number for line in found})
+    for line in found:
+        assert (line.url is None) == bool(line.fault)
+        line.text.encode()
+
+
+@given(pieces=st.lists(BYTES, max_size=5))
+@settings(max_examples=50, deadline=None)
+def test_the_pieces_in_which_a_pipe_is_read_make_no_difference(pieces: list[bytes]) -> None:
+    assert through_a_pipe(pieces) == through_a_pipe([b"".join(pieces)])
+
+
+@given(texts=st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\n"))))
+@settings(max_examples=200)
+def test_strings_are_treated_as_the_lines_of_a_file(texts: list[str]) -> None:
+    found = [line for chunk in from_strings(texts, 2) for line in chunk]
+    assert found == through_a_pipe(["\n".join(texts).encode()])
+
+
+def test_strings_with_lone_surrogates_are_a_fault() -> None:
+    [[line]] = from_strings(["http://h/\udc80\ud800.jpg"], 10)
+    assert line.url is None
+    line.text.encode()
+
+
+def test_strings_are_taken_as_they_are_needed() -> None:
+    taken = iter(f"http://h/{number}.jpg" for number in range(1000))
+    assert len(next(from_strings(taken, 10))) == 10
+    assert next(taken) == "http://h/10.jpg"
