@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -243,9 +243,8 @@ def authority() -> trustme.CA:
 @pytest.fixture
 def loader(tmp_path: Path) -> Iterator[Loader]:
     """The command, at home in the test's own directory."""
-    home = Loader(tmp_path)
-    yield home
-    home.close()
+    with closing(Loader(tmp_path)) as home:
+        yield home
 
 
 @pytest.fixture

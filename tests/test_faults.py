@@ -208,7 +208,7 @@ def _state(path: Path) -> tuple[bytes, int]:
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     """Run three times over all cases at once, each case on an origin of its own."""
     loader = Loader(tmp_path_factory.mktemp("faults"))
-    with ExitStack() as stack:
+    with closing(loader), ExitStack() as stack:
         servers = {case: stack.enter_context(Server(name=case)) for case in CASES}
         urls = [server.url(_target(case)) for case, server in servers.items()]
         _be_well(servers, well=True)
@@ -219,7 +219,6 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         stood = {case: _state(loader.directory / f"{case}.png") for case in CASES}
         _be_well(servers, well=True)
         yield Story(servers, fault, requests, stood, loader.run(urls, *AT_ONCE))
-        loader.close()
 
 
 def _be_well(servers: dict[str, Server], *, well: bool) -> None:
@@ -694,9 +693,8 @@ def _open_to_all() -> Iterator[Loader]:
     """Yield a loader whose home everybody may write to."""
     with TemporaryDirectory() as name:
         Path(name).chmod(0o777)
-        loader = Loader(Path(name))
-        yield loader
-        loader.close()
+        with closing(Loader(Path(name))) as loader:
+            yield loader
 
 
 common_loader = pytest.fixture(_open_to_all)

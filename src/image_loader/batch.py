@@ -115,6 +115,8 @@ class _Run:
         for digest, (line, url) in urls.items():
             if digest not in unseen:
                 duplicates.append(line)
+            elif digest not in records:
+                yield Outcome(line.number, line.text, None, Status.FAILED, Reason.WRITE, "all its names are taken")
             elif isinstance(decision := self._decide(line, url, records[digest], now), Outcome):
                 yield decision
             else:
@@ -131,12 +133,20 @@ class _Run:
             records.update(self._index.claim(unknown, naming.key))
         return records
 
-    def _names(self, url: Url) -> list[Name]:
-        """Return the names that ``url`` may get, best first: one that is in place, should the index have been lost."""
-        names = list(naming.candidates(url, self._settings.layout, self._directory.max_name_bytes))
-        if names[0].complete and self._directory.stat(names[1].path) is not None:
-            names[0], names[1] = names[1], names[0]
-        return names
+    def _names(self, url: Url) -> Iterator[Name]:
+        """Yield the names that ``url`` may get, best first.
+
+        Should the index have been lost, the plain name's file may be another URL's; one with the hash is its own.
+        """
+        names = naming.candidates(url, self._settings.layout, self._directory.max_name_bytes)
+        plain = next(names)
+        if plain.complete and self._directory.stat(plain.path) is not None:
+            hashed = next(names)
+            in_place = self._directory.stat(hashed.path) is not None
+            yield from (hashed, plain) if in_place else (plain, hashed)
+        else:
+            yield plain
+        yield from names
 
     def _decide(self, line: Line, url: Url, record: Record, now: float) -> Outcome | Job:
         """Say that the file in place is fresh, or what to ask for (RFC 9111, 4)."""

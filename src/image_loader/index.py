@@ -6,12 +6,13 @@ import fcntl
 import logging
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import NoReturn, Self
 
 from image_loader.errors import IndexFileError
 from image_loader.model import Image, Name, Record, Validators
@@ -26,6 +27,7 @@ _PENDING_MAX = 5000
 """Images recorded but not yet written, whatever the flush interval: bounds the memory."""
 _VARIABLES = 500
 """Digests in one query; SQLite before 3.32 takes no more than 999."""
+_INTEGER_MAX = 2**63 - 1
 
 _SETTINGS = (
     "PRAGMA journal_mode = WAL",
@@ -50,6 +52,8 @@ _SCHEMA = (
     f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {_VERSION}",
 )
+_SEEN = "SELECT digest FROM seen WHERE digest IN "
+_REMEMBER = "INSERT INTO seen VALUES (?)"
 _LOOK_UP = """SELECT digest, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified,
     fresh_until, saved, checked FROM image WHERE digest IN """
 _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
@@ -70,17 +74,17 @@ _WAYS_OUT = {
 class Index:
     """The open index; one thread at a time uses it.
 
-    Every method raises ``IndexFileError`` once the file cannot be used. One that proves damaged in use is moved aside
-    first, so that the next run begins anew.
+    Every method raises ``IndexFileError`` where the file cannot be used. One that proves damaged in use is moved aside
+    before, so that the next run begins anew.
     """
 
     def __init__(self, path: Path, flush_interval: float) -> None:
-        """Open the index, or make it (mode 0600); ``flush_interval`` is in seconds.
+        """Open the index, or make it with mode 0600; ``flush_interval`` is in seconds.
 
         A damaged one is moved aside with a warning, and a new one begun; the images are not touched.
         """
-        # SQLite gives a meaning to relative names such as ":memory:" and "file:…".
-        self._path = path.absolute()
+        # Absolute: SQLite gives a meaning of their own to names such as ":memory:" and "file:a?b".
+        self._path = Path(os.path.realpath(path))
         self._flush_interval = flush_interval
         self._flushed = time.monotonic()
         self._pending: dict[bytes, Image] = {}
@@ -90,7 +94,7 @@ class Index:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.close()
 
     def first_seen(self, digests: Sequence[bytes]) -> set[bytes]:
@@ -98,28 +102,27 @@ class Index:
         new = set(digests)
         with self._transaction("BEGIN"):
             for part in _parts(digests):
-                rows = self._connection.execute(f"SELECT digest FROM seen WHERE digest IN {_marks(part)}", part)  # noqa: S608
-                new.difference_update(digest for (digest,) in rows)
-            self._connection.executemany("INSERT INTO seen VALUES (?)", [(digest,) for digest in new])
+                new.difference_update(row[0] for row in self._connection.execute(_SEEN + _marks(part), part))
+            self._connection.executemany(_REMEMBER, [(digest,) for digest in new])
         return new
 
     def look_up(self, digests: Sequence[bytes]) -> dict[bytes, Record]:
-        """Return what is known of these URLs, as of the last flush; a URL never seen is missing from the answer."""
+        """Return what is known of these URLs, as of the last flush; one that has no name yet is missing from it."""
         with self._transaction("BEGIN"):
             return self._select(digests)
 
     def claim(self, wanted: Sequence[tuple[bytes, Iterable[Name]]], key: Callable[[str], str]) -> dict[bytes, Record]:
-        """Give each URL the first of its names that no other URL holds, in this process or another, for good.
+        """Give each URL, for good, the first of its names that no other URL holds, from whatever process.
 
-        ``key`` maps the paths that some file system takes for one to one key. A URL that has a name by now keeps it.
-        One all of whose names are taken is missing from the answer.
+        ``key`` maps paths that some file system takes for one to one key. A URL that has a name by now keeps that. One all
+        of whose names are taken is missing from the answer.
         """
         with self._transaction("BEGIN IMMEDIATE"):
             records = self._select([digest for digest, _ in wanted])
             for digest, names in wanted:
                 if digest not in records:
                     free = (name for name in names if self._insert(digest, name, key(name.path)))
-                    records.update((digest, Record(name, None)) for name in _first(free))
+                    records.update((digest, Record(name, None)) for name in islice(free, 1))
         return records
 
     def record(self, digest: bytes, image: Image) -> None:
@@ -129,13 +132,13 @@ class Index:
             self.flush()
 
     def tick(self) -> None:
-        """Flush, where the flush interval has passed."""
+        """Flush, where the flush interval has passed since the last time."""
         if time.monotonic() - self._flushed >= self._flush_interval:
             self.flush()
 
     def flush(self) -> None:
         """Write what was recorded, in one transaction."""
-        # Forgotten first: what could not be written once would only make close() fail as well.
+        # Taken out first: what could not be written would only make close() fail once more.
         pending, self._pending = self._pending, {}
         if pending:
             with self._transaction("BEGIN IMMEDIATE"):
@@ -154,7 +157,7 @@ class Index:
         return {row[0]: _record(*row[1:]) for row in rows}
 
     def _insert(self, digest: bytes, name: Name, key: str) -> bool:
-        own, first, last = _reservation(key, complete=name.complete)
+        own, first, last = _reserved(key, complete=name.complete)
         row = (digest, own, name.path, name.complete, first, last)
         return self._connection.execute(_CLAIM, row).rowcount == 1
 
@@ -165,28 +168,186 @@ class Index:
                 self._connection.execute(begin)
                 yield
         except sqlite3.Error as error:
-            if not _is_damage(error):
-                raise _failure(self._path, error) from error
-            self._abandon(error)
+            if _is_damage(error):
+                self._abandon(error)
+            raise _failure(self._path, error) from error
 
-    def _abandon(self, error: sqlite3.Error) -> None:
+    def _abandon(self, error: sqlite3.Error) -> NoReturn:
         self._pending.clear()
         self._connection.close()
         with _alone(self._path.parent):
-            # Another process may have found the same damage, and begun anew.
+            # Another process may have found the damage before us, and begun anew under the same name.
             if _inode(self._path) == self._inode:
                 _move_aside(self._path)
-        raise IndexFileError(f"{self._path}: the index is damaged and was moved aside; run again to begin anew") from error
+        raise IndexFileError(
+            f"{self._path}: the index is damaged and was moved aside; run again, and a new one is begun (images stay)"
+        ) from error
 
 
 def _open(path: Path) -> sqlite3.Connection:
     with _alone(path.parent):
-        _make(path)
         try:
             return _connect(path)
         except sqlite3.Error as error:
             if not _is_damage(error):
                 raise _failure(path, error) from error
             aside = _move_aside(path)
-        _logger.warning("%s: the index was damaged; moved aside to %s, and begun anew", path, aside.name)
-        return _open_new(path)
+            _logger.warning("%s: the index is damaged; moved aside to %s, and begun anew", path, aside.name)
+        return _connect(path)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep other processes from opening an index here meanwhile.
+
+    Without it, two that find the same damage move aside each other's new index; and the switch to WAL fails at once where
+    another makes it, since SQLite's busy timeout does not cover it (3.40). Some network file systems lock no directory:
+    there, this is a hope.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    _require_file(path)
+    # An iterator that loads images may be handed from thread to thread.
+    connection = sqlite3.connect(path, timeout=_LOCK_PATIENCE, isolation_level=None, check_same_thread=False)
+    try:
+        _prepare(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _require_file(path: Path) -> None:
+    """Make the file if it is not there, and tell in plain words why it cannot serve, before SQLite touches it.
+
+    It is never opened here once it is there: closing it would drop the locks that another connection of this process
+    holds on it (POSIX advisory locks belong to process and inode).
+    """
+    try:
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        raise IndexFileError(
+            f"{path}: the index cannot be made here ({error.strerror}); name another place with --index"
+        ) from error
+    if not regular:
+        raise IndexFileError(f"{path}: not a regular file, so no index")
+    # SQLite opens what it may not write read-only, and in WAL mode fails only at the first row.
+    if not os.access(path, os.R_OK | os.W_OK) or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise IndexFileError(
+            f"{path}: the index, or its directory, is not writable; change its permissions, or name another with --index"
+        )
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    schema, application, version = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("schema_version", "application_id", "user_version")
+    )
+    if schema and application != _APPLICATION_ID:
+        raise IndexFileError(f"{path}: a database of another program, not an index; name another file with --index")
+    if version > _VERSION:
+        raise IndexFileError(
+            f"{path}: the index is of a later version of this program; upgrade, or use another --index"
+        )
+    for statement in _SETTINGS:
+        connection.execute(statement)
+    if not schema:
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA:
+                connection.execute(statement)
+
+
+def _move_aside(path: Path) -> Path:
+    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+    try:
+        path.rename(aside)
+        for suffix in ("-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+    except OSError as error:
+        raise IndexFileError(
+            f"{path}: the index is damaged, and cannot be moved aside ({error.strerror}); remove it"
+        ) from error
+    return aside
+
+
+def _inode(path: Path) -> int | None:
+    with suppress(OSError):
+        return path.stat().st_ino
+    return None
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    # The module's own complaint about text that is not UTF-8 bears no code.
+    return isinstance(error, sqlite3.OperationalError) if code is None else code & 0xFF in _DAMAGE
+
+
+def _failure(path: Path, error: sqlite3.Error) -> IndexFileError:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    return IndexFileError(f"{path}: the index cannot be used: {_WAYS_OUT.get(code, 'SQLite says')} ({error})")
+
+
+def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:
+    """Return a name's own key, and the first and last of the keys that must not be another's.
+
+    A name without extension holds all extensions, by a key that no path has.
+
+    >>> _reserved("a.jpg", complete=True), _reserved("a-0f", complete=False)
+    (('a.jpg', 'a.*', 'a.*'), ('a-0f.*', 'a-0f.', 'a-0f/'))
+    """
+    if complete:
+        every = os.path.splitext(key)[0] + ".*"
+        return key, every, every
+    # "/" follows "." in ASCII, and SQLite compares bytes: between them is whatever begins with the name and a dot.
+    return key + ".*", key + ".", key + "/"
+
+
+def _record(
+    name: str,
+    complete: int,
+    size: int | None,
+    mtime_ns: int,
+    media_type: str | None,
+    sha256: bytes | None,
+    etag: str | None,
+    last_modified: str | None,
+    fresh_until: float | None,
+    saved: float,
+    checked: float,
+) -> Record:
+    if size is None:
+        return Record(Name(name, bool(complete)), None)
+    digest = None if sha256 is None else sha256.hex()
+    validators = Validators(etag, last_modified)
+    image = Image(name, size, mtime_ns, media_type, digest, validators, fresh_until, saved, checked)
+    return Record(Name(name, complete=True), image)
+
+
+def _values(digest: bytes, image: Image) -> tuple[str | int | float | bytes | None, ...]:
+    # A file's time may be of any year; SQLite's integers end in 2262. Cut off, it is never the file's: fetched anew.
+    mtime_ns = max(-_INTEGER_MAX, min(image.mtime_ns, _INTEGER_MAX))
+    sha256 = None if image.sha256 is None else bytes.fromhex(image.sha256)
+    etag, last_modified = image.validators.etag, image.validators.last_modified
+    return (
+        *(image.file, image.size, mtime_ns, image.media_type, sha256, etag, last_modified),
+        *(image.fresh_until, image.saved, image.checked, digest),
+    )
+
+
+def _parts(digests: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    return (digests[start : start + _VARIABLES] for start in range(0, len(digests), _VARIABLES))
+
+
+def _marks(digests: Sequence[bytes]) -> str:
+    return f"({','.join('?' * len(digests))})"
