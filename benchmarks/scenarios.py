@@ -147,7 +147,7 @@ def dead_hosts(bench: Bench) -> Iterator[Scenario]:
     originals = bench.small[: min(GOOD_LINES, bench.images)]
     good = [bench.address(original, host=GOOD_HOSTS[n % len(GOOD_HOSTS)]) for n, original in enumerate(originals)]
     with hanging_host() as hanging, refusing_host() as refusing:
-        dead = [f"http://{(hanging, refusing)[n % 2]}/{n:05d}.png" for n in range(DEAD_LINES)]
+        dead = [f"http://{(hanging, refusing)[n % 2]}/dead-{n:05d}.png" for n in range(DEAD_LINES)]
         for name, title, urls in (
             ("dead-hosts-none", f"{len(good)} images of 20 good hosts", good),
             ("dead-hosts", f"{len(dead)} lines of two dead hosts before {len(good)} of 20 good hosts", dead + good),

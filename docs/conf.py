@@ -10,8 +10,6 @@ version = release = __version__
 extensions = ["sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 autodoc_typehints = "description"
-nitpicky = True
-nitpick_ignore_regex = [("py:class", "(collections|pathlib|os)\\..*"), ("py:exc", ".*")]
 
 html_theme = "alabaster"
 html_sidebars = {"**": ["about.html", "localtoc.html", "navigation.html", "searchbox.html"]}

@@ -44,7 +44,7 @@ class Picture:
             return False
         try:
             return parsedate_to_datetime(self.last_modified) <= parsedate_to_datetime(if_modified_since)
-        except (ValueError, TypeError):  # no date, or one without a time zone: a header to be ignored
+        except (ValueError, TypeError, OverflowError):  # no date, or one without a time zone: to be ignored
             return False
 
 
@@ -85,7 +85,7 @@ class PictureHandler(BaseHTTPRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002
         """Show each request as one short line."""
         status = code.value if isinstance(code, HTTPStatus) else code
-        print(f"         server: {self.command} {self.path} -> {status}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"         server: {self.command} {self.path} -> {status}\n")  # at once, unlike print()
 
 
 def picture(file: Path, cache_control: str) -> Picture:

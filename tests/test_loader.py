@@ -374,12 +374,13 @@ def test_no_more_downloads_run_at_one_host_than_told(server: Server, loader: Loa
 
 def test_the_defaults_are_32_threads_and_10_for_one_host(new_server: Callable[..., Server], loader: Loader) -> None:
     servers = [new_server(name=str(number)) for number in range(4)]
-    urls = [url for server in servers for url in urls_of(server, 11, "held")]
-    running = loader.start(urls)
+    urls = [url for server in servers for url in urls_of(server, 11)]
+    held = [url for server in servers for url in urls_of(server, 11, "held/more")]
+    running = loader.start([*urls, *held])
     servers[-1].wait_for(lambda: sum(server.at_work for server in servers) == 32)
     for server in servers:
         server.gate.set()
-    assert running.finish().counts == (44, 0, 0, 0)
+    assert running.finish().counts == (88, 0, 0, 0)
     assert max(server.peak for server in servers) == 10
 
 
@@ -941,20 +942,20 @@ def test_after_a_kill_in_mid_write_the_next_run_cleans_up_and_completes(server: 
 def test_a_signal_ends_the_run_within_two_seconds(
     server: Server, loader: Loader, number: signal.Signals, status: int, behaviour: str
 ) -> None:
-    urls = [*urls_of(server, 10), *urls_of(server, 300, f"{behaviour}/more")]
+    urls = [*urls_of(server, 100), *urls_of(server, 300, f"{behaviour}/more")]
     running = loader.start(urls, *BLOCKED)
     server.wait_for(lambda: server.at_work == 100)
     running.send(number)
     run = running.finish(2)
     assert run.status == status
-    assert len(run.files) == 10
+    assert len(run.files) == 100
     assert leftovers(loader.directory) == []
     assert {row["reason"] for row in run.rows} <= {None, "interrupted"}
     assert run.summary == (len(run.rows), *run.counts)
     with closing(sqlite3.connect(loader.directory / ".image_loader" / "index.sqlite3")) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     server.gate.set()
-    assert loader.run(urls[:10]).counts == (0, 10, 0, 0)
+    assert loader.run(urls[:100]).counts == (0, 100, 0, 0)
 
 
 def test_a_signal_ends_a_run_that_connects(loader: Loader) -> None:
@@ -983,7 +984,7 @@ def test_a_signal_ends_a_run_that_waits_to_try_again(server: Server, loader: Loa
 
 
 def test_a_second_signal_ends_at_once(server: Server, loader: Loader) -> None:
-    running = loader.start(urls_of(server, 200, "held"), *BLOCKED)
+    running = loader.start([*urls_of(server, 100), *urls_of(server, 200, "held")], *BLOCKED)
     server.wait_for(lambda: server.at_work == 100)
     running.send(signal.SIGINT)
     running.send(signal.SIGINT)
@@ -991,12 +992,12 @@ def test_a_second_signal_ends_at_once(server: Server, loader: Loader) -> None:
 
 
 def test_a_signal_that_is_ignored_stays_ignored(server: Server, loader: Loader) -> None:
-    running = loader.start(urls_of(server, 5, "held"), command=("nohup", *MODULE))
-    server.wait_for(lambda: server.at_work == 5)
+    running = loader.start(urls_of(server, 3, "held"), command=("nohup", *MODULE))
+    server.wait_for(lambda: server.at_work == 3)
     running.send(signal.SIGHUP)
     server.gate.set()
     run = running.finish()
-    assert (run.status, run.counts) == (0, (5, 0, 0, 0))
+    assert (run.status, run.counts) == (0, (3, 0, 0, 0))
 
 
 # The library ------------------------------------------------------------------------------------------------------

@@ -308,7 +308,7 @@ def test_any_bytes_become_as_many_lines_as_were_counted(content: bytes, batch: i
         line.text.encode()
 
 
-@given(pieces=st.lists(BYTES, max_size=5))
+@given(pieces=st.lists(BYTES, max_size=5).filter(lambda pieces: b"".join(pieces)[:2] != b"\x1f\x8b"))
 @settings(max_examples=50, deadline=None)
 def test_the_pieces_in_which_a_pipe_is_read_make_no_difference(pieces: list[bytes]) -> None:
     assert through_a_pipe(pieces) == through_a_pipe([b"".join(pieces)])

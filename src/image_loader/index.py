@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from image_loader.errors import IndexFileError
 from image_loader.model import Image, Name, Record, Validators
@@ -114,8 +114,8 @@ class Index:
     def claim(self, wanted: Sequence[tuple[bytes, Iterable[Name]]], key: Callable[[str], str]) -> dict[bytes, Record]:
         """Give each URL, for good, the first of its names that no other URL holds, from whatever process.
 
-        ``key`` maps paths that some file system takes for one to one key. A URL that has a name by now keeps that. One all
-        of whose names are taken is missing from the answer.
+        ``key`` maps paths that some file system takes for one to one key. A URL that has a name by now keeps that; one
+        all of whose names are taken is missing from the answer.
         """
         with self._transaction("BEGIN IMMEDIATE"):
             records = self._select([digest for digest, _ in wanted])
@@ -154,7 +154,7 @@ class Index:
 
     def _select(self, digests: Sequence[bytes]) -> dict[bytes, Record]:
         rows = (row for part in _parts(digests) for row in self._connection.execute(_LOOK_UP + _marks(part), part))
-        return {row[0]: _record(*row[1:]) for row in rows}
+        return {row[0]: _record(row) for row in rows}
 
     def _insert(self, digest: bytes, name: Name, key: str) -> bool:
         own, first, last = _reserved(key, complete=name.complete)
@@ -185,24 +185,31 @@ class Index:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    with _alone(path.parent):
-        try:
-            return _connect(path)
-        except sqlite3.Error as error:
-            if not _is_damage(error):
-                raise _failure(path, error) from error
-            aside = _move_aside(path)
-            _logger.warning("%s: the index is damaged; moved aside to %s, and begun anew", path, aside.name)
+    try:
+        with _alone(path.parent):
+            return _connect_or_begin_anew(path)
+    except sqlite3.Error as error:
+        raise _failure(path, error) from error
+
+
+def _connect_or_begin_anew(path: Path) -> sqlite3.Connection:
+    try:
         return _connect(path)
+    except sqlite3.Error as error:
+        if not _is_damage(error):
+            raise
+        aside = _move_aside(path)
+    _logger.warning("%s: the index is damaged; moved aside to %s, and begun anew", path, aside.name)
+    return _connect(path)
 
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """Keep other processes from opening an index here meanwhile.
 
-    Without it, two that find the same damage move aside each other's new index; and the switch to WAL fails at once where
-    another makes it, since SQLite's busy timeout does not cover it (3.40). Some network file systems lock no directory:
-    there, this is a hope.
+    Without it, two that find the same damage move aside each other's new index; and the switch to WAL fails at once
+    where another makes it, since SQLite's busy timeout does not cover it (3.40). Some network file systems lock no
+    directory: there, this is a hope.
     """
     with ExitStack() as stack:
         with suppress(OSError):
@@ -243,7 +250,7 @@ def _require_file(path: Path) -> None:
     # SQLite opens what it may not write read-only, and in WAL mode fails only at the first row.
     if not os.access(path, os.R_OK | os.W_OK) or not os.access(path.parent, os.W_OK | os.X_OK):
         raise IndexFileError(
-            f"{path}: the index, or its directory, is not writable; change its permissions, or name another with --index"
+            f"{path}: the index, or its directory, is not writable; change its permissions, or use --index"
         )
 
 
@@ -295,7 +302,7 @@ def _is_damage(error: sqlite3.Error) -> bool:
 
 def _failure(path: Path, error: sqlite3.Error) -> IndexFileError:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    return IndexFileError(f"{path}: the index cannot be used: {_WAYS_OUT.get(code, 'SQLite says')} ({error})")
+    return IndexFileError(f"{path}: the index cannot be used: {_WAYS_OUT.get(code, 'an error of SQLite')} ({error})")
 
 
 def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:
@@ -307,30 +314,19 @@ def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:
     (('a.jpg', 'a.*', 'a.*'), ('a-0f.*', 'a-0f.', 'a-0f/'))
     """
     if complete:
-        every = os.path.splitext(key)[0] + ".*"
+        every = key.rpartition(".")[0] + ".*"
         return key, every, every
     # "/" follows "." in ASCII, and SQLite compares bytes: between them is whatever begins with the name and a dot.
     return key + ".*", key + ".", key + "/"
 
 
-def _record(
-    name: str,
-    complete: int,
-    size: int | None,
-    mtime_ns: int,
-    media_type: str | None,
-    sha256: bytes | None,
-    etag: str | None,
-    last_modified: str | None,
-    fresh_until: float | None,
-    saved: float,
-    checked: float,
-) -> Record:
+def _record(row: tuple[Any, ...]) -> Record:
+    _, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified, fresh_until, saved, checked = row
     if size is None:
         return Record(Name(name, bool(complete)), None)
-    digest = None if sha256 is None else sha256.hex()
     validators = Validators(etag, last_modified)
-    image = Image(name, size, mtime_ns, media_type, digest, validators, fresh_until, saved, checked)
+    sha256 = None if sha256 is None else sha256.hex()
+    image = Image(name, size, mtime_ns, media_type, sha256, validators, fresh_until, saved, checked)
     return Record(Name(name, complete=True), image)
 
 

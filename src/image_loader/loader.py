@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from image_loader import __version__, batch, media, urlfile
 from image_loader.errors import LoaderError, OptionError
@@ -73,14 +73,11 @@ _SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
-_OPTIONS = (
-    "directory", "force", "revalidate", "threads", "per_host", "timeout", "max_time", "retries", "max_size", "user_agent",
-    "ca_bundle", "insecure", "public_only", "layout", "verify", "index",
-)  # fmt: skip
+_LEAST = {"threads": 1, "per_host": 1, "timeout": 0.001, "max_time": 0.001, "retries": 0, "max_size": 1}
 _EPILOG = """\
 examples:
   loader urls.txt images                    download; run it again, and only what changed comes
-  zcat feed.gz | loader - images -v         from a pipe, one line per image
+  zcat feed.gz | loader - images -v         from a pipe, a line for each image
   loader urls.txt images --failed failed.txt; loader failed.txt images
   loader urls.txt images --layout hash      millions of images: a tree of folders
 
@@ -118,7 +115,7 @@ def load(
     the run cannot start or cannot go on.
     """
     settings = _settings(
-        directory=Path(directory),
+        directory,
         force=force,
         revalidate=revalidate,
         threads=threads,
@@ -127,14 +124,14 @@ def load(
         max_time=max_time,
         retries=retries,
         max_size=max_size,
-        headers=headers or {},
+        headers=headers,
         user_agent=user_agent,
-        ca_bundle=None if ca_bundle is None else os.fspath(ca_bundle),
+        ca_bundle=ca_bundle,
         insecure=insecure,
         public_only=public_only,
-        layout=Layout(layout),
+        layout=layout,
         verify=verify,
-        index=None if index is None else Path(index),
+        index=index,
     )
     lines = urlfile.read(urls, BATCH) if isinstance(urls, str | os.PathLike) else urlfile.from_strings(urls, BATCH)
     return batch.run(lines, settings, threading.Event())
@@ -142,43 +139,50 @@ def load(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    arguments = _parser().parse_args(argv)
-    console = Console(sys.stderr)
+    arguments = parser().parse_args(argv)
+    console, stop = Console(sys.stderr), _Stop()
     _log_to(console, logging.ERROR if arguments.quiet else max(logging.DEBUG, logging.WARNING - 10 * arguments.verbose))
-    stop = _Stop()
     try:
         with stop.listening():
-            failed = _run(arguments, console, stop)
+            tally = _run(arguments, console, stop)
     except LoaderError as error:
         _LOG.error("%s", error)
-        return _leave(2)
+        _leave(2)
     if stop.status is not None:
-        return _leave(stop.status)
-    return 1 if failed else 0
+        _leave(stop.status)
+    return 1 if tally.failed else 0
 
 
-def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> bool:
-    """Make one run, told to the people and programs that want to know; return whether anything failed."""
-    settings = _settings(headers=dict(arguments.header), **{name: getattr(arguments, name) for name in _OPTIONS})
-    started, tally, log = time.monotonic(), Tally(), OutcomeLog(_LOG)
+def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
+    """Make one run, and tell of it to the people and programs that want to know; return its counts."""
+    settings = _settings(arguments.directory, **{name: getattr(arguments, name) for name in load.__kwdefaults__ or ()})
+    started, tally = time.monotonic(), Tally()
     with ExitStack() as stack:
-        records = [tally.add, log.write]
-        if arguments.results is not None:
-            records.append(stack.enter_context(ResultsFile(arguments.results)).write)
-        if arguments.failed is not None:
-            records.append(stack.enter_context(FailedFile(arguments.failed)).write)
+        stack.callback(lambda: _summarize(tally, time.monotonic() - started))
+        records = [tally.add, OutcomeLog(_LOG).write, *_files(arguments, stack)]
         tick = _bar(arguments, console, tally, stack)
         lines = urlfile.read(arguments.urls, settings.batch)
-        try:
-            with closing(batch.run(lines, settings, stop.event, tick)) as outcomes:
-                for outcome in outcomes:
-                    for record in records:
-                        record(outcome)
-        finally:
-            stack.close()
-            if tally.done:
-                _summarize(tally, time.monotonic() - started)
-    return bool(tally.failed)
+        for outcome in stack.enter_context(closing(batch.run(lines, settings, stop.event, tick))):
+            for record in records:
+                record(outcome)
+    return tally
+
+
+def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Outcome], None]]:
+    """Open the files that were asked for; return what writes an outcome to each."""
+    kinds: dict[str, Callable[[Path], ResultsFile | FailedFile]] = {"results": ResultsFile, "failed": FailedFile}
+    asked = {name: getattr(arguments, name) for name in kinds if getattr(arguments, name) is not None}
+    for name, path in asked.items():
+        if any(_same(path, other) for other in (arguments.urls, *asked.values()) if other is not path):
+            raise OptionError(f"--{name}: {path} would be overwritten while it is in use; name another file")
+    return [stack.enter_context(kinds[name](path)).write for name, path in asked.items()]
+
+
+def _same(path: Path, other: str | Path) -> bool:
+    try:
+        return path == Path(other) or path.samefile(other)
+    except OSError:
+        return False
 
 
 def _bar(arguments: argparse.Namespace, console: Console, tally: Tally, stack: ExitStack) -> Callable[[], None]:
@@ -196,6 +200,8 @@ def _bar(arguments: argparse.Namespace, console: Console, tally: Tally, stack: E
 
 
 def _summarize(tally: Tally, seconds: float) -> None:
+    if not tally.done and sys.exc_info()[0] is not None:
+        return  # The run never began.
     for line in tally.summary(seconds):
         _LOG.log(logging.WARNING if tally.failed else logging.INFO, "%s", line)
 
@@ -225,16 +231,28 @@ class _Stop:
         self.event.set()
 
 
-def _leave(status: int) -> int:
+def _leave(status: int) -> NoReturn:
     """End the process where a thread may still be blocked in a name look-up, which nothing can cut short."""
     logging.shutdown()
     os._exit(status)
 
 
-def _settings(**options: Any) -> Settings:
-    """Return the options with the constants that have none; raise ``OptionError`` for values that make no sense."""
+def _settings(
+    directory: str | os.PathLike[str],
+    *,
+    headers: Mapping[str, str] | Sequence[tuple[str, str]] | None,
+    ca_bundle: str | os.PathLike[str] | None,
+    index: str | os.PathLike[str] | None,
+    layout: str,
+    **options: Any,
+) -> Settings:
+    """Put the options and the constants together; raise ``OptionError`` for values that make no sense."""
     settings = Settings(
-        **options,
+        directory=Path(directory),
+        headers=dict(headers or {}),
+        ca_bundle=None if ca_bundle is None else os.fspath(ca_bundle),
+        index=None if index is None else Path(index),
+        layout=Layout(layout),
         window=max(WINDOW, BATCH),
         batch=BATCH,
         chunk=CHUNK,
@@ -245,15 +263,14 @@ def _settings(**options: Any) -> Settings:
         retry_after_cap=RETRY_AFTER_CAP,
         redirects=REDIRECTS,
         flush_interval=FLUSH_INTERVAL,
+        **options,
     )
-    for name, least in (
-        ("threads", 1),
-        ("per_host", 1),
-        ("timeout", 0.001),
-        ("max_time", 0.001),
-        ("retries", 0),
-        ("max_size", 1),
-    ):
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    for name, least in _LEAST.items():
         if not getattr(settings, name) >= least:
             raise OptionError(f"--{name.replace('_', '-')}: at least {least:g}")
     for name, value in {**settings.headers, "User-Agent": settings.user_agent}.items():
@@ -263,7 +280,6 @@ def _settings(**options: Any) -> Settings:
         raise OptionError(f"--ca-bundle: {settings.ca_bundle}: no such file or directory")
     if settings.verify:
         media.require_verify()
-    return settings
 
 
 def _log_to(console: Console, level: int) -> None:
@@ -274,24 +290,25 @@ def _log_to(console: Console, level: int) -> None:
     _LOG.propagate = False
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; the man page and the shells' completions are made from it, too."""
+    command = argparse.ArgumentParser(
         "loader",
         usage="loader [options] URLFILE DIRECTORY",
-        description="Download the images of a list of URLs into a directory, and keep them current on each further run.",
+        description="Download the images of a list of URLs into a directory, and keep them current on each run.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("urls", metavar="URLFILE", help="one URL a line, plain or gzip; '-' is standard input")
-    parser.add_argument(
+    command.add_argument("urls", metavar="URLFILE", help="one URL a line, plain or gzip; '-' is standard input")
+    command.add_argument(
         "directory", metavar="DIRECTORY", type=Path, help="where the images go; made if it is not there"
     )
-    _add_freshness(parser.add_argument_group("which images"))
-    _add_limits(parser.add_argument_group("how many, how long"))
-    _add_requests(parser.add_argument_group("requests"))
-    _add_files(parser.add_argument_group("files"))
-    _add_output(parser.add_argument_group("output"))
-    return parser
+    _add_freshness(command.add_argument_group("which images"))
+    _add_limits(command.add_argument_group("how many, how long"))
+    _add_requests(command.add_argument_group("requests"))
+    _add_files(command.add_argument_group("files"))
+    _add_output(command.add_argument_group("output"))
+    return command
 
 
 def _add_freshness(group: argparse._ArgumentGroup) -> None:
@@ -307,7 +324,7 @@ def _add_freshness(group: argparse._ArgumentGroup) -> None:
         type=_size,
         default=MAX_SIZE,
         metavar="SIZE",
-        help="largest image accepted, such as 200M (default: 500M)",
+        help=f"largest image accepted, such as 200M (default: {MAX_SIZE // 10**6}M)",
     )
 
 
@@ -349,6 +366,7 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-H",
         "--header",
+        dest="headers",
         action="append",
         type=_header,
         default=[],

@@ -18,9 +18,7 @@ from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
 from image_loader.model import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 _IMAGE_TYPE = re.compile(r"[ \t]*(image/[!#$%&'*+.^_`|~0-9a-z-]+)[ \t]*(?:;.*)?", re.IGNORECASE | re.ASCII)
 _SVG = "image/svg+xml"
@@ -60,8 +58,11 @@ _DECODING_ERRORS = (
     struct.error,
     zlib.error,
 )
-# A decoded picture takes up to 700 MB: more of them at once than there are cores would cost memory and gain nothing.
+# More pictures decoded at once than there are cores would cost memory and gain nothing. Large ones take turns: the
+# largest takes 700 MB, as an animated WebP four times that.
+_LARGE_PIXELS = 1 << 24
 _decoders = threading.BoundedSemaphore(os.cpu_count() or 1)
+_large_decoder = threading.Lock()
 
 
 def media_type(content_type: str | None) -> str | None:
@@ -99,7 +100,7 @@ def verify(path: str, media_type: str) -> str | None:
     neither SVG nor a format that Pillow decodes.
     """
     try:
-        with Path(path).open("rb") as file, _decoders:
+        with Path(path).open("rb") as file:
             found = _raster_type(file) or _svg_type(file)
     except OSError as error:
         exhausted = error.errno in {errno.EMFILE, errno.ENFILE}
@@ -110,7 +111,7 @@ def verify(path: str, media_type: str) -> str | None:
 
 def _raster_type(file: BinaryIO) -> str | None:
     """Return the media type of an image that Pillow knows and could decode."""
-    from PIL import Image, ImageSequence, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     # Large or odd pictures are warned of on standard error, which nobody asked for.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -121,8 +122,7 @@ def _raster_type(file: BinaryIO) -> str | None:
         with Image.open(file, formats=formats) as image:
             image.verify()  # The checksums of a PNG, up to its end; afterwards the image has to be opened again.
         with Image.open(file, formats=formats) as image:
-            # Editors cut off an MPO's second picture and leave its index: what is shown is the first, an ordinary JPEG.
-            _decode([image] if image.format == "MPO" else ImageSequence.Iterator(image))
+            _decode(image)
             return _MEDIA_TYPES[str(image.format)]
     except UnidentifiedImageError:
         return None
@@ -130,14 +130,20 @@ def _raster_type(file: BinaryIO) -> str | None:
         _refuse(error)
 
 
-def _decode(frames: Iterable[Image]) -> None:
+def _decode(image: ImageFile) -> None:
+    """Decode every frame, when it is this image's turn."""
+    from PIL import ImageSequence
+
+    # Editors cut off an MPO's second picture and leave its index: what is shown is the first, an ordinary JPEG.
+    frames = [image] if image.format == "MPO" else ImageSequence.Iterator(image)
     total = 0
-    for frame in frames:
-        pixels = frame.width * frame.height
-        total += max(pixels, _FRAME_COST)
-        if pixels > _MAX_FRAME_PIXELS or total > _MAX_PIXELS:
-            raise ValueError("too many pixels, could be a decompression bomb")
-        frame.load()
+    with _large_decoder if image.width * image.height > _LARGE_PIXELS else _decoders:
+        for frame in frames:
+            pixels = frame.width * frame.height
+            total += max(pixels, _FRAME_COST)
+            if pixels > _MAX_FRAME_PIXELS or total > _MAX_PIXELS:
+                raise ValueError("too many pixels, could be a decompression bomb")
+            frame.load()
 
 
 class _RootElement:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.client
+import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from image_loader.transport.watchdog import Watch, Watchdog
 from image_loader.url import Url, parse
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _POOL_CLASSES = {"http": connection.WatchedPool, "https": connection.WatchedTlsPool}
 
 
@@ -229,9 +231,10 @@ def _target(base: Url, location: str | None) -> Url:
     """Return where a redirect leads (RFC 9110, 10.2.2)."""
     if location is None:
         raise DownloadError(Reason.REDIRECTS, "a redirect without a Location")
+    # Servers send raw UTF-8 here; header fields were read as Latin-1.
+    reference = location.encode("latin-1").decode("utf-8", "replace")
     try:
-        # Servers send raw UTF-8 here; header fields were read as Latin-1.
-        return parse(urljoin(base.canonical, location.encode("latin-1").decode("utf-8", "replace")))
+        return parse(reference if _SCHEME.match(reference) else urljoin(base.canonical, reference))
     except ValueError as error:
         raise DownloadError(Reason.REDIRECTS, f"redirected to a bad URL: {error}") from error
 

@@ -1,0 +1,339 @@
+"""What HTTP lets a client conclude from response headers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from image_loader import freshness
+from image_loader.model import Image, Validators
+
+NOW = 1_700_000_000.0
+DATE = "Tue, 14 Nov 2023 22:13:20 GMT"
+HOUR_LATER = "Tue, 14 Nov 2023 23:13:20 GMT"
+HOUR_BEFORE = "Tue, 14 Nov 2023 21:13:20 GMT"
+IMAGE = Image("a.jpg", 3, 5, "image/jpeg", "00", Validators('"1"', DATE), NOW - 10, NOW - 100, NOW - 100)
+HEADER_TEXT = st.text(st.characters(max_codepoint=255), max_size=80)
+
+
+def lifetime(**fields: str) -> float | None:
+    """Return how long a response received at NOW without delay is fresh."""
+    headers = {name.replace("_", "-"): value for name, value in fields.items()}
+    end = freshness.fresh_until(headers, NOW, NOW)
+    return None if end is None else end - NOW
+
+
+def test_the_date_of_these_tests_is_now() -> None:
+    assert freshness.http_date(NOW) == DATE
+
+
+@pytest.mark.parametrize(
+    ("cache_control", "seconds"),
+    [
+        ("max-age=60", 60),
+        ("Public , MAX-AGE=60", 60),
+        ('max-age="60"', 60),
+        ("max-age=60, immutable", 60),
+        ("private, must-revalidate, max-age=60", 60),
+        (", max-age=60 ,", 60),
+        ("max-age=60, max-age=60", 60),
+        ("max-age=60, s-maxage=5", 60),
+        ('max-age=60, extension="a, no-store"', 60),
+        ("max-age=00060", 60),
+        ("max-age=0", 0),
+        ("max-age=99999999999999999999", 2**31),
+        ("max-age=" + "9" * 10_000, 2**31),
+    ],
+)
+def test_max_age_is_the_lifetime(cache_control: str, seconds: int) -> None:
+    assert lifetime(cache_control=cache_control) == seconds
+
+
+@pytest.mark.parametrize(
+    "cache_control",
+    [
+        "",
+        "public",
+        "s-maxage=60",
+        "max-age=60, no-cache",
+        "max-age=60, no-store",
+        "no-cache=set-cookie, max-age=60",
+        'max-age=60, NO-CACHE="a"',
+        "max-age=60, max-age=90",
+        "max-age",
+        "max-age=",
+        "max-age=-1",
+        "max-age=+60",
+        "max-age=1_0",
+        "max-age=1.5",
+        "max-age=1e9",
+        "max-age=\u0663",
+        "max-age = 60",
+        "max-age=60; public",
+        'max-age="60',
+    ],
+)
+def test_without_a_usable_explicit_lifetime_nothing_is_fresh(cache_control: str) -> None:
+    assert lifetime(cache_control=cache_control, last_modified="Sun, 06 Nov 1994 08:49:37 GMT") is None
+
+
+def test_a_broken_cache_control_also_voids_expires() -> None:
+    assert lifetime(cache_control="max-age = 60", date=DATE, expires=HOUR_LATER) is None
+
+
+def test_expires_counts_from_the_servers_date_and_not_from_our_clock() -> None:
+    assert lifetime(date="Tue, 14 Nov 2023 22:43:20 GMT", expires="Tue, 14 Nov 2023 22:53:20 GMT") == 600
+
+
+def test_expires_without_date_counts_from_the_arrival() -> None:
+    assert lifetime(expires=HOUR_LATER) == 3600
+
+
+def test_max_age_goes_before_expires() -> None:
+    assert lifetime(cache_control="max-age=60", date=DATE, expires=HOUR_LATER) == 60
+
+
+def test_expires_in_the_past_is_not_fresh() -> None:
+    end = freshness.fresh_until({"date": DATE, "expires": HOUR_BEFORE}, NOW, NOW)
+    assert not freshness.is_fresh(replace(IMAGE, checked=NOW, fresh_until=end), NOW)
+
+
+def test_a_far_expires_is_capped() -> None:
+    assert lifetime(date=DATE, expires="Fri, 31 Dec 9999 23:59:59 GMT") == 2**31
+
+
+@pytest.mark.parametrize("expires", ["0", "-1", "never", f"{HOUR_LATER}, {HOUR_LATER}", "2023-11-15T00:00:00Z"])
+def test_an_expires_that_is_no_date_gives_no_lifetime(expires: str) -> None:
+    assert lifetime(date=DATE, expires=expires) is None
+
+
+def test_age_shortens_the_lifetime() -> None:
+    assert lifetime(cache_control="max-age=60", age="20") == 40
+
+
+@pytest.mark.parametrize("age", ["-5", "1, 2", "soon", "1.5", ""])
+def test_an_age_that_makes_no_sense_gives_no_lifetime(age: str) -> None:
+    assert lifetime(cache_control="max-age=60", age=age) is None
+
+
+def test_the_time_that_the_answer_took_counts_as_age() -> None:
+    assert freshness.fresh_until({"cache-control": "max-age=60", "age": "5"}, NOW - 8, NOW) == NOW + 60 - 13
+
+
+def test_a_date_before_our_clock_counts_as_age() -> None:
+    assert lifetime(cache_control="max-age=7200", date=HOUR_BEFORE) == 3600
+
+
+def test_a_server_whose_clock_is_ahead_makes_nothing_fresh_for_longer() -> None:
+    assert lifetime(cache_control="max-age=60", date="Wed, 14 Nov 2029 22:13:20 GMT") == 60
+
+
+def test_our_clock_set_back_in_between_adds_no_lifetime() -> None:
+    assert freshness.fresh_until({"cache-control": "max-age=60"}, NOW + 500, NOW) == NOW + 60
+
+
+@pytest.mark.parametrize("vary", ["*", "accept, *"])
+def test_vary_star_is_never_fresh(vary: str) -> None:
+    assert lifetime(cache_control="max-age=60", vary=vary) is None
+
+
+def test_another_vary_leaves_the_lifetime() -> None:
+    assert lifetime(cache_control="max-age=60", vary="Accept-Encoding") == 60
+
+
+@pytest.mark.parametrize(
+    ("now", "fresh"), [(NOW - 101, False), (NOW - 100, True), (NOW - 11, True), (NOW - 10, False), (NOW, False)]
+)
+def test_fresh_is_from_the_check_to_the_end_of_the_lifetime(now: float, *, fresh: bool) -> None:
+    assert freshness.is_fresh(IMAGE, now) is fresh
+
+
+def test_without_a_lifetime_an_image_is_never_fresh() -> None:
+    assert not freshness.is_fresh(replace(IMAGE, fresh_until=None), IMAGE.checked)
+
+
+@pytest.mark.parametrize("etag", ['"1a"', 'W/"1a"', '""', '"caf\xe9"', '"a\\b"', '"' + "a" * 1000 + '"'])
+def test_an_entity_tag_is_kept_byte_for_byte(etag: str) -> None:
+    assert freshness.validators({"etag": etag}) == Validators(etag=etag)
+
+
+@pytest.mark.parametrize(
+    "etag",
+    [
+        "",
+        "1a",
+        '"1a',
+        'w/"1a"',
+        '"a"b"',
+        '"a b"',
+        '"a", "b"',
+        '"a\r\nX: y"',
+        '"a\x7f"',
+        '"\u20ac"',
+        '"' + "a" * 2000 + '"',
+    ],
+)
+def test_what_is_no_entity_tag_is_dropped(etag: str) -> None:
+    assert not freshness.validators({"etag": etag})
+
+
+@pytest.mark.parametrize("last_modified", [DATE, "Sunday, 06-Nov-94 08:49:37 GMT", "06 november 1994", "  ", "caf\xe9"])
+def test_last_modified_is_kept_byte_for_byte(last_modified: str) -> None:
+    assert freshness.validators({"last-modified": last_modified}).last_modified == last_modified
+
+
+@pytest.mark.parametrize("last_modified", ["", DATE + "\r\nX: y", "\x00", "\x1b[2J", "\u20ac", "a" * 2000])
+def test_a_last_modified_that_cannot_be_sent_back_is_dropped(last_modified: str) -> None:
+    assert not freshness.validators({"last-modified": last_modified})
+
+
+def test_both_validators_are_sent() -> None:
+    assert freshness.condition(Validators('W/"1"', DATE)) == {"If-None-Match": 'W/"1"', "If-Modified-Since": DATE}
+
+
+def test_without_validators_the_request_is_unconditional() -> None:
+    assert freshness.condition(Validators()) == {}
+
+
+@pytest.mark.parametrize(
+    "date", ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
+)
+def test_all_three_forms_of_date_are_read(date: str) -> None:
+    assert freshness.modified_time(date, NOW) == 784111777
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        None,
+        "",
+        "yesterday",
+        "Thu, 01 Jan 1970 00:00:00 GMT",
+        "Thu, 01 Jan 1970 23:59:59 GMT",
+        "Mon, 06 Nov 1815 08:49:37 GMT",
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+        "Thu, 16 Nov 2023 22:13:20 GMT",
+        "Sun, 31 Feb 2020 08:49:37 GMT",
+        "Sun, 06 Nov 2020 25:61:37 GMT",
+        "Sun, 06 Nov 0000 08:49:37 GMT",
+        "Sun, 06 Foo 2020 08:49:37 GMT",
+        "Sun, 06 Nov 99999999999999999999 08:49:37 GMT",
+        "Sun, 06 Nov 2020 08:49:37 +99999999999999999999",
+        "Sun, \u0660\u0666 Nov 2020 08:49:37 GMT",
+        f"{DATE}, {DATE}",
+    ],
+)
+def test_a_last_modified_that_is_no_sane_date_gives_no_time(date: str | None) -> None:
+    assert freshness.modified_time(date, NOW) is None
+
+
+def test_a_last_modified_some_hours_ahead_is_still_sane() -> None:
+    assert freshness.modified_time(HOUR_LATER, NOW) == NOW + 3600
+
+
+@given(st.floats(allow_nan=False))
+def test_any_file_time_can_be_told_as_a_date(timestamp: float) -> None:
+    assert freshness.http_date(timestamp).endswith(" GMT")
+
+
+@given(st.integers(0, 253402300799))
+def test_a_date_that_was_told_is_read_back(timestamp: int) -> None:
+    assert freshness.retry_after(freshness.http_date(timestamp), 0.0) == timestamp
+
+
+def test_a_304_replaces_what_came_and_keeps_what_did_not() -> None:
+    headers = {"cache-control": "max-age=60", "last-modified": HOUR_BEFORE}
+    expected = replace(IMAGE, validators=Validators('"1"', HOUR_BEFORE), fresh_until=NOW + 60, checked=NOW)
+    assert freshness.renewed(IMAGE, headers, NOW, NOW) == expected
+
+
+def test_a_bare_304_renews_nothing_but_the_time_of_the_check() -> None:
+    assert freshness.renewed(IMAGE, {}, NOW, NOW) == replace(IMAGE, checked=NOW)
+
+
+@pytest.mark.parametrize("headers", [{"cache-control": "no-cache"}, {"vary": "*"}, {"cache-control": "public"}])
+def test_a_304_can_end_a_lifetime(headers: dict[str, str]) -> None:
+    image = freshness.renewed(replace(IMAGE, fresh_until=NOW + 500), headers, NOW, NOW)
+    assert image is not None
+    assert image.fresh_until is None
+
+
+@pytest.mark.parametrize(("stored", "told"), [('"1"', '"2"'), ('W/"1"', '"2"'), ('"1"', 'W/"2"')])
+def test_a_304_for_another_etag_renews_nothing(stored: str, told: str) -> None:
+    image = replace(IMAGE, validators=Validators(stored, DATE))
+    assert freshness.renewed(image, {"etag": told, "last-modified": DATE}, NOW, NOW) is None
+
+
+@pytest.mark.parametrize("told", ['"1"', 'W/"1"'])
+def test_a_304_for_our_etag_matches_weakly(told: str) -> None:
+    image = freshness.renewed(IMAGE, {"etag": told}, NOW, NOW)
+    assert image is not None
+    assert image.validators.etag == told
+
+
+def test_a_304_gives_an_etag_to_an_image_that_had_none() -> None:
+    image = freshness.renewed(replace(IMAGE, validators=Validators(None, DATE)), {"etag": '"9"'}, NOW, NOW)
+    assert image is not None
+    assert image.validators == Validators('"9"', DATE)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0.0),
+        (" 120 ", 120.0),
+        (HOUR_LATER, 3600.0),
+        (HOUR_BEFORE, 0.0),
+        ("9" * 10_000, float(2**31)),
+        (None, None),
+        ("", None),
+        ("-5", None),
+        ("1.5", None),
+        ("soon", None),
+        ("120, 60", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date_or_nothing(value: str | None, seconds: float | None) -> None:
+    assert freshness.retry_after(value, NOW) == seconds
+
+
+RESUMABLE = {"accept-ranges": "bytes", "etag": '"1"', "last-modified": DATE}
+
+
+@pytest.mark.parametrize("change", [{}, {"accept-ranges": "BYTES"}, {"content-encoding": "identity"}])
+def test_a_body_with_a_strong_etag_can_be_resumed(change: dict[str, str]) -> None:
+    assert freshness.resume_validator(RESUMABLE | change) == '"1"'
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"etag": 'W/"1"'}, {"etag": "1"}, {"accept-ranges": "none"}, {"accept-ranges": ""}, {"content-encoding": "gzip"}],
+)
+def test_any_other_body_cannot_be_resumed(change: dict[str, str]) -> None:
+    assert freshness.resume_validator(RESUMABLE | change) is None
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["cache-control", "expires", "date", "age", "vary", "etag", "last-modified", "accept-ranges"]),
+        HEADER_TEXT | st.from_regex(r"(max-age|no-store|x)=?\"?[0-9]*\"?,? ?(max-age=1)?", fullmatch=True),
+    )
+)
+def test_no_header_makes_a_decision_crash_or_last_for_ever(headers: dict[str, str]) -> None:
+    end = freshness.fresh_until(headers, NOW, NOW)
+    assert end is None or end <= NOW + 2**31
+    freshness.renewed(IMAGE, headers, NOW, NOW)
+    freshness.resume_validator(headers)
+    for value in headers.values():
+        freshness.retry_after(value, NOW)
+        freshness.modified_time(value, NOW)
+
+
+@given(HEADER_TEXT, HEADER_TEXT)
+def test_what_is_sent_back_fits_into_one_header_line(etag: str, last_modified: str) -> None:
+    fields = freshness.condition(freshness.validators({"etag": etag, "last-modified": last_modified}))
+    assert all(value.encode("latin-1").isascii() or value for value in fields.values())
+    assert not any(character in value for value in fields.values() for character in "\r\n\x00")

@@ -1,0 +1,716 @@
+"""What is known of each image between runs, and which name belongs to which URL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from image_loader import index as index_module
+from image_loader.errors import IndexFileError
+from image_loader.index import Index
+from image_loader.model import Image, Name, Record, Validators
+
+SOURCES = Path(__file__).parents[1] / "src"
+NEVER = 3600.0
+PRELUDE = """
+import hashlib, os, sys
+from pathlib import Path
+from image_loader.errors import IndexFileError
+from image_loader.index import Index
+from image_loader.model import Image, Name, Validators
+
+def digest(text):
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+def say(text):
+    print(text, flush=True)
+"""
+IMAGE = Image(
+    file="a.jpg",
+    size=20_000,
+    mtime_ns=1_700_000_000_123_456_789,
+    media_type="image/jpeg",
+    sha256="0f" * 32,
+    validators=Validators('W/"caf\xe9"', "Tue, 14 Nov 2023 22:13:20 GMT"),
+    fresh_until=1_700_000_060.25,
+    saved=1_700_000_000.5,
+    checked=1_700_000_001.75,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "index.sqlite3"
+
+
+@pytest.fixture
+def index(path: Path) -> Iterator[Index]:
+    with Index(path, NEVER) as opened:
+        yield opened
+
+
+def digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def claim(index: Index, url: str, *names: str) -> Name | None:
+    """Claim the first free one of these names; one that ends in a dash lacks its extension."""
+    candidates = [Name(name.removesuffix("-?"), complete=not name.endswith("-?")) for name in names]
+    record = index.claim([(digest(url), candidates)], str.casefold).get(digest(url))
+    return None if record is None else record.name
+
+
+def claimed_path(index: Index, url: str, *names: str) -> str | None:
+    name = claim(index, url, *names)
+    return None if name is None else name.path
+
+
+def fill(path: Path, count: int) -> list[bytes]:
+    """Make an index of so many images; return their URLs' digests."""
+    digests = [digest(str(number)) for number in range(count)]
+    with Index(path, NEVER) as index:
+        index.claim([(key, [Name(f"{key.hex()}.jpg", complete=True)]) for key in digests], str.casefold)
+        for key in digests:
+            index.record(key, replace(IMAGE, file=f"{key.hex()}.jpg"))
+    return digests
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start a process of its own that has this index module at hand."""
+    command = [sys.executable, "-c", PRELUDE + script, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    environment = os.environ | {"PYTHONPATH": str(SOURCES)}
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def said(process: subprocess.Popen[str], given: str = "") -> str:
+    """Return what the process still says until it ends, which it must do well."""
+    output, errors = process.communicate(given, timeout=120)
+    assert process.returncode == 0, errors
+    return output
+
+
+def is_sound(path: Path) -> bool:
+    with closing(sqlite3.connect(path)) as connection:
+        return bool(connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)])
+
+
+# What is remembered.
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        IMAGE,
+        replace(IMAGE, media_type=None, sha256=None, validators=Validators(), fresh_until=None, size=0, mtime_ns=0),
+        replace(IMAGE, validators=Validators('"' + "\xff" * 1000 + '"', " odd  spaces "), mtime_ns=-1, size=2**62),
+    ],
+)
+def test_an_image_comes_back_as_it_was_recorded(path: Path, image: Image) -> None:
+    with Index(path, NEVER) as index:
+        claim(index, "u", "a.jpg")
+        index.record(digest("u"), image)
+    with Index(path, NEVER) as index:
+        assert index.look_up([digest("u")]) == {digest("u"): Record(Name("a.jpg", complete=True), image)}
+
+
+@pytest.mark.parametrize("mtime_ns", [2**70, -(2**70)])
+def test_a_file_time_beyond_what_sqlite_counts_is_never_taken_for_the_files(path: Path, mtime_ns: int) -> None:
+    with Index(path, NEVER) as index:
+        claim(index, "u", "a.jpg")
+        index.record(digest("u"), replace(IMAGE, mtime_ns=mtime_ns))
+        index.flush()
+        image = index.look_up([digest("u")])[digest("u")].image
+    assert image is not None
+    assert image.mtime_ns != mtime_ns
+
+
+def test_a_url_never_seen_is_missing_from_the_answer(index: Index) -> None:
+    assert index.look_up([digest("u")]) == {}
+
+
+def test_more_urls_than_fit_one_query_are_looked_up(path: Path) -> None:
+    digests = fill(path, 1203)
+    with Index(path, NEVER) as index:
+        assert set(index.look_up(digests)) == set(digests)
+
+
+def test_the_last_record_of_a_url_counts(index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    for size in (1, 2):
+        index.record(digest("u"), replace(IMAGE, size=size))
+    index.flush()
+    image = index.look_up([digest("u")])[digest("u")].image
+    assert image is not None
+    assert image.size == 2
+
+
+def test_nothing_is_written_before_the_flush_interval_has_passed(path: Path, index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    index.record(digest("u"), IMAGE)
+    index.tick()
+    with Index(path, NEVER) as other:
+        assert other.look_up([digest("u")])[digest("u")].image is None
+
+
+def test_what_was_recorded_is_written_once_the_flush_interval_has_passed(path: Path) -> None:
+    with Index(path, 0) as index, Index(path, NEVER) as other:
+        claim(index, "u", "a.jpg")
+        index.record(digest("u"), IMAGE)
+        index.tick()
+        assert other.look_up([digest("u")])[digest("u")].image == IMAGE
+
+
+def test_what_waits_to_be_written_is_bounded(path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "_PENDING_MAX", 3)
+    for url in "abc":
+        claim(index, url, f"{url}.jpg")
+        index.record(digest(url), replace(IMAGE, file=f"{url}.jpg"))
+    with Index(path, NEVER) as other:
+        assert all(record.image for record in other.look_up([digest(url) for url in "abc"]).values())
+
+
+def test_a_closed_index_leaves_one_file_that_only_its_owner_reads(path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        with Index(path, NEVER) as index:
+            claim(index, "u", "a.jpg")
+            modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    finally:
+        os.umask(mask)
+    assert modes == dict.fromkeys(["index.sqlite3", "index.sqlite3-wal", "index.sqlite3-shm"], 0o600)
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", [":memory:", "file:a?mode=memory", "\udcff.sqlite3"])
+def test_any_file_name_is_just_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Index(Path(name), NEVER):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_an_index_behind_a_symbolic_link_is_made_where_the_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("target")
+    with Index(tmp_path / "link", NEVER):
+        pass
+    assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == 0o600
+
+
+# What was seen in this run.
+
+
+def test_a_url_is_new_once_in_a_run(index: Index) -> None:
+    first = [digest(str(number)) for number in range(1203)]
+    assert index.first_seen([*first, first[0]]) == set(first)
+    assert index.first_seen([first[7], digest("new"), first[1200]]) == {digest("new")}
+
+
+def test_another_run_has_seen_nothing(path: Path, index: Index) -> None:
+    index.first_seen([digest("u")])
+    with Index(path, NEVER) as other:
+        assert other.first_seen([digest("u")]) == {digest("u")}
+
+
+def test_no_url_asked_for_is_no_query(index: Index) -> None:
+    assert (index.first_seen([]), index.look_up([]), index.claim([], str.casefold)) == (set(), {}, {})
+
+
+# Names.
+
+
+def test_the_first_free_name_is_given(index: Index) -> None:
+    assert claimed_path(index, "u", "a.jpg", "a-1.jpg") == "a.jpg"
+    assert claimed_path(index, "v", "a.jpg", "a-2.jpg") == "a-2.jpg"
+
+
+def test_names_are_compared_by_their_key(index: Index) -> None:
+    claim(index, "u", "STRASSE.jpg")
+    assert claimed_path(index, "v", "stra\xdfe.JPG", "b.jpg") == "b.jpg"
+
+
+def test_once_given_a_name_stays(path: Path) -> None:
+    with Index(path, NEVER) as index:
+        claim(index, "u", "a.jpg")
+    with Index(path, NEVER) as index:
+        assert claimed_path(index, "u", "b.jpg") == "a.jpg"
+
+
+def test_two_urls_of_one_batch_never_share_a_name(index: Index) -> None:
+    names = [Name("a.jpg", complete=True), Name("b.jpg", complete=True)]
+    records = index.claim([(digest("u"), names), (digest("v"), names), (digest("u"), names)], str.casefold)
+    assert [records[digest(url)].name.path for url in "uv"] == ["a.jpg", "b.jpg"]
+
+
+def test_a_url_whose_names_are_all_taken_gets_none(index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    assert claim(index, "v", "a.jpg") is None
+    assert index.look_up([digest("v")]) == {}
+
+
+def test_the_same_stem_with_another_extension_is_another_name(index: Index) -> None:
+    assert [claimed_path(index, name, name, "taken.jpg") for name in ("a.jpg", "a.png", "a.jpg.png")] == [
+        "a.jpg",
+        "a.png",
+        "a.jpg.png",
+    ]
+
+
+@pytest.mark.parametrize("taken", ["a-0f.jpg", "A-0F.PNG", "a-0f-?"])
+def test_a_name_without_extension_avoids_whatever_it_may_become(index: Index, taken: str) -> None:
+    claim(index, "u", taken)
+    assert claimed_path(index, "v", "a-0f-?", "a-0f22-?") == "a-0f22"
+
+
+@pytest.mark.parametrize("wanted", ["a-0f.jpg", "A-0F.PNG", "a-0f-?"])
+def test_a_name_without_extension_holds_all_extensions(index: Index, wanted: str) -> None:
+    claim(index, "u", "a-0f-?")
+    assert claimed_path(index, "v", wanted, "b.jpg") == "b.jpg"
+
+
+def test_a_name_without_extension_leaves_longer_names_alone(index: Index) -> None:
+    claim(index, "u", "a-0f-?")
+    assert claimed_path(index, "v", "a-0f0.jpg") == "a-0f0.jpg"
+    assert claimed_path(index, "w", "a-0-?") == "a-0"
+
+
+def test_a_name_is_complete_once_its_image_is_recorded_and_still_holds_all_extensions(index: Index) -> None:
+    assert claim(index, "u", "a-0f-?") == Name("a-0f", complete=False)
+    index.record(digest("u"), replace(IMAGE, file="a-0f.png"))
+    index.flush()
+    assert index.look_up([digest("u")])[digest("u")].name == Name("a-0f.png", complete=True)
+    assert claimed_path(index, "v", "a-0f.png", "a-0f.jpg", "b.jpg") == "b.jpg"
+
+
+def test_names_asked_for_lazily_are_asked_for_no_further_than_needed(index: Index) -> None:
+    def names() -> Iterator[Name]:
+        yield Name("a.jpg", complete=True)
+        pytest.fail("a second name was asked for")
+
+    assert index.claim([(digest("u"), names())], str.casefold)[digest("u")].name.path == "a.jpg"
+
+
+CLAIM = """
+path, process = Path(sys.argv[1]), sys.argv[2]
+with Index(path, 0.0) as index:
+    say("open")
+    sys.stdin.readline()
+    for number in range(300):
+        wanted = []
+        for url in (f"shared {number}", f"{process} {number}"):
+            plain = Name(f"photo{number}.jpg", complete=True)
+            stem = Name(f"photo{number}", complete=False)
+            hashed = (Name(f"photo{number}-{digest(url).hex()}.jpg", complete=True), )
+            wanted.append((digest(url), (stem, plain, *hashed) if process > "1" else (plain, *hashed)))
+        for given, record in index.claim(wanted, str.casefold).items():
+            say(f"{given.hex()} {record.name.path} {record.name.complete}")
+            index.record(given, Image(record.name.file(".jpg"), 1, 1, None, None, Validators(), None, 0.0, 0.0))
+        index.tick()
+"""
+
+
+def test_processes_that_claim_the_same_names_at_once_never_share_one(path: Path) -> None:
+    processes = [start(CLAIM, path, number) for number in range(3)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    files: dict[str, set[str]] = {}
+    for process in processes:
+        for line in said(process).splitlines():
+            url, name, complete = line.split()
+            files.setdefault(url, set()).add(name if complete == "True" or name.endswith(".jpg") else name + ".jpg")
+    assert len(files) == 300 * 4
+    assert all(len(names) == 1 for names in files.values()), "a URL has two names"
+    assert len(set.union(*files.values())) == len(files), "two URLs share a name"
+    assert is_sound(path)
+
+
+OPEN = """
+sys.stdin.readline()
+with Index(Path(sys.argv[1]), 0.0) as index:
+    index.claim([(digest(sys.argv[2]), [Name(sys.argv[2] + ".jpg", complete=True)])], str.casefold)
+"""
+
+
+@pytest.mark.parametrize("content", [None, b"no database at all " * 100])
+def test_processes_that_open_a_new_or_damaged_index_at_once_share_one(path: Path, content: bytes | None) -> None:
+    if content is not None:
+        path.write_bytes(content)
+    processes = [start(OPEN, path, number) for number in range(6)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        said(process)
+    with Index(path, NEVER) as index:
+        assert len(index.look_up([digest(str(number)) for number in range(6)])) == 6
+    assert len(list(path.parent.iterdir())) == (1 if content is None else 2)
+
+
+# Damage.
+
+
+def damaged(path: Path, kind: str) -> bytes:
+    """Damage an index of 2,000 images; return what is in the file now."""
+    fill(path, 2000)
+    content = bytearray(path.read_bytes())
+    if kind == "header":
+        content[:16] = b"not SQLite at al"
+    elif kind == "schema":
+        content[100:4096] = os.urandom(3996)
+    elif kind == "text":
+        content[:] = b"https://example.com/a.jpg\n" * 1000
+    else:
+        del content[int(kind) :]
+    path.write_bytes(content)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["header", "schema", "text", "16", "100", "511", "4096", "5000", "200000"])
+def test_a_damaged_index_is_moved_aside_with_a_warning_and_begun_anew(
+    path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    content = damaged(path, kind)
+    with caplog.at_level(logging.WARNING), Index(path, NEVER) as index:
+        assert claimed_path(index, "u", "a.jpg") == "a.jpg"
+    (aside,) = path.parent.glob("index.sqlite3.damaged-*")
+    assert aside.read_bytes() == content
+    assert str(path) in caplog.text
+    assert aside.name in caplog.text
+    assert is_sound(path)
+
+
+def test_the_log_of_a_run_that_still_uses_a_damaged_index_goes_aside_with_it(path: Path) -> None:
+    content = damaged(path, "header")
+    path.unlink()
+    fill(path, 2000)
+    with start("with Index(Path(sys.argv[1]), 0.0): say('open'); sys.stdin.readline()", path) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        path.write_bytes(content)
+        with Index(path, NEVER) as index:
+            claim(index, "u", "a.jpg")
+            (aside,) = path.parent.glob("index.sqlite3.damaged-*[0-9]")
+            assert Path(f"{aside}-wal").exists()
+            assert Path(f"{aside}-shm").exists()
+        said(other, "go\n")
+    with Index(path, NEVER) as index:
+        assert digest("u") in index.look_up([digest("u")])
+    assert is_sound(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"S"])
+def test_an_emptied_index_is_begun_anew(path: Path, content: bytes) -> None:
+    fill(path, 10)
+    path.write_bytes(content)
+    with Index(path, NEVER) as index:
+        assert index.look_up([digest("1")]) == {}
+    assert is_sound(path)
+
+
+def test_a_log_left_behind_by_a_removed_index_spoils_nothing(path: Path) -> None:
+    process = start("index = Index(Path(sys.argv[1]), 0.0); say('open'); sys.stdin.readline()", path)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert Path(f"{path}-wal").exists()
+    path.unlink()
+    with Index(path, NEVER) as index:
+        assert claimed_path(index, "u", "a.jpg") == "a.jpg"
+    assert is_sound(path)
+
+
+def spoil(path: Path) -> None:
+    """Damage what stands behind the pages that opening reads."""
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2
+    content[8192:half] = os.urandom(half - 8192)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("at", ["look-up", "claim", "flush"])
+def test_damage_found_in_mid_run_ends_the_run_and_the_next_one_begins_anew(path: Path, at: str) -> None:
+    digests = fill(path, 5000)
+    spoil(path)
+    index = Index(path, NEVER)
+    with pytest.raises(IndexFileError, match="run again"):
+        if at == "look-up":
+            index.look_up(digests)
+        elif at == "claim":
+            index.claim([(key, [Name("x.jpg", complete=True)]) for key in digests], str.casefold)
+        else:
+            for key in digests:
+                index.record(key, IMAGE)
+            index.flush()
+    index.close()
+    with Index(path, NEVER) as anew:
+        assert claimed_path(anew, "u", "a.jpg") == "a.jpg"
+    assert len(list(path.parent.glob("index.sqlite3.damaged-*"))) == 1
+    assert is_sound(path)
+
+
+def test_text_that_is_not_utf_8_counts_as_damage(path: Path) -> None:
+    digests = fill(path, 3)
+    path.write_bytes(path.read_bytes().replace(b"image/jpeg", b"image/\xff\xff\xff\xff"))
+    index = Index(path, NEVER)
+    with pytest.raises(IndexFileError, match="damaged"):
+        index.look_up(digests)
+    index.close()
+    with Index(path, NEVER) as anew:
+        assert anew.look_up(digests) == {}
+
+
+def test_who_finds_damage_late_leaves_the_new_index_of_another_run_alone(path: Path) -> None:
+    digests = fill(path, 5000)
+    spoil(path)
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(Index(path, NEVER)) for _ in range(2))
+        with pytest.raises(IndexFileError):
+            first.look_up(digests)
+        with Index(path, NEVER) as anew:
+            claim(anew, "u", "a.jpg")
+        with pytest.raises(IndexFileError):
+            second.look_up(digests)
+    with Index(path, NEVER) as index:
+        assert digest("u") in index.look_up([digest("u")])
+
+
+# Whatever else is wrong.
+
+
+def test_an_index_of_a_later_version_is_refused_and_left_as_it_is(path: Path) -> None:
+    fill(path, 10)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    content = path.read_bytes()
+    with pytest.raises(IndexFileError, match=r"later version.*upgrade"):
+        Index(path, NEVER)
+    assert (path.read_bytes(), list(path.parent.iterdir())) == (content, [path])
+
+
+def test_the_database_of_another_program_is_refused_and_left_as_it_is(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE places (url)")
+    content = path.read_bytes()
+    with pytest.raises(IndexFileError, match="another program"):
+        Index(path, NEVER)
+    assert (path.read_bytes(), list(path.parent.iterdir())) == (content, [path])
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for name in ("fifo", "folder", "/dev/null"):
+        with pytest.raises(IndexFileError, match="not a regular file"):
+            Index(tmp_path / name, NEVER)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(IndexFileError, match=r"missing/i\.sqlite3.*No such file.*--index"):
+        Index(tmp_path / "missing" / "i.sqlite3", NEVER)
+
+
+UNPRIVILEGED = """
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    Index(Path(sys.argv[1]), 0.0)
+except IndexFileError as error:
+    say(error)
+"""
+
+
+@pytest.mark.parametrize(("folder_mode", "file_mode"), [(0o555, 0o666), (0o777, 0o444), (0o777, 0o000), (0o555, None)])
+def test_a_read_only_index_is_a_clear_error(tmp_path: Path, folder_mode: int, file_mode: int | None) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "index.sqlite3"
+    for parent in tmp_path.parents[: len(tmp_path.parents) - 2]:
+        parent.chmod(parent.stat().st_mode | 0o711)
+    tmp_path.chmod(0o755)
+    if file_mode is not None:
+        fill(path, 10)
+        path.chmod(file_mode)
+    folder.chmod(folder_mode)
+    message = said(start(UNPRIVILEGED, path))
+    folder.chmod(0o755)
+    assert str(path) in message
+    assert "--index" in message
+    assert "writable" in message or "Permission denied" in message
+    assert [file.name for file in folder.iterdir()] == ([] if file_mode is None else [path.name])
+
+
+HOLD = """
+import sqlite3
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+say("locked")
+sys.stdin.readline()
+connection.execute("COMMIT")
+"""
+WAIT = """
+index = Index(Path(sys.argv[1]), 0.0)
+say("open")
+index.claim([(digest("u"), [Name("a.jpg", complete=True)])], str.casefold)
+index.close()
+"""
+
+
+def test_a_lock_of_another_program_is_waited_for(path: Path) -> None:
+    fill(path, 10)
+    with start(HOLD, path) as holder, start(WAIT, path) as waiter:
+        assert holder.stdout is not None
+        assert waiter.stdout is not None
+        assert (holder.stdout.readline(), waiter.stdout.readline()) == ("locked\n", "open\n")
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiter.wait(0.3)
+        said(holder, "go\n")
+        said(waiter)
+    with Index(path, NEVER) as index:
+        assert digest("u") in index.look_up([digest("u")])
+
+
+def test_a_lock_that_is_never_released_is_a_clear_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "_LOCK_PATIENCE", 0.05)
+    fill(path, 10)
+    with start(HOLD, path) as holder, Index(path, NEVER) as index:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(IndexFileError, match="another program has kept it locked"):
+            claim(index, "u", "a.jpg")
+        said(holder, "go\n")
+
+
+FULL = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+index = Index(Path(sys.argv[1]), 0.0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+try:
+    index.claim([(digest(str(n)), [Name("x" * 200 + f"{n}.jpg", complete=True)]) for n in range(3000)], str.casefold)
+except IndexFileError as error:
+    say(error)
+"""
+
+
+def test_a_write_that_fails_is_a_clear_error_and_the_index_stays_sound(path: Path) -> None:
+    digests = fill(path, 100)
+    message = said(start(FULL, path))
+    assert str(path) in message
+    assert "may be full" in message
+    with Index(path, NEVER) as index:
+        assert len(index.look_up(digests)) == 100
+    assert is_sound(path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "small"
+    place.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small tmpfs")
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "image_loader", str(place)]
+    if (run := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {run.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_is_a_clear_error_and_what_was_recorded_stays(small_disk: Path) -> None:
+    path = small_disk / "index.sqlite3"
+    digests = fill(path, 100)
+    index = Index(path, NEVER)
+    with pytest.raises(IndexFileError, match="no space left"):
+        index.claim(
+            [(digest(f"{n}u"), [Name("x" * 200 + f"{n}.jpg", complete=True)]) for n in range(9000)], str.casefold
+        )
+    index.close()
+    with Index(path, NEVER) as index:
+        assert len(index.look_up(digests)) == 100
+    assert is_sound(path)
+
+
+FLUSH = """
+index = Index(Path(sys.argv[1]), 3600.0)
+names = [f"{number:05}" for number in range(4000)]
+index.claim([(digest(name), [Name(name + ".jpg", complete=True)]) for name in names], str.casefold)
+for size in range(1000):
+    for name in names:
+        index.record(digest(name), Image(name + ".jpg", size, 1, None, None, Validators(), None, 0.0, 0.0))
+    say(size)
+    index.flush()
+"""
+
+
+@pytest.mark.parametrize("flushes", [1, 4, 9])
+def test_a_process_killed_in_mid_flush_leaves_a_sound_index_of_whole_flushes(path: Path, flushes: int) -> None:
+    with start(FLUSH, path) as process:
+        assert process.stdout is not None
+        for _ in range(flushes):
+            size = int(process.stdout.readline())
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert Path(f"{path}-wal").exists()
+    with Index(path, NEVER) as index:
+        records = index.look_up([digest(f"{number:05}") for number in range(4000)])
+    sizes = {None if record.image is None else record.image.size for record in records.values()}
+    assert len(records) == 4000
+    assert len(sizes) == 1, "half a flush was kept"
+    assert sizes <= {size - 1 if size else None, size, size + 1}
+    assert is_sound(path)
+
+
+COST = """
+import json, resource
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+path, lines = Path(sys.argv[1]), int(sys.argv[2])
+peaks = []
+with Index(path, 0.5) as index:
+    for start in range(0, lines, 500):
+        urls = {digest(str(n)): f"photo{n}.jpg" for n in range(start, start + 500)}
+        index.first_seen(list(urls))
+        index.look_up(list(urls))
+        index.claim([(url, [Name(name, complete=True)]) for url, name in urls.items()], str.casefold)
+        for url, name in urls.items():
+            index.record(url, Image(name, 1, 1, "image/jpeg", "00" * 32, Validators('"1"' * 9), 0.0, 0.0, 0.0))
+        index.tick()
+        peaks.append(peak())
+say(json.dumps([peaks[len(peaks) // 3], peaks[-1]]))
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_list(path: Path) -> None:
+    third, whole = json.loads(said(start(COST, path, 90_000)))
+    assert whole < 64 * 1024
+    assert whole - third < 4 * 1024
+
+
+def test_an_iterator_over_images_may_be_handed_to_another_thread(path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with Index(path, NEVER) as index, ThreadPoolExecutor(1) as pool:
+        seen: Sequence[set[bytes]] = list(pool.map(index.first_seen, [[digest("u")], [digest("u")]]))
+    assert seen == [{digest("u")}, set()]
