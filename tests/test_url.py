@@ -129,7 +129,7 @@ def test_a_redacted_url_shows_no_secret(text: str, shown: str) -> None:
 
 @given(TEXTS)
 @settings(max_examples=200)
-def test_any_text_is_a_url_in_plain_ascii_target_or_a_fault_without_the_text(text: str) -> None:
+def test_any_text_is_refused_or_has_a_target_that_is_safe_in_a_request_line(text: str) -> None:
     url = parsed(text)
     if url is not None:
         assert url.path.startswith("/")

@@ -154,8 +154,11 @@ class _Run:
         image = _as_recorded(record, state)
         settings = self._settings
         if image is not None and not (settings.force or settings.revalidate) and freshness.is_fresh(image, now):
+            _LOG.debug("line %d: %s: its headers call it fresh", line.number, image.file)
             return _fresh(line, image)
         validators = image.validators if image is not None and not settings.force else Validators()
+        if _LOG.isEnabledFor(logging.DEBUG):
+            _LOG.debug("line %d: %s: %s", line.number, record.name.path, _request_shown(state, validators))
         return Job(line.number, url, record.name, image, validators, new=state is None)
 
     # Jobs to outcomes.
@@ -233,6 +236,12 @@ def _as_recorded(record: Record, state: FileState | None) -> Image | None:
         since = Validators(None, freshness.http_date(time_saved))
         return Image(record.name.path, state.size, state.mtime_ns, None, None, since, None, time_saved, time_saved)
     return image if (image.size, image.mtime_ns) == (state.size, state.mtime_ns) else None
+
+
+def _request_shown(state: FileState | None, validators: Validators) -> str:
+    if validators:
+        return "asked whether it changed: " + ", ".join(map(": ".join, freshness.condition(validators).items()))
+    return "asked for, since it is not there" if state is None else "asked for, whatever stands there"
 
 
 def _fresh(line: Line, image: Image) -> Outcome:

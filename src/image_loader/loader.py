@@ -170,17 +170,28 @@ def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
 
 def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Outcome], None]]:
     """Open the files that were asked for; return what writes an outcome to each."""
-    kinds: dict[str, Callable[[Path], ResultsFile | FailedFile]] = {"results": ResultsFile, "failed": FailedFile}
-    asked = {name: getattr(arguments, name) for name in kinds if getattr(arguments, name) is not None}
-    for name, path in asked.items():
-        if any(_same(path, other) for other in (arguments.urls, *asked.values()) if other is not path):
-            raise OptionError(f"--{name}: {path} would be overwritten while it is in use; name another file")
-    return [stack.enter_context(kinds[name](path)).write for name, path in asked.items()]
+    _check_distinct(arguments.urls, results=arguments.results, failed=arguments.failed)
+    writers: list[Callable[[Outcome], None]] = []
+    if arguments.results is not None:
+        writers.append(stack.enter_context(ResultsFile(arguments.results)).write)
+    if arguments.failed is not None:
+        writers.append(stack.enter_context(FailedFile(arguments.failed)).write)
+    return writers
 
 
-def _same(path: Path, other: str | Path) -> bool:
+def _check_distinct(urls: str, **files: Path | None) -> None:
+    """Raise ``OptionError`` for a file that would be emptied while it is read, or written twice over."""
+    used = [Path(urls)]
+    for name, path in files.items():
+        if path is not None:
+            if any(_same(path, other) for other in used):
+                raise OptionError(f"--{name}: {path} would be overwritten while it is in use; name another file")
+            used.append(path)
+
+
+def _same(path: Path, other: Path) -> bool:
     try:
-        return path == Path(other) or path.samefile(other)
+        return path == other or path.samefile(other)
     except OSError:
         return False
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _IMAGE_TYPE = re.compile(r"[ \t]*(image/[!#$%&'*+.^_`|~0-9a-z-]+)[ \t]*(?:;.*)?", re.IGNORECASE | re.ASCII)
 _SVG = "image/svg+xml"
-# Only what browsers show: Pillow would hand an EPS sent by a hostile server to Ghostscript.
+# Not all that Pillow knows: it would hand an EPS from a hostile server to Ghostscript.
 _MEDIA_TYPES = {
     "JPEG": "image/jpeg",
     "MPO": "image/jpeg",
@@ -42,7 +42,7 @@ _MAX_PIXELS = 1 << 31
 # What opening a frame costs, however small it is, in pixels decoded meanwhile.
 _FRAME_COST = 1 << 12
 _CHUNK = 1 << 16
-# What Pillow's decoders raise on hostile bytes (found by mutating files of each format).
+# What Pillow's decoders raise on hostile bytes; it has no exception of its own for that.
 _DECODING_ERRORS = (
     ArithmeticError,
     AttributeError,

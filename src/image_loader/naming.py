@@ -14,7 +14,8 @@ from image_loader.url import Url
 _SEPARATORS = "/\\"
 # Control, format (bidirectional and zero-width marks among them), surrogate, line and paragraph separator.
 _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-_DOTS_AND_SPACES = "." + "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
+# Not r"[\s.]+$" to be removed: the search for that takes quadratic time on a long run of dots.
+_UP_TO_TRAILING_DOTS = re.compile(r".*[^\s.]", re.DOTALL)
 _NAMELESS = "image"
 _HASH_DIGITS = (8, 16, 32, 64)
 # Invisible marks outside the format category, which ext4's case-folding directories pass over when they compare.
@@ -78,8 +79,8 @@ def _stem_and_extension(segment: str) -> tuple[str, str]:
 
 def _plain(text: str) -> str:
     """Drop white space around and dots behind, and replace what is no part of a name."""
-    text = text.strip().rstrip(_DOTS_AND_SPACES)
-    return "".join("_" if _is_unsafe(character) else character for character in text)
+    match = _UP_TO_TRAILING_DOTS.match(text.strip())
+    return "".join("_" if _is_unsafe(character) else character for character in match[0]) if match else ""
 
 
 def _is_unsafe(character: str) -> bool:
