@@ -1054,7 +1054,7 @@ def _redirect(location: str, code: int = 302) -> bytes:
 @behaviour
 def redirect(request: Request) -> Steps:
     """Redirect to where the query says, with the status that it says."""
-    yield _redirect(request.query["to"], int(request.query.get("status", 302)))
+    yield _redirect(request.query.get("to", "/landed.png"), int(request.query.get("status", 302)))
 
 
 @family(

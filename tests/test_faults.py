@@ -519,6 +519,14 @@ def test_a_certificate_is_trusted_by_its_bundle(loader: Loader, authority: trust
         assert loader.run([url], "-f", environment={"REQUESTS_CA_BUNDLE": bundle}).counts == (1, 0, 0, 0)
 
 
+def test_a_bundle_that_is_none_is_told_in_plain_words(loader: Loader, authority: trustme.CA) -> None:
+    (loader.home / "none.pem").write_text("no certificate")
+    with Server(tls=_context(_certificate(authority, "none"))) as server:
+        run = loader.run([server.url("/a.png")], "--ca-bundle", "none.pem")
+        assert (run.status, server.requests) == (2, [])
+    assert "none.pem" in run.stderr
+
+
 def test_a_plain_server_is_not_spoken_to_in_place_of_tls(server: Server, loader: Loader) -> None:
     url = server.url("/a.png").replace("http://", "https://")
     assert loader.run([url], *FAST).row(url)["reason"] == "tls"

@@ -11,6 +11,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -542,23 +543,21 @@ except IndexFileError as error:
 
 
 @pytest.mark.parametrize(("folder_mode", "file_mode"), [(0o555, 0o666), (0o777, 0o444), (0o777, 0o000), (0o555, None)])
-def test_a_read_only_index_is_a_clear_error(tmp_path: Path, folder_mode: int, file_mode: int | None) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    path = folder / "index.sqlite3"
-    for parent in tmp_path.parents[: len(tmp_path.parents) - 2]:
-        parent.chmod(parent.stat().st_mode | 0o711)
-    tmp_path.chmod(0o755)
-    if file_mode is not None:
-        fill(path, 10)
-        path.chmod(file_mode)
-    folder.chmod(folder_mode)
-    message = said(start(UNPRIVILEGED, path))
-    folder.chmod(0o755)
+def test_a_read_only_index_is_a_clear_error(folder_mode: int, file_mode: int | None) -> None:
+    # Not below tmp_path, which another user may not search.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "index.sqlite3")
+        if file_mode is not None:
+            fill(path, 10)
+            path.chmod(file_mode)
+        path.parent.chmod(folder_mode)
+        message = said(start(UNPRIVILEGED, path))
+        path.parent.chmod(0o755)
+        left = [file.name for file in path.parent.iterdir()]
     assert str(path) in message
     assert "--index" in message
     assert "writable" in message or "Permission denied" in message
-    assert [file.name for file in folder.iterdir()] == ([] if file_mode is None else [path.name])
+    assert left == ([] if file_mode is None else [path.name])
 
 
 HOLD = """

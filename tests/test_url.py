@@ -117,10 +117,10 @@ def test_the_hashes_are_those_of_the_canonical_spelling() -> None:
     [
         ("http://h/a.jpg", "http://h/a.jpg"),
         ("https://user:secret@h:81/a.jpg?key=secret#secret", "https://h:81/a.jpg?…"),
-        ("https://user:sec/ret@h/a.jpg", "…h/a.jpg"),
-        ("ftp://user:secret@h/a.jpg?secret", "…h/a.jpg?…"),
+        ("https://user:sec/ret@h/a.jpg", "…"),
+        ("ftp://user:secret@h/a.jpg?secret", "…"),
         ("http://h/\x1b[31m\u202e", "http://h/\\x1b[31m\\u202e"),
-        ("user:secret@h", "…h"),
+        ("user:secret@h", "…"),
     ],
 )
 def test_a_redacted_url_shows_no_secret(text: str, shown: str) -> None:
@@ -128,7 +128,7 @@ def test_a_redacted_url_shows_no_secret(text: str, shown: str) -> None:
 
 
 @given(TEXTS)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_any_text_is_refused_or_has_a_target_that_is_safe_in_a_request_line(text: str) -> None:
     url = parsed(text)
     if url is not None:
@@ -140,7 +140,7 @@ def test_any_text_is_refused_or_has_a_target_that_is_safe_in_a_request_line(text
 
 
 @given(TEXTS)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_the_canonical_spelling_is_its_own_canonical_spelling(text: str) -> None:
     url = parsed(text)
     if url is not None:
@@ -149,7 +149,7 @@ def test_the_canonical_spelling_is_its_own_canonical_spelling(text: str) -> None
 
 
 @given(TEXTS)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_nothing_that_is_shown_controls_a_terminal(text: str) -> None:
     for shown in (redacted(text), printable(text)):
         assert not {unicodedata.category(character) for character in shown} & {"Cc", "Cs", "Zl", "Zp"}
@@ -157,7 +157,7 @@ def test_nothing_that_is_shown_controls_a_terminal(text: str) -> None:
 
 
 @given(st.sampled_from(["http", "ftp", "x"]), st.text(alphabet="ab:/?#[] é", max_size=8))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_no_password_and_no_query_is_ever_shown(scheme: str, filler: str) -> None:
     assert "SECRET" not in redacted(f"{scheme}://user:SECRET@host/{filler}?{filler}SECRET")
     assert "SECRET" not in redacted(f"{scheme}://host/a.jpg?{filler}SECRET@{filler}SECRET")

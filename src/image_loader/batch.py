@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 from image_loader import freshness, naming
 from image_loader.directory import Directory, FileState
@@ -142,7 +143,7 @@ class _Run:
         plain = next(names)
         if plain.complete and self._directory.stat(plain.path) is not None:
             hashed = next(names)
-            in_place = self._directory.stat(hashed.path) is not None
+            in_place = self._directory.stat(hashed.file(Path(plain.path).suffix)) is not None
             yield from (hashed, plain) if in_place else (plain, hashed)
         else:
             yield plain
@@ -151,7 +152,7 @@ class _Run:
     def _decide(self, line: Line, url: Url, record: Record, now: float) -> Outcome | Job:
         """Say that the file in place is fresh, or what to ask for (RFC 9111, 4)."""
         state = self._directory.stat(record.name.path) if record.name.complete else None
-        image = _as_recorded(record, state)
+        image = _as_recorded(record, state, now)
         settings = self._settings
         if image is not None and not (settings.force or settings.revalidate) and freshness.is_fresh(image, now):
             _LOG.debug("line %d: %s: its headers call it fresh", line.number, image.file)
@@ -226,13 +227,18 @@ class _Downloads:
         self.scheduler = Scheduler(executor, Downloader(self.transport, directory, settings).attempt, settings)
 
 
-def _as_recorded(record: Record, state: FileState | None) -> Image | None:
-    """Return the image that stands in place, if it is as it was recorded; a file that was never recorded is adopted."""
+def _as_recorded(record: Record, state: FileState | None, now: float) -> Image | None:
+    """Return the image that stands in place, if it is as it was recorded; a file that was never recorded is adopted.
+
+    One from the future is not: some servers answer 304 to any such date.
+    """
     if state is None or not state.size:
         return None
     image = record.image
     if image is None:
         time_saved = state.mtime_ns / 1e9
+        if time_saved > now:
+            return None
         since = Validators(None, freshness.http_date(time_saved))
         return Image(record.name.path, state.size, state.mtime_ns, None, None, since, None, time_saved, time_saved)
     return image if (image.size, image.mtime_ns) == (state.size, state.mtime_ns) else None

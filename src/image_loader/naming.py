@@ -25,14 +25,15 @@ _IGNORABLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\ufe00-\ufe
 def candidates(url: Url, layout: Layout, max_bytes: int = 255) -> Iterator[Name]:
     """Yield the names that a URL may have, the preferred one first; the last one is unique by itself.
 
-    ``max_bytes``, at least 80, holds for the last component, with the extension that an incomplete name still lacks.
+    Those with a hash get the extension of the media type received. ``max_bytes``, at least 80, holds for the last
+    component with that extension.
 
     >>> from image_loader.url import parse
     >>> for name in candidates(parse("http://example.com/a/photo.jpg?id=1"), Layout.HOST):
     ...     print(name.path[:40])
     example.com/photo.jpg
-    example.com/photo-7cc76741.jpg
-    example.com/photo-7cc7674112b9121b.jpg
+    example.com/photo-7cc76741
+    example.com/photo-7cc7674112b9121b
     example.com/photo-7cc7674112b9121bc8505c
     example.com/photo-7cc7674112b9121bc8505c
     >>> next(candidates(parse("http://example.com/photo.php"), Layout.FLAT))
@@ -44,8 +45,8 @@ def candidates(url: Url, layout: Layout, max_bytes: int = 255) -> Iterator[Name]
         yield Name(folder + stem + extension, complete=True)
     digest = url.sha256
     for digits in _HASH_DIGITS:
-        room = max_bytes - 1 - digits - (len(extension) or LONGEST_EXTENSION)
-        yield Name(f"{folder}{_cut(stem, room)}-{digest[:digits]}{extension}", complete=bool(extension))
+        room = max_bytes - 1 - digits - LONGEST_EXTENSION
+        yield Name(f"{folder}{_cut(stem, room)}-{digest[:digits]}", complete=False)
 
 
 def key(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ _URL = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_HOST = re.compile(r"[0-9a-z_~.!$&'()*+,;=-]+")
+_HOST = re.compile(r"(?=.{1,253}\Z)(?:[0-9a-z_~!$&'()*+,;=-]{1,63}\.)*[0-9a-z_~!$&'()*+,;=-]{1,63}\.?")
 _TO_ENCODE = re.compile(r"[^!$%&'()*+,\-./0-9:;=?@A-Z_a-z~\[\]|]")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _DIGEST_SIZE = 16
 _SHOWN_AS_ESCAPE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb]"
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 
 
@@ -99,9 +100,8 @@ def redacted(text: str) -> str:
     """
     match = _URL.fullmatch(text)
     if match is None:
-        *secret, shown = text.rpartition("@")
-        shown = ("…" if any(secret) else "") + re.split(r"[?#]", shown)[0]
-        return printable(shown) + ("?…" if "?" in text else "")
+        # Where the secrets of what is no URL begin and end, nobody can tell.
+        return "…" if "@" in text else printable(re.split(r"[?#]", text)[0]) + ("?…" if "?" in text else "")
     scheme, _, host, port, path = match.groups()
     path, query, _ = (path or "").partition("?")
     return printable(f"{scheme}://{host}{':' + port if port else ''}{path}") + ("?…" if query else "")
@@ -120,10 +120,9 @@ def _percent_encoded(match: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in match[0].encode())
 
 
+@functools.lru_cache(1024)
 def _authority(scheme: str, host: str, port: str | None) -> str:
     if host.isascii() and host[0] != "[" and not _HOST.fullmatch(host):
-        raise ValueError("bad host name")
-    if host.isascii() and (".." in host or len(host) > 253 or any(len(label) > 63 for label in host.split("."))):
         raise ValueError("bad host name")
     if not port:
         return host

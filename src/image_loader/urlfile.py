@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -97,6 +98,8 @@ def _raw_lines(path: str | os.PathLike[str]) -> Iterator[list[bytes]]:
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[int]:
     if os.fspath(path) == _STANDARD_INPUT:
+        if sys.stdin is None:  # Closed, as by the shell's "<&-"; descriptor 0 may be any other file by now.
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         yield sys.stdin.buffer.fileno()
         return
     # O_NONBLOCK: opening a FIFO would wait for its writer.
