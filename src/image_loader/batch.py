@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import chain, islice
 from pathlib import Path
 
 from image_loader import freshness, naming
@@ -48,12 +49,15 @@ def run(
     called several times a second, also while nothing ends. Raises ``LoaderError`` for what ends the run; what
     was saved until then is in place and in the index.
     """
+    lines = iter(lines)
+    # Read before anything is made: a list that is not there leaves no directory behind.
+    first = list(islice(lines, 1))
     with ExitStack() as stack:
         directory = Directory(settings.directory)
         stack.callback(directory.close)
         path = settings.index or directory.hidden / "index.sqlite3"
         index = stack.enter_context(Index(path, settings.flush_interval))
-        yield from _Run(settings, directory, index, stack, tick).outcomes(lines, stop)
+        yield from _Run(settings, directory, index, stack, tick).outcomes(chain(first, lines), stop)
 
 
 class _Run:
@@ -176,7 +180,7 @@ class _Run:
         self._directory.check_inodes(max(0, self._new - self._downloads.scheduler.running))
 
     def _advance(self, stop: threading.Event, room: int, wait: float) -> Iterator[Outcome]:
-        """Let downloads go on until at most ``room`` are left, and for ``wait`` seconds in any case."""
+        """Let downloads go on until at most ``room`` are left, and until one ends, for ``wait`` seconds at the most."""
         self._index.tick()
         self._tick()
         while self._downloads is not None and not stop.is_set():

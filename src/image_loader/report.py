@@ -73,6 +73,8 @@ class Report:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: TracebackType | None) -> None:
+        if error is not None and not self._summary.statuses:
+            return  # The run never began.
         if isinstance(error, LoaderError):
             self._summary.fault = printable(str(error))
         self._replace(self._page())

@@ -119,7 +119,7 @@ class Scheduler:
     def advance(self, timeout: float) -> list[Finished]:
         """Start what can start, wait at most ``timeout`` seconds for something to end, and return what has ended."""
         self._start()
-        self._collect(0.0 if self._finished else self._pause(timeout))
+        self._collect(0.0 if self._finished or not self.pending else self._pause(timeout))
         self._fire()
         self._start()
         return self._taken()

@@ -19,8 +19,8 @@ from image_loader.url import parse
 
 LIMIT = 65536
 """Longest line, in bytes."""
-POLL = 0.1
-"""Longest wait for a pipe, in seconds."""
+POLL = 0.01
+"""Longest wait for a pipe, in seconds: meanwhile the caller cannot look after its downloads."""
 
 _STANDARD_INPUT = "-"
 _CHUNK = 65536
