@@ -123,9 +123,12 @@ class Server:
         return [request for request in self.requests if request.target == target]
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 20) -> None:
-        """Wait until the condition holds; it is looked at whenever a request comes or ends."""
+        """Wait until the condition holds; it is looked at whenever a request comes or ends, and now and then."""
+        give_up = time.monotonic() + seconds
         with self._changed:
-            assert self._changed.wait_for(condition, seconds), f"in vain after {seconds} s"
+            while not condition():
+                assert time.monotonic() < give_up, f"in vain for {seconds} s"
+                self._changed.wait(0.05)
 
     def record(self, target: str, headers: Mapping[str, str], connection: int) -> Request:
         """Count one request that has arrived."""

@@ -996,8 +996,8 @@ def test_what_stands_under_the_name_of_a_partial_file_is_not_touched(
 ) -> None:
     first, second = server.url("/held/first.png"), server.url("/gated/second.png")
     running = loader.start([second])
-    server.wait_for(lambda: server.at_work == 1)
-    partial = _partial_file(loader)
+    server.wait_for(lambda: len(leftovers(loader.directory)) == 1)
+    partial = loader.directory / ".image_loader" / "partial" / leftovers(loader.directory)[0]
     running.end()
     partial.unlink()
     running = loader.start([first, second], "--threads", "1", "--retries", "0")
@@ -1009,10 +1009,3 @@ def test_what_stands_under_the_name_of_a_partial_file_is_not_touched(
     run = running.finish()
     assert [run.row(url)["reason"] for url in (first, second)] == [None, "write"]
     assert victim.read_bytes() == b"untouched"
-
-
-def _partial_file(loader: Loader) -> Path:
-    """Wait for the one partial file, and return its path."""
-    while not (names := leftovers(loader.directory)):
-        os.sched_yield()
-    return loader.directory / ".image_loader" / "partial" / names[0]

@@ -299,9 +299,9 @@ def test_a_pipe_that_brings_nothing_does_not_hold_up_an_interrupt(server: Server
     running = loader.start(b"", stdin=reading)
     os.close(reading)
     os.write(writing, server.url("/a.png").encode() + b"\n")
-    server.wait_for(lambda: bool(server.requests) and not server.at_work)
+    server.wait_for((loader.directory / "a.png").exists)
     running.send(signal.SIGINT)
-    run = running.finish(3)
+    run = running.finish(PROMPT)
     os.close(writing)
     assert (run.status, run.counts) == (130, (1, 0, 0, 0))
 
@@ -936,9 +936,7 @@ def other_loader(loader: Loader, tmp_path_factory: pytest.TempPathFactory) -> It
 def test_what_another_run_is_at_is_skipped(server: Server, loader: Loader, other_loader: Loader) -> None:
     urls = urls_of(server, 3, "gated")
     first = loader.start(urls)
-    server.wait_for(lambda: server.at_work == 3)
-    while len(leftovers(loader.directory)) < 3:
-        os.sched_yield()
+    server.wait_for(lambda: len(leftovers(loader.directory)) == 3)
     second = other_loader.run(urls, "-v")
     assert (second.status, second.counts) == (0, (0, 0, 3, 0))
     assert {row["reason"] for row in second.rows} == {"locked"}
@@ -964,9 +962,7 @@ def test_two_runs_on_one_list_leave_every_image_whole(server: Server, loader: Lo
 def test_after_a_kill_in_mid_write_the_next_run_cleans_up_and_completes(server: Server, loader: Loader) -> None:
     urls = [*urls_of(server, 20), *urls_of(server, 5, "gated/more")]
     running = loader.start(urls)
-    server.wait_for(lambda: server.at_work == 5 and len(server.requests) == 25)
-    while len(leftovers(loader.directory)) < 5:
-        os.sched_yield()
+    server.wait_for(lambda: len(leftovers(loader.directory)) == 5 and len(server.requests) == 25)
     running.end()
     assert len(leftovers(loader.directory)) == 5
     server.gate.set()
@@ -980,11 +976,16 @@ def test_after_a_kill_in_mid_write_the_next_run_cleans_up_and_completes(server: 
 
 
 @pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)],
-    ids=["INT", "TERM", "HUP"],
+    ("number", "status", "behaviour"),
+    [
+        (signal.SIGINT, 130, "held"),
+        (signal.SIGINT, 130, "drip-body"),
+        (signal.SIGINT, 130, "drip-headers"),
+        (signal.SIGINT, 130, "gated"),
+        (signal.SIGTERM, 143, "gated"),
+        (signal.SIGHUP, 143, "gated"),
+    ],
 )
-@pytest.mark.parametrize("behaviour", ["held", "gated", "drip-body", "drip-headers"])
 def test_a_signal_ends_the_run_within_two_seconds(
     server: Server, loader: Loader, number: signal.Signals, status: int, behaviour: str
 ) -> None:
@@ -1004,11 +1005,10 @@ def test_a_signal_ends_the_run_within_two_seconds(
     assert loader.run(urls[:100]).counts == (0, 100, 0, 0)
 
 
-def test_a_signal_ends_a_run_that_connects(loader: Loader) -> None:
+def test_a_signal_ends_a_run_that_connects(server: Server, loader: Loader) -> None:
     with silent_port() as port:
         running = loader.start([f"https://127.0.0.1:{port}/{number}.png" for number in range(200)], *BLOCKED)
-        while not _sockets(running.process.pid):
-            os.sched_yield()
+        server.wait_for(lambda: _sockets(running.process.pid) > 0)
         running.send(signal.SIGTERM)
         assert running.finish(PROMPT).status == 143
 

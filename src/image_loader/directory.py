@@ -162,7 +162,8 @@ class Directory:
             os.replace(path, self._root + file)
 
     def _make(self) -> None:
-        Path(self._partials).mkdir(parents=True, exist_ok=True)
+        for path in (self._root, self._partials):
+            Path(path).mkdir(parents=True, exist_ok=True)
         self._probe_locking()
         if not self._is_usable():
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self._root)

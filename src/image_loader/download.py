@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 
 from image_loader import freshness, media
 from image_loader.directory import Directory, Partial
 from image_loader.errors import DownloadError, LoaderError, LockedError
-from image_loader.model import Failure, Image, Job, Locked, NotModified, Reason, Result, Saved, Settings
+from image_loader.model import Failure, Image, Job, Locked, NotModified, Reason, Result, Resume, Saved, Settings
 from image_loader.naming import key
 from image_loader.transport import Answer, Transport
 from image_loader.url import redacted
@@ -16,8 +17,8 @@ from image_loader.url import redacted
 _LOG = logging.getLogger(__name__)
 # What tells a server, and every cache on the way to it, to send the image whatever they think we have.
 _UNCONDITIONAL = {"Cache-Control": "no-cache"}
-# 416 answers a range that we asked for: the next attempt asks for the whole.
-_PASSING_STATUSES = frozenset({408, 416, 425, 429, 500, 502, 503, 504})
+_CONTENT_RANGE = re.compile(r"bytes (?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})/(?P<total>[0-9]{1,18})")
+_PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Downloader:
@@ -33,6 +34,8 @@ class Downloader:
         try:
             return self._attempt(job)
         except DownloadError as error:
+            if error.failure.exhausted:
+                self._transport.drop_idle()
             return error.failure
         except LockedError:
             return Locked()
@@ -58,8 +61,8 @@ class Downloader:
             if answer.status == 200:
                 return self._receive(job, answer, None)
             if answer.status == 206 and job.resume is not None and "Range" in fields:
-                return self._receive(job, answer, _continued_at(answer))
-            raise _status_error(answer)
+                return self._receive(job, answer, _continued_at(answer, job.resume))
+            raise _status_error(answer, ranged="Range" in fields)
 
     def _receive(self, job: Job, answer: Answer, start: int | None) -> Saved:
         media_type = media.media_type(answer.fields.get("content-type"))
@@ -127,19 +130,16 @@ def _not_modified(job: Job, answer: Answer, fields: dict[str, str]) -> NotModifi
     return None if image is None else NotModified(image)
 
 
-def _continued_at(answer: Answer) -> int:
-    """Return the position at which a 206 goes on, of those that go on to the end (RFC 9110, 14.4)."""
-    unit, _, span = answer.fields.get("content-range", "").partition(" ")
-    bounds, _, total = span.partition("/")
-    first, _, last = bounds.partition("-")
-    if unit.lower() != "bytes" or not all(part.isascii() and part.isdigit() for part in (first, last, total)):
-        raise DownloadError(Reason.PROTOCOL, "206 without a range that can be used", http_status=206, passing=True)
-    if int(last) + 1 != int(total):
-        raise DownloadError(Reason.PROTOCOL, "206 for less than what was asked for", http_status=206, passing=True)
-    return int(first)
+def _continued_at(answer: Answer, resume: Resume) -> int:
+    """Return the position at which a 206 goes on with the same image, to its end (RFC 9110, 14.4 and 15.3.7)."""
+    match = _CONTENT_RANGE.fullmatch(answer.fields.get("content-range", ""))
+    whole = match is not None and int(match["last"]) + 1 == int(match["total"])
+    if match is None or not whole or answer.fields.get("etag") != resume.validator:
+        raise DownloadError(Reason.PROTOCOL, "206 with another part than was asked for", http_status=206, passing=True)
+    return int(match["first"])
 
 
-def _status_error(answer: Answer) -> DownloadError:
+def _status_error(answer: Answer, *, ranged: bool) -> DownloadError:
     retry_after = None
     if answer.status in (429, 503):
         retry_after = freshness.retry_after(answer.fields.get("retry-after"), answer.received)
@@ -147,7 +147,8 @@ def _status_error(answer: Answer) -> DownloadError:
         Reason.HTTP_STATUS,
         f"HTTP status {answer.status}",
         http_status=answer.status,
-        passing=answer.status in _PASSING_STATUSES,
+        # 416 answers the range: the next attempt asks for the whole.
+        passing=answer.status in _PASSING_STATUSES or (ranged and answer.status == 416),
         retry_after=retry_after,
     )
 

@@ -53,7 +53,7 @@ class Report:
             raise OptionError(f"{path}: the report is a web page; give the file the extension .html")
         require_report()
         if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-            raise ResultsFileError(f"{path}: cannot be written: {path.parent} is no directory that one can write to")
+            raise ResultsFileError(f"{path}: cannot be written there; name a file in a directory that you can write to")
         self._path = path
         self._summary = _Summary(directory.resolve().name or str(directory))
         self._pictures = {status: deque[_Picture](maxlen=_PICTURES) for status in (Status.SAVED, Status.FRESH)}

@@ -258,8 +258,10 @@ class Scheduler:
 
     def _shrink(self, task: _Task) -> None:
         """Out of descriptors: the attempt does not count, and fewer run at once from here on."""
-        self._threads = max(1, min(self._threads - 1, len(self._running)))
-        _LOG.warning("out of file descriptors: %d downloads at once from here on", self._threads)
+        threads = max(1, min(self._threads - 1, len(self._running)))
+        if threads < self._threads:
+            _LOG.info("out of file descriptors: %d downloads at once from here on", threads)
+        self._threads = threads
         task.attempts -= 1
         task.host.retrying += 1
         self._set_timer(_FIRST_PAUSE * self._jitter(), task.host, task)

@@ -20,7 +20,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import create_urllib3_context
 from urllib3.util.proxy import connection_requires_http_tunnel
 
-from image_loader.errors import DownloadError
+from image_loader.errors import DownloadError, OptionError
 from image_loader.model import Reason, Settings
 from image_loader.transport import coding, connection
 from image_loader.transport.connection import StaleConnectionError
@@ -98,6 +98,11 @@ class Transport:
         self._session = _session(settings, self._adapter)
         self._watchdog = Watchdog(settings.timeout, settings.max_time)
         self._route = functools.lru_cache(settings.pool_hosts)(self._new_route)
+        if settings.ca_bundle is not None:
+            try:
+                _tls_context(settings.ca_bundle)
+            except OSError as error:
+                raise OptionError(f"--ca-bundle: {settings.ca_bundle}: no certificates can be read from it") from error
 
     @contextmanager
     def exchange(self, url: Url, fields: Mapping[str, str]) -> Iterator[Answer]:
@@ -112,6 +117,10 @@ class Transport:
     def interrupt(self) -> None:
         """End all attempts, running ones within moments."""
         self._watchdog.interrupt()
+
+    def drop_idle(self) -> None:
+        """Close the connections that wait for their next request, to free their descriptors."""
+        self._adapter.close()
 
     def close(self) -> None:
         """Close the session and stop the watchdog."""
@@ -163,13 +172,15 @@ class Transport:
         base = str(request.url).removesuffix("/")
         # Said for each request: of a session's own setting, REQUESTS_CA_BUNDLE would take precedence.
         verify = False if self._settings.insecure else self._settings.ca_bundle
-        found = self._session.merge_environment_settings(base, {}, None, verify, None)
+        found: dict[str, Any] = dict(self._session.merge_environment_settings(base, {}, None, verify, None))
+        found.pop("stream")
         proxy = requests.utils.select_proxy(base, found["proxies"])
         if proxy and self._settings.public_only:
             raise DownloadError(Reason.PRIVATE_ADDRESS, "through a proxy the server's address cannot be checked")
-        pool: Any = self._adapter.get_connection_with_tls_context(
-            request, found["verify"], found["proxies"], found["cert"]
-        )
+        try:
+            pool: Any = self._adapter.get_connection_with_tls_context(request, **found)
+        except OSError as error:
+            raise DownloadError(Reason.TLS, f"no trusted certificates, or no proxy, as configured: {error}") from error
         tunnel = connection_requires_http_tunnel(pool.proxy, pool.proxy_config, base.partition(":")[0])
         fields = {"Host": base.partition("://")[2]} if "Host" not in request.headers else {}
         fields.update(request.headers)

@@ -45,7 +45,7 @@ def _inflated(chunks: Iterable[bytes], wbits: int, limit: int) -> Iterator[bytes
             try:
                 yield unpacker.decompress(waiting, limit)
             except zlib.error as error:
-                raise DownloadError(Reason.PROTOCOL, "the compressed body is damaged") from error
+                raise DownloadError(Reason.DAMAGED, "the compressed body cannot be unpacked") from error
             waiting = unpacker.unconsumed_tail or unpacker.unused_data
     if unpacker is None or not unpacker.eof:
         raise DownloadError(Reason.TRUNCATED, "the compressed body ends too early", passing=True)

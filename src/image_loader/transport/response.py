@@ -19,6 +19,8 @@ _FIELD_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\x00]*?)[
 _CONTINUATION = re.compile(rb"[ \t]+([^\r\n\x00]*?)[ \t]*\r?\n")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _LENGTH = re.compile(r"[0-9]{1,18}")
+# Fields of which a response has one (RFC 9110, 5.3); two Content-Lengths are judged with the frame.
+_SINGLE = frozenset({"location", "content-type", "content-range", "etag", "last-modified"})
 _BODILESS = frozenset({204, 304})
 
 
@@ -110,7 +112,9 @@ class Response:
                 raise DownloadError(Reason.PROTOCOL, "the header fields never end")
             if match := _FIELD_LINE.fullmatch(line):
                 name, value = match[1].decode("ascii").lower(), match[2].decode("latin-1")
-                fields[name] = f"{fields[name]}, {value}" if name in fields else value
+                if name in _SINGLE and fields.get(name, value) != value:
+                    raise DownloadError(Reason.PROTOCOL, "two header fields of a kind that contradict each other")
+                fields[name] = f"{fields[name]}, {value}" if name in fields and name not in _SINGLE else value
             elif name and (match := _CONTINUATION.fullmatch(line)):
                 fields[name] = f"{fields[name]} {match[1].decode('latin-1')}"
             else:
