@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Write the manual page and the completions of ``loader`` from its parser: ``share/generate.py [FOLDER]``."""
 
 from __future__ import annotations

@@ -440,6 +440,27 @@ def unframed(request: Request) -> Steps:
 
 
 @behaviour
+def staying_open(request: Request) -> Steps:
+    """Announce the end of the connection, and don't end it."""
+    yield whole(request.body, "Connection: close")
+    yield End.STALL
+
+
+@behaviour
+def bare_newlines(request: Request) -> Steps:
+    """End the lines of the head with newlines alone (RFC 9112, 2.2)."""
+    yield head(PNG, length(request.body)).replace(b"\r\n", b"\n") + request.body
+
+
+@behaviour
+def named_otherwise(request: Request) -> Steps:
+    """Suggest another name, in another place."""
+    yield whole(
+        request.body, 'Content-Disposition: attachment; filename="../../other.png"', "Content-Location: /other.png"
+    )
+
+
+@behaviour
 def old_version(request: Request) -> Steps:
     """Speak HTTP/1.0."""
     yield head(PNG, length(request.body), version="HTTP/1.0") + request.body
@@ -461,7 +482,16 @@ def interim(request: Request, variant: str) -> Steps:
     yield whole(request.body)
 
 
-@family(gzip="gzip", x_gzip="X-GZip", deflate="deflate", raw="deflate", members="gzip", twice="gzip, gzip")
+@family(
+    gzip="gzip",
+    x_gzip="X-GZip",
+    deflate="deflate",
+    raw="deflate",
+    members="gzip",
+    twice="gzip, gzip",
+    identity="Identity",
+    empty="",
+)
 def encoded(request: Request, variant: str) -> Steps:
     """Send a content coding that nobody asked for, correctly done."""
     kind = request.path.split("/")[1].removeprefix("encoded-")
@@ -479,6 +509,8 @@ _ENCODERS: dict[str, Callable[[bytes], bytes]] = {
     "x-gzip": gzip.compress,
     "deflate": zlib.compress,
     "raw": _raw_deflate,
+    "identity": bytes,
+    "empty": bytes,
     "members": lambda body: gzip.compress(body[:100]) + gzip.compress(body[100:]),
     "twice": lambda body: gzip.compress(gzip.compress(body)),
 }
@@ -607,6 +639,13 @@ def chunk_size_cut(request: Request) -> Steps:
 @behaviour
 def closing_at_once(request: Request) -> Steps:
     """End without an answer."""
+    yield End.CLOSE
+
+
+@behaviour
+def interim_and_nothing(request: Request) -> Steps:
+    """Send a 1xx response, and then the end."""
+    yield head(status="100 Continue")
     yield End.CLOSE
 
 
@@ -941,6 +980,13 @@ def stalling_head(request: Request) -> Steps:
 def stalling_body(request: Request) -> Steps:
     """Send half a body."""
     yield whole(request.body)[: -len(request.body) // 2]
+    yield End.STALL
+
+
+@behaviour
+def stalling_unframed(request: Request) -> Steps:
+    """Send a body that the end of the connection would end, and never end it."""
+    yield head(PNG) + request.body
     yield End.STALL
 
 

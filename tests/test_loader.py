@@ -501,6 +501,8 @@ STALE: dict[str, dict[str, str | None]] = {
     "an old Last-Modified alone": {"Last-Modified": formatdate(1e9, usegmt=True), "ETag": None},
     "s-maxage alone": {"Cache-Control": "s-maxage=3600"},
     "max-age that is no number": {"Cache-Control": "max-age=an hour"},
+    "two tags": {"ETag": '"a"\r\nETag: "b"'},
+    "two tags alike to the eye": {"ETag": '"a", "b"'},
     "Vary: *": {"Cache-Control": HOUR, "Vary": "*"},
 }
 

@@ -360,7 +360,7 @@ def test_the_policy_allows_nothing_but_the_page_s_own_style_and_script_and_image
     assert len(nonce) >= 32
     assert nonce not in other.source
     assert page.values("meta", "content")[0] == (
-        f"default-src 'none'; img-src 'self' file:; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
+        f"default-src 'none'; img-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
         "base-uri 'none'; form-action 'none'"
     )
 
@@ -445,3 +445,14 @@ def test_the_command_writes_the_report(server: Server, loader: Loader) -> None:
     page = Page(path)
     assert {os.fsdecode(image) for image in page.images} == {f"images/{file}" for file in run.files}
     assert len(page.failed_links) == 2
+
+
+def test_a_run_that_a_signal_ends_has_its_report(server: Server, loader: Loader) -> None:
+    path = loader.home / "report.html"
+    running = loader.start([*urls_of(server, 3), *urls_of(server, 3, "gated/more")], "--report", str(path))
+    server.wait_for(lambda: server.at_work == 3)
+    running.send(signal.SIGTERM)
+    assert running.finish().status == 143
+    page = Page(path)
+    assert "The run was ended before the list was." in page.text
+    assert "interrupted" in page.text

@@ -24,7 +24,7 @@ from server import BEHAVIOURS, Server, refusing_port, silent_port
 pytestmark = pytest.mark.slow
 
 PROCESSES = 8
-SECONDS = 15
+SECONDS = 10
 LINES = 2000
 REASONS = {str(reason) for reason in Reason}
 

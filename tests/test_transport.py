@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gc
 import gzip
-import json
 import os
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 import time
@@ -16,16 +14,14 @@ import tracemalloc
 import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
 
-from conftest import SOURCES
 from image_loader.errors import DownloadError
 from image_loader.model import Failure, Layout, Reason, Settings
 from image_loader.transport import Transport, coding

@@ -25,6 +25,7 @@ from image_loader import __version__, batch, media, urlfile
 from image_loader.errors import LoaderError, OptionError
 from image_loader.model import Layout, Outcome, Settings
 from image_loader.progress import Bar, Console, LogHandler, OutcomeLog, Tally
+from image_loader.report import Report
 from image_loader.results import FailedFile, ResultsFile
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -170,12 +171,14 @@ def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
 
 def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Outcome], None]]:
     """Open the files that were asked for; return what writes an outcome to each."""
-    _check_distinct(arguments.urls, results=arguments.results, failed=arguments.failed)
+    _check_distinct(arguments.urls, results=arguments.results, failed=arguments.failed, report=arguments.report)
     writers: list[Callable[[Outcome], None]] = []
     if arguments.results is not None:
         writers.append(stack.enter_context(ResultsFile(arguments.results)).write)
     if arguments.failed is not None:
         writers.append(stack.enter_context(FailedFile(arguments.failed)).write)
+    if arguments.report is not None:
+        writers.append(stack.enter_context(Report(arguments.report, arguments.directory)).write)
     return writers
 
 
@@ -381,8 +384,8 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         action="append",
         type=_header,
         default=[],
-        metavar="'NAME: VALUE'",
-        help="sent with each request; may repeat",
+        metavar="HEADER",
+        help="a line 'Name: value', sent with each request; may repeat",
     )
     group.add_argument(
         "-A",
@@ -407,6 +410,9 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--results", type=Path, metavar="FILE", help="write one row per URL, as .jsonl or .csv")
     group.add_argument(
         "--failed", type=Path, metavar="FILE", help="write the URLs that failed: a list for the next run"
+    )
+    group.add_argument(
+        "--report", type=Path, metavar="FILE", help="write a web page, .html, to look at (needs the extra 'report')"
     )
     group.add_argument(
         "--index",

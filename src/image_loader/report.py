@@ -271,8 +271,8 @@ def _host_and_address(text: str) -> tuple[str, str]:
         url = parse(text)
     except ValueError:
         return "", ""
-    secret = url.userinfo or "?" in url.path or len(url.canonical) > _LONGEST_SHOWN
-    return _shown(printable(url.authority)), "" if secret else url.canonical
+    hidden = url.userinfo or "?" in url.path or len(url.canonical) > _LONGEST_SHOWN
+    return _shown(printable(url.authority)), "" if hidden else url.canonical
 
 
 def _shown(text: str) -> str:

@@ -73,6 +73,7 @@ class Answer:
     def release(self) -> None:
         """Give the connection back to its pool; it is closed where a body is left on it."""
         self._response.skip_buffered()
+        self._link.watch.let_go()
         self._pool.give_back(self._link, reusable=self._response.reusable)
 
     def _wire(self, size: int) -> Iterator[bytes]:

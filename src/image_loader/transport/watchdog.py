@@ -35,12 +35,17 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._watchdog.remove(self)
-        self.socket = None
+        self.let_go()
 
     def guard(self, connection: socket.socket) -> None:
         """Watch over ``connection`` from here on."""
         self.socket = connection
         self.check()
+
+    def let_go(self) -> None:
+        """Watch over no connection any more: from here on, another attempt may use it."""
+        with self._watchdog.lock:
+            self.socket = None
 
     def check(self) -> None:
         """Raise ``DownloadError`` if the attempt was ended, or its time is over."""
@@ -58,9 +63,9 @@ class Watch:
     def end(self, reason: Reason) -> None:
         """End the attempt: whatever it waits for on its socket returns at once."""
         self.ended = self.ended or reason
-        if self.socket is not None:
-            # The base class's shutdown: SSLSocket's own would drop the TLS state under the reader's feet.
-            with contextlib.suppress(OSError):
+        with self._watchdog.lock, contextlib.suppress(OSError):
+            if self.socket is not None:
+                # The base class's shutdown: SSLSocket's own would drop the TLS state under the reader's feet.
                 socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
 
@@ -70,6 +75,7 @@ class Watchdog:
     def __init__(self, timeout: float, max_time: float) -> None:
         self._timeout = timeout
         self._max_time = max_time
+        self.lock = threading.Lock()
         self._watches: dict[int, Watch] = {}
         self._closed = threading.Event()
         self._interrupted = False

@@ -1,0 +1,398 @@
+"""The story of a run, from the library call: names, adoption, duplicates, early ends, and every line accounted for."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import SOURCES, Loader, leftovers, urls_of
+from image_loader import batch, load
+from image_loader.errors import DirectoryError, IndexFileError, LoaderError, OptionError, UrlFileError
+from image_loader.model import Line, Outcome, Reason, Settings, Status
+from image_loader.url import parse
+from server import PNG, End, Server, Steps, head, png, whole
+from test_transport import SETTINGS, Scripted, plays
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "images"
+
+
+def lines_of(urls: Sequence[str], start: int = 1) -> list[Line]:
+    return [Line(number, url, parse(url)) for number, url in enumerate(urls, start)]
+
+
+def settings_for(directory: Path, **changes: Any) -> Settings:
+    return replace(SETTINGS, directory=directory, **changes)
+
+
+def run(directory: Path, urls: Sequence[str], **options: Any) -> dict[int, Outcome]:
+    """Run over the URLs; return their outcomes by line, of which each has one."""
+    outcomes = list(load(urls, directory, **options))
+    by_line = {outcome.line: outcome for outcome in outcomes}
+    assert len(by_line) == len(outcomes) == len(urls)
+    return by_line
+
+
+def statuses(outcomes: dict[int, Outcome]) -> list[Status]:
+    return [outcomes[line].status for line in sorted(outcomes)]
+
+
+# Names -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_stays_with_its_url_in_whatever_order_the_next_list_is(server: Server, directory: Path) -> None:
+    urls = [server.url(f"/image/{folder}/photo.png") for folder in range(5)]
+    first = run(directory, urls)
+    server.versions.update({url.removeprefix(server.origin): 1 for url in urls})
+    second = run(directory, urls[::-1], force=True)
+    names = {outcome.url: outcome.file for outcome in first.values()}
+    assert len(set(names.values())) == 5
+    assert {outcome.url: outcome.file for outcome in second.values()} == names
+    for url, name in names.items():
+        assert (directory / str(name)).read_bytes() == server.image(url.removeprefix(server.origin))
+
+
+def test_one_url_in_different_spellings_is_downloaded_once(server: Server, directory: Path) -> None:
+    url = server.url("/image/a.png")
+    urls = [url, url + "#part", url.replace("http", "HTTP", 1), server.url("/image/b.png"), url]
+    outcomes = run(directory, urls)
+    assert statuses(outcomes) == [Status.SAVED, Status.SKIPPED, Status.SKIPPED, Status.SAVED, Status.SKIPPED]
+    assert [outcomes[line].reason for line in (2, 3, 5)] == [Reason.DUPLICATE] * 3
+    assert len(server.requests) == 2
+
+
+def test_a_duplicate_is_known_across_groups(server: Server, directory: Path) -> None:
+    url = server.url("/image/a.png")
+    groups = [lines_of([url]), [], lines_of([url], 2), lines_of([url, url], 3)]
+    outcomes = list(batch.run(groups, settings_for(directory), threading.Event()))
+    assert sorted(outcome.status for outcome in outcomes) == [Status.SAVED, *[Status.SKIPPED] * 3]
+
+
+def test_bad_lines_fail_alone(server: Server, directory: Path) -> None:
+    outcomes = run(directory, ["nonsense", server.url("/image/a.png"), "ftp://host/a.png", "http://h:0/a.png"])
+    assert [outcomes[line].reason for line in range(1, 5)] == [Reason.BAD_URL, None, Reason.BAD_URL, Reason.BAD_URL]
+
+
+# Files that no row tells of ----------------------------------------------------------------------------------------
+
+
+def _lose_index(directory: Path) -> None:
+    for path in (directory / ".image_loader").glob("index*"):
+        path.unlink()
+
+
+def test_a_file_without_a_row_is_asked_for_by_its_time_and_remembered(server: Server, directory: Path) -> None:
+    url = server.url("/image/a.png")
+    run(directory, [url])
+    _lose_index(directory)
+    assert statuses(run(directory, [url])) == [Status.FRESH]
+    assert server.requests[1].headers["if-modified-since"] == "Sun, 13 Sep 2020 12:26:40 GMT"
+    assert "if-none-match" not in server.requests[1].headers
+    assert statuses(run(directory, [url])) == [Status.FRESH]
+    assert "if-none-match" in server.requests[2].headers
+
+
+def test_an_older_file_without_a_row_is_replaced(server: Server, directory: Path) -> None:
+    directory.mkdir()
+    (directory / "a.png").write_bytes(b"older")
+    os.utime(directory / "a.png", (1e9, 1e9))
+    assert statuses(run(directory, [server.url("/image/a.png")])) == [Status.SAVED]
+    assert (directory / "a.png").read_bytes() == server.image("/image/a.png")
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.write_bytes(b""), lambda path: (path.unlink(), path.mkdir())])
+def test_what_is_no_image_in_its_place_is_not_adopted(
+    server: Server, directory: Path, harm: Callable[[Path], Any]
+) -> None:
+    run(directory, [server.url("/image/a.png")])
+    _lose_index(directory)
+    harm(directory / "a.png")
+    run(directory, [server.url("/image/a.png")])
+    assert "if-modified-since" not in server.requests[1].headers
+
+
+def test_files_of_two_urls_of_one_name_are_each_adopted_by_their_own(
+    server: Server, new_server: Callable[..., Server], directory: Path
+) -> None:
+    other = new_server(name="other")
+    urls = [server.url("/image/a.png"), other.url("/image/a.png")]
+    names = {outcome.url: outcome.file for outcome in run(directory, urls).values()}
+    _lose_index(directory)
+    # The one with the hash in its name is now the first to claim.
+    again = run(directory, urls[::-1])
+    assert {outcome.url: outcome.file for outcome in again.values()} == names
+    assert set(statuses(again)) == {Status.FRESH}
+
+
+# Ends before the end -----------------------------------------------------------------------------------------------
+
+
+def _open_descriptors() -> set[str]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
+        except OSError:
+            continue
+    return found
+
+
+def _our_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("image_loader")]
+
+
+def assert_nothing_left(before: set[str], seconds: float = 3.0) -> None:
+    """No thread and no descriptor of a run is left, without the help of the garbage collector."""
+    for thread in _our_threads():
+        thread.join(seconds)
+    assert _our_threads() == []
+    new = {name for name in _open_descriptors() - before if "socket" not in name}
+    assert new == set()
+
+
+def _client_sockets(ports: set[int]) -> int:
+    """Count the established connections of this process to these ports."""
+    ours = {os.readlink(f"/proc/self/fd/{name}") for name in _numbers() if name}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[2].rpartition(":")[2], 16) in ports and f"socket:[{row[9]}]" in ours for row in rows)
+
+
+def _numbers() -> Iterator[str]:
+    for name in os.listdir("/proc/self/fd"):
+        if Path(f"/proc/self/fd/{name}").is_symlink():
+            yield name
+
+
+def test_a_run_that_has_ended_leaves_no_thread_file_or_connection(server: Server, directory: Path) -> None:
+    before = _open_descriptors()
+    gc.collect()
+    gc.disable()
+    try:
+        run(directory, [*urls_of(server, 20), *urls_of(server, 3, "status-404"), *urls_of(server, 3, "garbage")], retries=0)
+        server.wait_for(lambda: server.at_work == 0)
+        assert _client_sockets({server.port}) == 0
+        assert_nothing_left(before)
+    finally:
+        gc.enable()
+
+
+def test_an_iterator_that_is_closed_early_leaves_nothing_and_remembers_what_was_saved(
+    server: Server, directory: Path
+) -> None:
+    before = _open_descriptors()
+    urls = [*urls_of(server, 5), *urls_of(server, 5, "gated", "?size=500000"), *urls_of(server, 5, "resumable-closed")]
+    with closing(load(urls, directory, threads=20, per_host=20)) as outcomes:  # type: ignore[type-var]
+        saved = [next(outcome for outcome in outcomes if outcome.status is Status.SAVED) for _ in range(3)]
+    assert leftovers(directory) == []
+    assert_nothing_left(before)
+    with closing(sqlite3.connect(directory / ".image_loader" / "index.sqlite3")) as index:
+        names = {name for (name,) in index.execute("SELECT name FROM image WHERE size IS NOT NULL")}
+    assert {outcome.file for outcome in saved} <= names
+    assert names == {path.name for path in directory.glob("*.png")}
+
+
+def test_an_iterator_that_is_dropped_leaves_nothing_either(server: Server, directory: Path) -> None:
+    before = _open_descriptors()
+    outcomes = load([*urls_of(server, 3), *urls_of(server, 3, "gated", "?size=500000")], directory)
+    next(outcomes)
+    del outcomes
+    assert leftovers(directory) == []
+    assert_nothing_left(before)
+
+
+def test_an_iterator_that_was_never_begun_does_nothing(server: Server, directory: Path) -> None:
+    load(urls_of(server, 3), directory)
+    assert not directory.exists()
+
+
+def test_an_event_ends_the_run_and_every_line_that_was_read_is_told(server: Server, directory: Path) -> None:
+    stop = threading.Event()
+    told: list[Outcome] = []
+    groups = [lines_of(urls_of(server, 3)), lines_of(urls_of(server, 5, "held"), 4), lines_of(["http://h/x.png"], 9)]
+
+    def watched() -> Iterator[list[Line]]:
+        yield groups[0]
+        yield groups[1]
+        server.wait_for(lambda: server.at_work > 0)
+        stop.set()
+        yield groups[2]
+
+    started = time.monotonic()
+    told.extend(batch.run(watched(), settings_for(directory, window=100), stop))
+    assert time.monotonic() - started < 3
+    assert sorted(outcome.line for outcome in told) == list(range(1, 10))
+    assert {outcome.reason for outcome in told} <= {None, Reason.INTERRUPTED}
+    assert leftovers(directory) == []
+
+
+def _broken_list(groups: Sequence[list[Line]], error: Exception) -> Iterator[list[Line]]:
+    yield from groups
+    raise error
+
+
+def test_a_list_that_cannot_be_read_on_is_worked_off_first(server: Server, directory: Path) -> None:
+    told: list[Outcome] = []
+    broken = _broken_list([lines_of(urls_of(server, 5))], UrlFileError("gone"))
+    with pytest.raises(UrlFileError):
+        told.extend(batch.run(broken, settings_for(directory), threading.Event()))
+        pytest.fail("not raised")
+    with pytest.raises(UrlFileError):
+        for outcome in batch.run(_broken_list([lines_of(urls_of(server, 5))], UrlFileError("gone")),
+                                 settings_for(directory), threading.Event()):  # fmt: skip
+            told.append(outcome)
+    assert sorted(outcome.line for outcome in told) == [1, 2, 3, 4, 5]
+
+
+def test_an_error_of_the_list_itself_reaches_the_caller_and_leaves_nothing(server: Server, directory: Path) -> None:
+    before = _open_descriptors()
+
+    def urls() -> Iterator[str]:
+        yield from urls_of(server, 600, "held")
+        raise RuntimeError("of the caller")
+
+    with pytest.raises(RuntimeError, match="of the caller"):
+        list(load(urls(), directory))
+    assert leftovers(directory) == []
+    assert_nothing_left(before)
+
+
+# What ends the run -------------------------------------------------------------------------------------------------
+
+
+def _told_until_error(groups: Iterator[list[Line]], settings: Settings) -> tuple[list[Outcome], LoaderError]:
+    told: list[Outcome] = []
+    with pytest.raises(LoaderError) as caught:
+        for outcome in batch.run(groups, settings, threading.Event()):
+            told.append(outcome)  # noqa: PERF402 (what was told before the error counts)
+    return told, caught.value
+
+
+def _without_table(index: Path) -> None:
+    with closing(sqlite3.connect(index, timeout=10)) as connection:
+        connection.execute("DROP TABLE image")
+
+
+@pytest.mark.parametrize("waiting", ["image", "held"])
+def test_an_index_that_fails_in_mid_run_ends_it_and_every_line_that_was_read_is_told(
+    server: Server, directory: Path, waiting: str
+) -> None:
+    def groups() -> Iterator[list[Line]]:
+        yield lines_of(urls_of(server, 3, waiting))
+        server.wait_for(lambda: len(server.requests) == 3)
+        _without_table(directory / ".image_loader" / "index.sqlite3")
+        yield lines_of(["http://h/x.png", "http://h/y.png"], 4)
+
+    told, error = _told_until_error(groups(), settings_for(directory))
+    assert isinstance(error, IndexFileError)
+    assert sorted(outcome.line for outcome in told) == [1, 2, 3, 4, 5]
+    assert leftovers(directory) == []
+
+
+def test_a_directory_that_goes_in_mid_run_ends_it_and_every_line_that_was_read_is_told(
+    server: Server, directory: Path, tmp_path: Path
+) -> None:
+    settings = settings_for(directory, index=tmp_path / "index.sqlite3")
+
+    def groups() -> Iterator[list[Line]]:
+        yield lines_of(urls_of(server, 3))
+        server.wait_for(lambda: len(server.requests) == 3)
+        directory.rename(tmp_path / "moved")
+        yield lines_of(urls_of(server, 6, "slow"), 4)
+
+    told, error = _told_until_error(groups(), settings)
+    assert isinstance(error, DirectoryError)
+    assert sorted(outcome.line for outcome in told) == list(range(1, 10))
+
+
+# Twice at once, and in threads -------------------------------------------------------------------------------------
+
+
+def test_two_runs_in_two_threads_on_one_directory_agree(server: Server, directory: Path) -> None:
+    urls = urls_of(server, 30)
+    found: list[dict[int, Outcome]] = []
+    threads = [threading.Thread(target=lambda: found.append(run(directory, urls))) for _ in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(20)
+    assert len(found) == 2
+    for outcomes in found:
+        assert set(statuses(outcomes)) <= {Status.SAVED, Status.FRESH, Status.SKIPPED}
+    assert sorted(path.name for path in directory.glob("*.png")) == sorted(url.rpartition("/")[2] for url in urls)
+    assert leftovers(directory) == []
+
+
+def test_two_runs_that_take_turns_in_one_thread_do_not_wait_for_each_other(server: Server, directory: Path) -> None:
+    first, second = load(urls_of(server, 10), directory), load(urls_of(server, 10, "in-chunks"), directory)
+    pairs = list(zip(first, second, strict=True))
+    assert {outcome.status for pair in pairs for outcome in pair} == {Status.SAVED}
+    # The names of both lists are the same, their URLs are not.
+    assert len(list(directory.glob("*.png"))) == 20
+
+
+def test_an_iterator_may_be_handed_from_thread_to_thread(server: Server, directory: Path) -> None:
+    outcomes = load(urls_of(server, 9), directory)
+    taken: list[Outcome] = []
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: taken.extend(islice(outcomes, 3)))
+        thread.start()
+        thread.join(10)
+    assert list(outcomes) == []
+    assert [outcome.status for outcome in taken] == [Status.SAVED] * 9
+
+
+# Options that make no sense ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["timeout", "max_time"])
+@pytest.mark.parametrize("value", [float("inf"), 1e300, float("nan"), 0.0, -1.0])
+def test_a_time_that_cannot_be_waited_for_is_refused_or_kept(
+    server: Server, directory: Path, option: str, value: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        outcomes = run(directory, [server.url("/image/a.png")], **{option: value})
+    except OptionError:
+        assert not directory.exists()
+    else:
+        assert statuses(outcomes) == [Status.SAVED]
+    assert capfd.readouterr().err == ""
+
+
+# Out of descriptors ------------------------------------------------------------------------------------------------
+
+_STARVED = """
+import os, resource, sys
+from image_loader import load
+outcomes = load(sys.argv[2:], sys.argv[1], retries=1, threads=2)
+print(next(outcomes).status, flush=True)
+used = max(map(int, os.listdir("/proc/self/fd")))
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+for outcome in outcomes:
+    print(outcome.status, outcome.reason, flush=True)
+"""
+
+
+def test_a_process_that_gets_no_descriptor_at_all_comes_to_an_end(server: Server, directory: Path) -> None:
+    urls = [server.url("/image/a.png"), *urls_of(server, 3, "failing-once")]
+    ended = subprocess.run(
+        [sys.executable, "-c", _STARVED, str(directory), *urls],
+        env={**os.environ, "PYTHONPATH": str(SOURCES)}, capture_output=True, text=True, timeout=15, check=False,
+    )  # fmt: skip
+    assert ended.stdout.splitlines()[0] == "saved"
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,442 @@
+"""One attempt at one image, over real sockets and into real files: what is saved, what is refused, what is resumed."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import leftovers
+from image_loader.directory import Directory
+from image_loader.download import Downloader
+from image_loader.errors import DirectoryError
+from image_loader.model import Failure, Image, Job, Locked, Name, NotModified, Reason, Result, Saved, Validators
+from image_loader.transport import Transport
+from image_loader.url import parse
+from server import PNG, End, Request, Server, chunked, head, length, png, whole
+from test_transport import SETTINGS, Scripted, plays
+
+BODY = png("download", 4000)
+TAG = '"strong"'
+KEPT = (f"ETag: {TAG}", "Accept-Ranges: bytes")
+CUT = plays(whole(BODY, *KEPT)[:-2000], End.CLOSE)
+MODIFIED = "Sun, 06 Nov 1994 08:49:37 GMT"
+
+Script = Callable[[Request], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class House:
+    """A downloader at its directory."""
+
+    downloader: Downloader
+    directory: Directory
+
+    def attempt(self, job: Job) -> Result:
+        return self.downloader.attempt(job)
+
+    def failure(self, job: Job) -> Failure:
+        """Make an attempt that fails."""
+        result = self.attempt(job)
+        assert isinstance(result, Failure), result
+        return result
+
+    def saved(self, job: Job) -> Image:
+        """Make an attempt that saves the image."""
+        result = self.attempt(job)
+        assert isinstance(result, Saved), result
+        return result.image
+
+    def content(self, name: str = "a.png") -> bytes:
+        return (self.directory.path / name).read_bytes()
+
+
+@pytest.fixture
+def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
+    made: list[tuple[Transport, Directory]] = []
+
+    def make(**changes: Any) -> House:
+        settings = replace(SETTINGS, **changes)
+        transport, directory = Transport(settings), Directory(tmp_path / "images")
+        made.append((transport, directory))
+        return House(Downloader(transport, directory, settings), directory)
+
+    yield make
+    for transport, directory in made:
+        transport.close()
+        directory.close()
+
+
+@pytest.fixture
+def house(make_house: Callable[..., House]) -> House:
+    return make_house()
+
+
+def job(server: Server, name: str = "a.png", **changes: Any) -> Job:
+    """Return a job for an image of which nothing is known."""
+    new = Job(1, parse(server.url("/" + name)), Name(name, complete=True), None, Validators(), new=True)
+    return replace(new, **changes)
+
+
+def known(server: Server, house: House, **changes: Any) -> Job:
+    """Return a job for an image that stands in place, as the index knows it."""
+    path = house.directory.path / "a.png"
+    path.write_bytes(b"old")
+    os.utime(path, (1e9, 1e9))
+    validators = Validators('"old"', MODIFIED)
+    image = Image("a.png", 3, 10**18, "image/png", "00" * 32, validators, 5.0, 1.0, 2.0)
+    return job(server, image=image, validators=validators, new=False, **changes)
+
+
+def assert_untouched(house: House) -> None:
+    """The old image is as it was, and nothing else is there."""
+    assert house.content() == b"old"
+    assert (house.directory.path / "a.png").stat().st_mtime == 1e9
+    assert leftovers(house.directory.path) == []
+
+
+# Saved -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_saved_with_all_that_was_said_of_it(house: House) -> None:
+    answer = whole(BODY, f"ETag: {TAG}", f"Last-Modified: {MODIFIED}", "Cache-Control: max-age=60")
+    with Scripted(plays(answer)) as server:
+        result = house.attempt(job(server))
+    assert isinstance(result, Saved)
+    image = result.image
+    assert house.content() == BODY
+    assert result.http_status == 200
+    assert (image.file, image.size, image.media_type) == ("a.png", len(BODY), "image/png")
+    assert image.sha256 == hashlib.sha256(BODY).hexdigest()
+    assert image.validators == Validators(TAG, MODIFIED)
+    assert image.fresh_until == pytest.approx(image.saved + 60, abs=2)
+    state = house.directory.stat("a.png")
+    assert state is not None
+    assert (state.size, state.mtime_ns) == (image.size, image.mtime_ns)
+    assert state.mtime_ns == 784111777 * 10**9
+    assert leftovers(house.directory.path) == []
+
+
+@pytest.mark.parametrize(
+    ("media_type", "file"),
+    [("image/jpeg", "a-0f.jpg"), ("image/SVG+xml; charset=utf-8", "a-0f.svg"), ("image/x-php", "a-0f.img")],
+)
+def test_a_name_without_extension_gets_that_of_its_type(house: House, media_type: str, file: str) -> None:
+    with Scripted(plays(head(f"Content-Type: {media_type}", length(BODY)) + BODY)) as server:
+        assert house.saved(job(server, name=Name("a-0f", complete=False))).file == file
+    assert house.content(file) == BODY
+
+
+def test_an_encoded_image_is_saved_decoded(house: House) -> None:
+    with Scripted(plays(whole(gzip.compress(BODY), "Content-Encoding: gzip"))) as server:
+        assert house.saved(job(server)).sha256 == hashlib.sha256(BODY).hexdigest()
+    assert house.content() == BODY
+
+
+# Refused -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "passing"),
+    [
+        *[(status, True) for status in (408, 416, 425, 429, 500, 502, 503, 504)],
+        *[(status, False) for status in (201, 203, 204, 205, 206, 226, 300, 304, 400, 401, 403, 404, 410, 451, 501, 505, 999)],
+    ],
+)  # fmt: skip
+def test_a_status_other_than_200_fails_and_leaves_the_old_image(house: House, status: int, passing: bool) -> None:
+    with Scripted(plays(whole(BODY, status=f"{status} No"))) as server:
+        failure = house.failure(replace(known(server, house), validators=Validators()))
+    assert failure.reason is (Reason.PROTOCOL if status == 304 else Reason.HTTP_STATUS)
+    assert (failure.http_status, failure.passing, failure.unreachable) == (status, passing, False)
+    assert_untouched(house)
+
+
+@pytest.mark.parametrize(("status", "seconds"), [(429, 7.0), (503, 7.0), (500, None), (404, None)])
+def test_retry_after_is_heeded_where_it_means_something(house: House, status: int, seconds: float | None) -> None:
+    with Scripted(plays(head("Retry-After: 7", "Content-Length: 0", status=f"{status} No"))) as server:
+        assert house.failure(job(server)).retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "passing"),
+    [
+        (head("Content-Type: text/html", length(BODY)) + BODY, Reason.NOT_AN_IMAGE, False),
+        (head(length(BODY)) + BODY, Reason.NOT_AN_IMAGE, False),
+        (whole(b""), Reason.NOT_AN_IMAGE, False),
+        (whole(gzip.compress(b""), "Content-Encoding: gzip"), Reason.NOT_AN_IMAGE, False),
+        (head(PNG, "Content-Length: 99999999"), Reason.TOO_LARGE, False),
+        (whole(bytes(6000)), Reason.TOO_LARGE, False),
+        (head(PNG, "Transfer-Encoding: chunked") + chunked(bytes(6000)) + b"0\r\n\r\n", Reason.TOO_LARGE, False),
+        (whole(gzip.compress(bytes(6000)), "Content-Encoding: gzip"), Reason.TOO_LARGE, False),
+        (whole(BODY, "Content-Encoding: br"), Reason.PROTOCOL, False),
+        (whole(BODY)[:-1], Reason.TRUNCATED, True),
+        (whole(gzip.compress(BODY)[:-9], "Content-Encoding: gzip"), Reason.TRUNCATED, True),
+        (head(PNG, "Content-Length: +4000") + BODY, Reason.PROTOCOL, False),
+    ],
+)
+def test_what_is_no_whole_image_is_refused_and_leaves_the_old_one(
+    make_house: Callable[..., House], answer: bytes, reason: Reason, passing: bool
+) -> None:
+    house = make_house(max_size=5000)
+    with Scripted(plays(answer, End.CLOSE)) as server:
+        failure = house.failure(known(server, house))
+    assert (failure.reason, failure.passing, failure.resume) == (reason, passing, None)
+    assert_untouched(house)
+
+
+def test_an_image_of_the_largest_size_is_accepted(make_house: Callable[..., House]) -> None:
+    with Scripted(plays(whole(BODY))) as server:
+        assert make_house(max_size=len(BODY)).saved(job(server)).size == len(BODY)
+        assert make_house(max_size=len(BODY) - 1).failure(job(server)).reason is Reason.TOO_LARGE
+
+
+def test_a_deadline_in_mid_body_is_final_and_leaves_the_old_image(make_house: Callable[..., House]) -> None:
+    house = make_house(max_time=0.3)
+    with Scripted(plays(whole(BODY, *KEPT)[:-10], End.STALL)) as server:
+        failure = house.failure(known(server, house))
+    assert (failure.reason, failure.passing, failure.resume) == (Reason.DEADLINE, False, None)
+    assert_untouched(house)
+
+
+def test_a_damaged_image_is_refused_where_it_is_verified(make_house: Callable[..., House]) -> None:
+    house = make_house(verify=True)
+    damaged = bytearray(BODY)
+    damaged[60] ^= 0xFF
+    with Scripted(plays(whole(bytes(damaged)))) as server:
+        assert house.failure(known(server, house)).reason is Reason.DAMAGED
+    assert_untouched(house)
+
+
+def test_what_another_is_at_is_left_to_him(house: House) -> None:
+    with Scripted(plays(whole(BODY))) as server, house.directory.partial("a.png", "a.png"):
+        assert house.attempt(job(server)) == Locked()
+    assert not (house.directory.path / "a.png").exists()
+
+
+def test_what_ends_the_run_is_raised(house: House, tmp_path: Path) -> None:
+    house.directory.path.rename(tmp_path / "moved")
+    with Scripted(plays(whole(BODY))) as server, pytest.raises(DirectoryError):
+        house.attempt(job(server))
+
+
+def test_a_surprise_fails_one_image_and_is_logged_without_its_secrets(
+    make_house: Callable[..., House], caplog: pytest.LogCaptureFixture
+) -> None:
+    house = make_house(headers={"X-Surprise": "\u20ac"})
+    with Scripted(plays(whole(BODY))) as server, caplog.at_level(logging.ERROR):
+        secret = parse(server.url("/a.png?hush").replace("://", "://user:hush@"))
+        failure = house.failure(replace(job(server), url=secret))
+    assert (failure.reason, failure.passing) == (Reason.PROTOCOL, False)
+    assert "/a.png?…" in caplog.text
+    assert "hush" not in caplog.text
+
+
+# 304 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_304_renews_what_is_known_and_touches_nothing(house: House) -> None:
+    answer = head('ETag: W/"old"', "Cache-Control: max-age=60", status="304 Not Modified")
+    with Scripted(plays(answer)) as server:
+        result = house.attempt(known(server, house))
+        (request,) = server.requests
+    assert (request.headers["if-none-match"], request.headers["if-modified-since"]) == ('"old"', MODIFIED)
+    assert isinstance(result, NotModified)
+    assert result.image.validators == Validators('W/"old"', MODIFIED)
+    assert result.image.fresh_until == pytest.approx(result.image.checked + 60, abs=2)
+    assert result.image.checked > 2.0
+    assert (result.image.saved, result.image.sha256) == (1.0, "00" * 32)
+    assert_untouched(house)
+
+
+def test_a_304_about_another_version_is_asked_again_without_conditions(house: House) -> None:
+    with Scripted(plays(head('ETag: "other"', status="304 Not Modified")), plays(whole(BODY))) as server:
+        house.saved(known(server, house))
+        again = server.requests[1].headers
+    assert house.content() == BODY
+    assert "if-none-match" not in again
+    assert "if-modified-since" not in again
+    assert again["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_304_to_an_unconditional_request_is_asked_once_more_and_then_fails(house: House, forced: bool) -> None:
+    with Scripted(plays(head(status="304 Not Modified"))) as server:
+        asked = replace(known(server, house), validators=Validators()) if forced else job(server)
+        failure = house.failure(asked)
+        assert len(server.requests) == 2
+    assert (failure.reason, failure.http_status, failure.passing) == (Reason.PROTOCOL, 304, False)
+
+
+def test_a_304_to_a_request_for_the_rest_says_nothing_of_the_old_image(house: House) -> None:
+    """The server had answered that the image changed; then it was cut off."""
+    with Scripted(CUT, plays(head(status="304 Not Modified")), plays(whole(BODY))) as server:
+        first = known(server, house)
+        resume = house.failure(first).resume
+        assert resume is not None
+        house.saved(replace(first, resume=resume))
+        assert len(server.requests) == 3
+    assert house.content() == BODY
+
+
+# Resumed -----------------------------------------------------------------------------------------------------------
+
+
+def resumed(house: House, server: Server, **changes: Any) -> Job:
+    """Make the first attempt, which is cut off; return the job for the next one."""
+    failure = house.failure(job(server, **changes))
+    assert (failure.reason, failure.passing) == (Reason.TRUNCATED, True)
+    assert failure.resume is not None
+    assert failure.resume.validator == TAG
+    assert len(leftovers(house.directory.path)) == 1
+    return job(server, resume=failure.resume, **changes)
+
+
+def rest(place: str = "bytes 2000-3999/4000", body: bytes = BODY[2000:], *more: str, tag: str = TAG) -> bytes:
+    return whole(body, f"Content-Range: {place}", f"ETag: {tag}", *more, status="206 Partial Content")
+
+
+def test_the_rest_of_a_body_is_asked_for_and_joined(house: House) -> None:
+    with Scripted(CUT, plays(rest())) as server:
+        image = house.saved(resumed(house, server))
+        request = server.requests[1]
+    assert (request.headers["range"], request.headers["if-range"]) == ("bytes=2000-", TAG)
+    assert house.content() == BODY
+    assert (image.size, image.sha256) == (4000, hashlib.sha256(BODY).hexdigest())
+    assert leftovers(house.directory.path) == []
+
+
+def test_a_body_that_is_cut_twice_is_resumed_twice(house: House) -> None:
+    second = plays(rest("bytes 2000-3999/4000", BODY[2000:], "Accept-Ranges: bytes")[:-1000], End.CLOSE)
+    third = plays(rest("bytes 3000-3999/4000", BODY[3000:]))
+    with Scripted(CUT, second, third) as server:
+        again = resumed(house, server)
+        again = replace(again, resume=house.failure(again).resume)
+        assert again.resume is not None
+        house.saved(again)
+        assert [request.headers.get("range") for request in server.requests] == [None, "bytes=2000-", "bytes=3000-"]
+    assert house.content() == BODY
+
+
+WRONG_RANGES = [
+    rest("bytes 0-1999/4000", BODY[:2000]),
+    rest("bytes 1999-3999/4000", BODY[1999:]),
+    rest("bytes 2001-3999/4000", BODY[2001:]),
+    rest("bytes 2000-2999/4000", BODY[2000:3000]),
+    rest("bytes 2000-3999/5000"),
+    rest("bytes 2000-3999/*"),
+    rest("bytes */4000"),
+    rest(""),
+    rest("2000-3999/4000"),
+    rest("items 2000-3999/4000"),
+    rest("bytes 2000-\u00b2\u00b3/\u00b2"),
+    rest(f"bytes 2000-{'9' * 5000}/{'9' * 5000}"),
+    rest(f"bytes {'9' * 5000}-3999/4000"),
+    rest("bytes 2000-3999/4000, bytes 2000-3999/4000"),
+    rest("bytes 2000-3999/4000", BODY[2000:3000]),
+    rest("bytes 2000-3999/4000", BODY[2000:] + b"more"),
+    rest("bytes 2000-3999/4000", b""),
+    rest("bytes 2000-4999/5000", BODY[2000:]),
+    rest("bytes 2000-3999/4000", gzip.compress(BODY[2000:]), "Content-Encoding: gzip"),
+    rest(tag='"other"'),
+    rest(tag='W/"strong"'),
+    rest(tag="strong"),
+    head("Content-Range: bytes 2000-3999/4000", f"ETag: {TAG}", length(BODY[2000:]), status="206 Partial Content")
+    + BODY[2000:],
+    head(PNG, "Content-Range: bytes 2000-3999/4000", f"ETag: {TAG}", "Transfer-Encoding: chunked", status="206 Part")
+    + chunked(BODY[2000:3000]) + b"0\r\n\r\n",
+    head(PNG, "Content-Range: bytes 2000-3999/4000", f"ETag: {TAG}", status="206 Part") + BODY[2000:3000],
+    head("Content-Type: multipart/byteranges; boundary=x", length(BODY), status="206 Partial Content") + BODY,
+    head(PNG, length(BODY), "Content-Range: bytes */4000", status="416 Range Not Satisfiable") + BODY,
+    head("Content-Length: 0", status="412 Precondition Failed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", WRONG_RANGES)
+def test_nothing_is_pieced_together_from_a_wrong_rest(house: House, answer: bytes) -> None:
+    with Scripted(CUT, plays(answer, End.CLOSE), plays(whole(BODY))) as server:
+        again = resumed(house, server)
+        result = house.attempt(again)
+        assert isinstance(result, Saved | Failure)
+        if isinstance(result, Failure) and result.passing:
+            result = house.attempt(replace(again, resume=result.resume))
+        if isinstance(result, Saved):
+            assert house.content() == BODY
+            assert result.image.sha256 == hashlib.sha256(BODY).hexdigest()
+        else:
+            assert not (house.directory.path / "a.png").exists()
+        assert leftovers(house.directory.path) == []
+
+
+@pytest.mark.parametrize("answer", WRONG_RANGES[:-1])
+def test_after_a_wrong_rest_the_whole_is_asked_for(
+    house: House, answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Scripted(CUT, plays(answer, End.CLOSE), plays(whole(BODY))) as server:
+        again = resumed(house, server)
+        failure = house.failure(again)
+        assert (failure.passing, failure.resume) == (True, None)
+        house.saved(replace(again, resume=None))
+        assert "range" not in server.requests[-1].headers
+    assert house.content() == BODY
+    assert caplog.records == []
+
+
+def test_a_whole_answer_to_a_request_for_the_rest_begins_anew(house: House) -> None:
+    changed = png("changed", 3000)
+    with Scripted(CUT, plays(whole(changed, 'ETag: "new"'))) as server:
+        assert house.saved(resumed(house, server)).validators.etag == '"new"'
+    assert house.content() == changed
+    assert leftovers(house.directory.path) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ('ETag: W/"weak"', "Accept-Ranges: bytes"),
+        ("ETag: none", "Accept-Ranges: bytes"),
+        ("Accept-Ranges: bytes",),
+        (f"ETag: {TAG}",),
+        (f"ETag: {TAG}", "Accept-Ranges: none"),
+        (f"Last-Modified: {MODIFIED}", "Accept-Ranges: bytes"),
+    ],
+)
+def test_what_cannot_be_resumed_is_not_kept(house: House, fields: tuple[str, ...]) -> None:
+    with Scripted(plays(whole(BODY, *fields)[:-2000], End.CLOSE)) as server:
+        failure = house.failure(known(server, house))
+    assert (failure.reason, failure.passing, failure.resume) == (Reason.TRUNCATED, True, None)
+    assert_untouched(house)
+
+
+def test_an_encoded_body_is_not_resumed(house: House) -> None:
+    encoded = whole(gzip.compress(BODY), "Content-Encoding: gzip", *KEPT)
+    with Scripted(plays(encoded[:-1000], End.CLOSE)) as server:
+        assert house.failure(known(server, house)).resume is None
+    assert_untouched(house)
+
+
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(bytes(2000))])
+def test_a_partial_file_that_another_changed_is_not_resumed(house: House, change: Callable[[Path], Any]) -> None:
+    with Scripted(CUT, plays(rest()), plays(whole(BODY))) as server:
+        again = resumed(house, server)
+        (name,) = leftovers(house.directory.path)
+        change(house.directory.path / ".image_loader" / "partial" / name)
+        failure = house.failure(again)
+        assert (failure.passing, failure.resume) == (True, None)
+        house.saved(replace(again, resume=None))
+    assert house.content() == BODY
+
+
+def test_the_rest_counts_towards_the_largest_size(make_house: Callable[..., House]) -> None:
+    house = make_house(max_size=3000)
+    answer = head(PNG, *KEPT, "Transfer-Encoding: chunked") + chunked(BODY[:2000])
+    with Scripted(plays(answer, End.CLOSE), plays(rest())) as server:
+        assert house.failure(resumed(house, server)).reason is Reason.TOO_LARGE
+    assert leftovers(house.directory.path) == []
