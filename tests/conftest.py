@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -111,14 +111,19 @@ class Running:
         self._stderr.close()
 
     def _wait(self, seconds: float) -> int:
-        """Wait for the end, and return the greatest memory in use; ``Popen.wait`` would not tell it."""
-        handle = os.pidfd_open(self.process.pid)
-        ended, _, _ = select.select([handle], [], [], seconds)
-        os.close(handle)
-        assert ended, f"still running after {seconds} s:\n{self.told}"
-        _, status, usage = os.wait4(self.process.pid, 0)
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        return usage.ru_maxrss * 1024
+        """Wait for the end; return the greatest memory seen in use, which ``wait4`` would mix up with our own."""
+        give_up, peak = time.monotonic() + seconds, 0
+        while self.process.poll() is None:
+            assert time.monotonic() < give_up, f"still running after {seconds} s:\n{self.told}"
+            peak = max(peak, _peak(self.process.pid))
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.02)
+        return peak
+
+
+def _peak(process: int) -> int:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    return int(found[1]) * 1024 if found else 0
 
 
 def _content(file: IO[bytes]) -> str:

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,9 +79,9 @@ def house(make_house: Callable[..., House]) -> House:
     return make_house()
 
 
-def job(server: Server, name: str = "a.png", **changes: Any) -> Job:
+def job(server: Server, **changes: Any) -> Job:
     """Return a job for an image of which nothing is known."""
-    new = Job(1, parse(server.url("/" + name)), Name(name, complete=True), None, Validators(), new=True)
+    new = Job(1, parse(server.url("/a.png")), Name("a.png", complete=True), None, Validators(), new=True)
     return replace(new, **changes)
 
 
@@ -147,8 +146,9 @@ def test_an_encoded_image_is_saved_decoded(house: House) -> None:
 @pytest.mark.parametrize(
     ("status", "passing"),
     [
-        *[(status, True) for status in (408, 416, 425, 429, 500, 502, 503, 504)],
-        *[(status, False) for status in (201, 203, 204, 205, 206, 226, 300, 304, 400, 401, 403, 404, 410, 451, 501, 505, 999)],
+        *[(status, True) for status in (408, 425, 429, 500, 502, 503, 504)],
+        *[(status, False) for status in (201, 203, 204, 205, 206, 226, 300, 304, 400, 401, 403, 404, 410, 416, 451)],
+        *[(status, False) for status in (501, 505, 999)],
     ],
 )  # fmt: skip
 def test_a_status_other_than_200_fails_and_leaves_the_old_image(house: House, status: int, passing: bool) -> None:
@@ -372,7 +372,6 @@ def test_nothing_is_pieced_together_from_a_wrong_rest(house: House, answer: byte
             assert result.image.sha256 == hashlib.sha256(BODY).hexdigest()
         else:
             assert not (house.directory.path / "a.png").exists()
-        assert leftovers(house.directory.path) == []
 
 
 @pytest.mark.parametrize("answer", WRONG_RANGES[:-1])

@@ -138,6 +138,5 @@ def _fault(text: str) -> str:
         return "no scheme: a URL starts with http:// or https://"
     if scheme.lower() not in _DEFAULT_PORTS:
         return "scheme other than http and https"
-    if re.search(r":[^\]/@]*$", rest.partition("/")[0].rpartition("@")[2]):
-        return "bad port"
-    return "bad host name"
+    _, colon, port = rest.partition("/")[0].rpartition("@")[2].rpartition(":")
+    return "bad port" if colon and "]" not in port else "bad host name"

@@ -9,10 +9,10 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urljoin
+from urllib.parse import unquote_to_bytes, urljoin
 
 import requests
 import urllib3
@@ -74,7 +74,7 @@ class Answer:
         """Give the connection back to its pool; it is closed where a body is left on it."""
         self._response.skip_buffered()
         self._link.watch.let_go()
-        self._pool.give_back(self._link, reusable=self._response.reusable)
+        self._pool.give_back(self._link, reusable=self._link.reusable)
 
     def _wire(self, size: int) -> Iterator[bytes]:
         try:
@@ -100,10 +100,7 @@ class Transport:
         self._watchdog = Watchdog(settings.timeout, settings.max_time)
         self._route = functools.lru_cache(settings.pool_hosts)(self._new_route)
         if settings.ca_bundle is not None:
-            try:
-                _tls_context(settings.ca_bundle)
-            except OSError as error:
-                raise OptionError(f"--ca-bundle: {settings.ca_bundle}: no certificates can be read from it") from error
+            _tls_context(settings.ca_bundle)
 
     @contextmanager
     def exchange(self, url: Url, fields: Mapping[str, str]) -> Iterator[Answer]:
@@ -121,22 +118,29 @@ class Transport:
 
     def drop_idle(self) -> None:
         """Close the connections that wait for their next request, to free their descriptors."""
+        # A pool closes its connections once nothing refers to it any more.
+        self._route.cache_clear()
         self._adapter.close()
 
     def close(self) -> None:
         """Close the session and stop the watchdog."""
         self._watchdog.close()
-        self._session.close()
+        self.drop_idle()
 
     def _follow(self, url: Url, fields: Mapping[str, str], watch: Watch) -> Answer:
         hop = url
         for _ in range(self._settings.redirects + 1):
-            answer = self._get(hop, fields, watch, own=hop.origin == url.origin)
+            try:
+                answer = self._get(hop, fields, watch, own=hop.origin == url.origin)
+            except DownloadError as error:
+                if hop is not url and error.failure.reason is Reason.BAD_URL:
+                    raise DownloadError(Reason.REDIRECTS, f"redirected to a {error.failure.detail}") from error
+                raise
             if answer.status not in _REDIRECTS:
                 return answer
             location = answer.fields.get("location")
             answer.release()
-            hop = _target(hop, location)
+            hop = _target(hop, location, url)
         raise DownloadError(Reason.REDIRECTS, f"more than {self._settings.redirects} redirects")
 
     def _get(self, url: Url, fields: Mapping[str, str], watch: Watch, *, own: bool) -> Answer:
@@ -149,10 +153,6 @@ class Transport:
             except StaleConnectionError:
                 # It costs no attempt: each such connection is gone for good, and a new one is never stale.
                 continue
-            except urllib3.exceptions.ClosedPoolError:
-                # More hosts than pools: this one made room for another.
-                self._route.cache_clear()
-                continue
             except DownloadError:
                 watch.check()
                 raise
@@ -164,7 +164,8 @@ class Transport:
     def _new_route(self, origin: str, userinfo: str, own: bool) -> _Route:  # noqa: FBT001 (a key of the cache)
         """Ask the session, as it would ask itself for each request: proxies, ``.netrc``, CA files, headers, pool."""
         user, _, password = userinfo.partition(":")
-        auth = (unquote(user), unquote(password)) if userinfo else None
+        # As bytes, since requests would encode text in Latin-1; RFC 7617 has UTF-8.
+        auth: Any = (unquote_to_bytes(user), unquote_to_bytes(password)) if userinfo else None
         headers = self._settings.headers if own else {}
         try:
             request = self._session.prepare_request(requests.Request("GET", origin + "/", headers=headers, auth=auth))
@@ -180,8 +181,9 @@ class Transport:
             raise DownloadError(Reason.PRIVATE_ADDRESS, "through a proxy the server's address cannot be checked")
         try:
             pool: Any = self._adapter.get_connection_with_tls_context(request, **found)
-        except OSError as error:
-            raise DownloadError(Reason.TLS, f"no trusted certificates, or no proxy, as configured: {error}") from error
+        except (OSError, urllib3.exceptions.HTTPError, ValueError, TypeError) as error:
+            # What requests and urllib3 raise for the URL of a proxy that is none; the URL may hold a password.
+            raise DownloadError(Reason.CONNECT, "the URL of the proxy is none", passing=True) from error
         tunnel = connection_requires_http_tunnel(pool.proxy, pool.proxy_config, base.partition(":")[0])
         fields = {"Host": base.partition("://")[2]} if "Host" not in request.headers else {}
         fields.update(request.headers)
@@ -229,7 +231,10 @@ def _tls_context(verify: bool | str | None) -> ssl.SSLContext:  # noqa: FBT001 (
         context.verify_mode = ssl.CERT_NONE
         return context
     path = verify if isinstance(verify, str) else requests.utils.DEFAULT_CA_BUNDLE_PATH
-    context.load_verify_locations(**{"capath" if Path(path).is_dir() else "cafile": path})
+    try:
+        context.load_verify_locations(**{"capath" if Path(path).is_dir() else "cafile": path})
+    except OSError as error:
+        raise OptionError(f"{path}: no certificates can be read from it; name another with --ca-bundle") from error
     return context
 
 
@@ -239,16 +244,19 @@ def _request(target: str, fields: Mapping[str, str]) -> bytes:
     return "\r\n".join(lines).encode("latin-1")
 
 
-def _target(base: Url, location: str | None) -> Url:
-    """Return where a redirect leads (RFC 9110, 10.2.2)."""
+def _target(base: Url, location: str | None, first: Url) -> Url:
+    """Return where a redirect leads (RFC 9110, 10.2.2); user and password of the ``first`` URL stay with its origin."""
     if location is None:
         raise DownloadError(Reason.REDIRECTS, "a redirect without a Location")
     # Servers send raw UTF-8 here; header fields were read as Latin-1.
     reference = location.encode("latin-1").decode("utf-8", "replace")
     try:
-        return parse(reference if _SCHEME.match(reference) else urljoin(base.canonical, reference))
+        target = parse(reference if _SCHEME.match(reference) else urljoin(base.canonical, reference))
     except ValueError as error:
         raise DownloadError(Reason.REDIRECTS, f"redirected to a bad URL: {error}") from error
+    if target.origin == first.origin and not target.userinfo:
+        return replace(target, userinfo=first.userinfo)
+    return target
 
 
 def _translated(error: Exception, *, answered: bool) -> DownloadError:

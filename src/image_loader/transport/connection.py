@@ -18,6 +18,9 @@ from image_loader.transport.watchdog import Watch
 
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# What IANA has given out so far, less what Python 3.11 does not yet know to be reserved (RFC 9637).
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+_DOCUMENTATION = ipaddress.ip_network("3fff::/20")
 
 
 class StaleConnectionError(Exception):
@@ -32,17 +35,23 @@ class WatchedConnection(HTTPConnection):
     public_only = False
     _used = False
 
+    @property
+    def reusable(self) -> bool:
+        """Whether the connection can carry another request: its last response is through, and nothing follows it."""
+        decrypted = self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else 0
+        return self.response.reusable and not decrypted
+
     def connect(self) -> None:
         """Connect, through a proxy where the pool says so."""
         self._used = False
         super().connect()
-        self.watch.guard(self.sock)
+        self._guard()
 
     def ask(self, request: bytes) -> None:
         """Send a request and read the head of its response; the body is left to the reader of ``response``."""
         if self.sock is None:
             self.connect()
-        self.watch.guard(self.sock)
+        self._guard()
         self.sock.settimeout(self.watch.timeout)
         self.response = Response(self.sock)
         try:
@@ -51,6 +60,10 @@ class WatchedConnection(HTTPConnection):
         except (ClosedEarlyError, ConnectionError) as error:
             raise self._lost() from error
         self._used = True
+
+    def _guard(self) -> None:
+        # TLS within TLS, to a proxy, wraps its socket in an object that is none.
+        self.watch.guard(getattr(self.sock, "socket", self.sock))
 
     def _new_conn(self) -> socket.socket:
         return _connected(self._dns_host, self.port, self)
@@ -74,6 +87,8 @@ class WatchedTlsConnection(WatchedConnection, HTTPSConnection):
         """Connect and shake hands; what TLS objects to is final, a connection lost on the way is not."""
         try:
             super().connect()
+            # A body that ends with the connection is whole only if the peer says so (RFC 9112, 9.8).
+            cast(Any, self.sock).suppress_ragged_eofs = False
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError) as error:
             raise self._lost() from error
         except ssl.SSLError as error:
@@ -117,6 +132,9 @@ class WatchedPool(HTTPConnectionPool):
         """Put a connection back; it is connected anew where it cannot be used as it is."""
         if not reusable:
             connection.close()
+        # An idle connection keeps nothing of what it carried.
+        del connection.watch
+        connection.__dict__.pop("response", None)
         self._put_conn(connection)
 
 
@@ -133,13 +151,14 @@ def is_public(address: str) -> bool:
     [True, False, False, False, False]
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            ip = inner
-    return ip.is_global and not ip.is_multicast
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip.is_global and not ip.is_multicast
+    if ip in _NAT64:
+        return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+    inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+    if inner is not None:
+        return is_public(str(inner))
+    return ip in _GLOBAL_UNICAST and ip not in _DOCUMENTATION and ip.is_global
 
 
 def _connected(host: str, port: int, connection: WatchedConnection) -> socket.socket:
@@ -186,7 +205,7 @@ def connect_error(error: OSError | None) -> DownloadError:
     if isinstance(error, TimeoutError):
         return DownloadError(Reason.TIMEOUT, "no connection within the timeout", passing=True, unreachable=True)
     exhausted = error is not None and error.errno in _OUT_OF_DESCRIPTORS
-    detail = error.strerror if error is not None and error.strerror else "the name has no address"
+    detail = "the name has no address" if error is None else error.strerror or str(error)
     return DownloadError(Reason.CONNECT, detail, passing=True, unreachable=not exhausted, exhausted=exhausted)
 
 

@@ -13,10 +13,12 @@ from image_loader.model import Reason
 _BUFFER = 65536
 _LINE_LIMIT = 65536
 _FIELDS_LIMIT = 262144
+# What each field counts for beside its length, as in HTTP/2 (RFC 9113, 6.5.2): many short ones cost as well.
+_FIELD_OVERHEAD = 32
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: [^\r\n\x00]*)?\r?\n")
-_FIELD_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\x00]*?)[ \t]*\r?\n")
-_CONTINUATION = re.compile(rb"[ \t]+([^\r\n\x00]*?)[ \t]*\r?\n")
+_FIELD_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\x00]*)\r?\n")
+_CONTINUATION = re.compile(rb"[ \t]([^\r\n\x00]*)\r?\n")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 # Fields of which a response has one (RFC 9110, 5.3); two Content-Lengths are judged with the frame.
@@ -46,6 +48,8 @@ class Response:
         self._minor_version = 1
         self._chunked = False
         self._left = 0
+        self._ended = False
+        self._torn = False
 
     @property
     def reusable(self) -> bool:
@@ -56,7 +60,7 @@ class Response:
         options = self.fields.get("connection", "").lower().replace(" ", "").split(",")
         stays = "close" not in options if self._minor_version else "keep-alive" in options
         clear = not (self._chunked and "content-length" in self.fields) and self._at == len(self._buffer)
-        return self.complete and stays and clear
+        return self.complete and stays and clear and not self._ended
 
     def read_head(self) -> None:
         """Read the status line and the header fields, past any 1xx response (RFC 9110, 15.2)."""
@@ -78,6 +82,8 @@ class Response:
         if self.length is None:
             data = self._some(limit)
             self.complete = not data
+            if self._torn:
+                raise DownloadError(Reason.TRUNCATED, "the connection ended without a farewell", passing=True)
             return data
         return self._read_framed(limit)
 
@@ -87,14 +93,10 @@ class Response:
             self._at += self._left
             self.complete = True
 
-    def close(self) -> None:
-        """Let go of what was read ahead."""
-        self._buffer, self._at = b"", 0
-
     def _read_status_line(self) -> None:
         try:
             line = self._line()
-        except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+        except ConnectionError as error:
             raise ClosedEarlyError(str(error)) from error
         if not line:
             raise ClosedEarlyError("the server closed the connection without an answer")
@@ -107,16 +109,16 @@ class Response:
         fields: dict[str, str] = {}
         room, name = _FIELDS_LIMIT, ""
         while (line := self._head_line()) not in (b"\r\n", b"\n"):
-            room -= len(line)
+            room -= len(line) + _FIELD_OVERHEAD
             if room < 0:
                 raise DownloadError(Reason.PROTOCOL, "the header fields never end")
             if match := _FIELD_LINE.fullmatch(line):
-                name, value = match[1].decode("ascii").lower(), match[2].decode("latin-1")
+                name, value = match[1].decode("ascii").lower(), _value(match[2])
                 if name in _SINGLE and fields.get(name, value) != value:
                     raise DownloadError(Reason.PROTOCOL, "two header fields of a kind that contradict each other")
                 fields[name] = f"{fields[name]}, {value}" if name in fields and name not in _SINGLE else value
             elif name and (match := _CONTINUATION.fullmatch(line)):
-                fields[name] = f"{fields[name]} {match[1].decode('latin-1')}"
+                fields[name] = f"{fields[name]} {_value(match[1])}"
             else:
                 raise DownloadError(Reason.PROTOCOL, "a header line that is none")
         return fields
@@ -177,17 +179,24 @@ class Response:
             data = self._buffer[self._at : self._at + limit]
             self._at += len(data)
             return data
+        return self._next(limit)
+
+    def _next(self, limit: int) -> bytes:
+        """Return what the peer sends next; nothing when it has closed."""
         try:
-            return self._receive(limit)
-        except (ConnectionError, ssl.SSLEOFError) as error:
-            raise DownloadError(Reason.TRUNCATED, "the connection was lost in the body", passing=True) from error
+            # TLS within TLS (urllib3 2.8) says 0 for the end.
+            data = self._receive(limit) or b""
+        except ssl.SSLEOFError:
+            self._torn, data = True, b""
+        self._ended = not data
+        return data
 
     def _line(self) -> bytes:
         """Return the next line with its end; less, or nothing, when the peer has closed."""
         while (end := self._buffer.find(b"\n", self._at) + 1) == 0:
             if len(self._buffer) - self._at > _LINE_LIMIT:
                 raise DownloadError(Reason.PROTOCOL, "a line of over 64 KiB in the head or between chunks")
-            data = self._receive(_BUFFER)
+            data = self._next(_BUFFER)
             self._buffer, self._at = self._buffer[self._at :] + data, 0
             if not data:
                 end = len(self._buffer)
@@ -195,6 +204,10 @@ class Response:
         line = self._buffer[self._at : end]
         self._at = end
         return line
+
+
+def _value(raw: bytes) -> str:
+    return raw.strip(b" \t").decode("latin-1")
 
 
 def _plain_length(text: str) -> int:
