@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -243,6 +244,16 @@ def new_server() -> Iterator[Callable[..., Server]]:
 def authority() -> trustme.CA:
     """A certificate authority that nobody trusts unless told to."""
     return trustme.CA()
+
+
+@pytest.fixture
+def ordinary() -> tuple[str, ...]:
+    """Command that is bound by permissions, also where it is root's."""
+    if os.geteuid() != 0:
+        return MODULE
+    if shutil.which("setpriv") is None:
+        pytest.skip("takes `setpriv`, since root is bound by no permission")
+    return ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all", *MODULE)
 
 
 @pytest.fixture

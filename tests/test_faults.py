@@ -704,20 +704,13 @@ def test_an_index_that_another_run_writes_is_waited_for(server: Server, loader: 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root: it mounts a file system")
 
 
-def _bound_by_permissions() -> tuple[str, ...]:
-    """Return the command, bound by permissions even where it is root's."""
-    if os.geteuid() != 0:
-        return MODULE
-    if shutil.which("setpriv") is None:
-        pytest.skip("takes `setpriv`, since root is bound by no permission")
-    return ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all", *MODULE)
-
-
-def test_an_index_that_may_not_be_written_ends_the_run_before_it_starts(server: Server, loader: Loader) -> None:
+def test_an_index_that_may_not_be_written_ends_the_run_before_it_starts(
+    server: Server, loader: Loader, ordinary: tuple[str, ...]
+) -> None:
     loader.run(urls_of(server, 1))
     for path in _index(loader).parent.glob("index.sqlite3*"):
         path.chmod(0o444)
-    run = loader.run(urls_of(server, 5), command=_bound_by_permissions())
+    run = loader.run(urls_of(server, 5), command=ordinary)
     assert run.status == 2
     assert "index.sqlite3" in run.stderr
     assert len(server.requests) == 1
@@ -838,9 +831,9 @@ def test_a_file_system_that_turns_read_only_ends_the_run(
     assert _whole(server, run)
 
 
-def test_a_permission_that_is_lost_ends_the_run(server: Server, loader: Loader) -> None:
+def test_a_permission_that_is_lost_ends_the_run(server: Server, loader: Loader, ordinary: tuple[str, ...]) -> None:
     urls = [*urls_of(server, 5), *urls_of(server, 5, "held")]
-    running = loader.start(urls, command=_bound_by_permissions())
+    running = loader.start(urls, command=ordinary)
     server.wait_for(lambda: server.at_work == 5 and len(server.requests) == 10)
     for path in (loader.directory / ".image_loader" / "partial", loader.directory):
         path.chmod(0o555)
@@ -855,10 +848,10 @@ def test_a_permission_that_is_lost_ends_the_run(server: Server, loader: Loader) 
 
 @pytest.mark.parametrize("mode", [0o555, 0o666, 0o000])
 def test_a_directory_without_the_permissions_ends_the_run_before_it_starts(
-    server: Server, loader: Loader, mode: int
+    server: Server, loader: Loader, ordinary: tuple[str, ...], mode: int
 ) -> None:
     loader.directory.mkdir(mode=mode)
-    run = loader.run(urls_of(server, 5), command=_bound_by_permissions())
+    run = loader.run(urls_of(server, 5), command=ordinary)
     assert run.status == 2
     assert str(loader.directory) in run.stderr
     assert server.requests == []

@@ -270,6 +270,13 @@ def test_a_list_that_is_missing_or_a_directory_ends_the_run(loader: Loader) -> N
         assert str(path) in run.stderr
 
 
+def test_a_list_that_may_not_be_read_ends_the_run(loader: Loader, ordinary: tuple[str, ...]) -> None:
+    (loader.home / "list").touch(0o000)
+    run = loader.run(loader.home / "list", command=ordinary)
+    assert run.status == 2
+    assert str(loader.home / "list") in run.stderr
+
+
 def test_a_gzip_that_was_cut_ends_the_run_after_what_could_be_read(server: Server, loader: Loader) -> None:
     lines = "".join(url + "\n" for url in urls_of(server, 2000)).encode()
     (loader.home / "list.gz").write_bytes(gzip.compress(lines)[:-2000])

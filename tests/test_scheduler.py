@@ -24,6 +24,7 @@ SETTINGS = Settings(
 ANSWER = Locked()
 RESET = Failure(Reason.CONNECT, "reset", passing=True, unreachable=True)
 BUSY = Failure(Reason.HTTP_STATUS, "HTTP status 503", 503, passing=True)
+EXHAUSTED = Failure(Reason.CONNECT, "too many open files", passing=True, exhausted=True)
 GONE = Failure(Reason.HTTP_STATUS, "HTTP status 410", 410)
 
 
@@ -48,8 +49,8 @@ class House(Executor):
         return future
 
     def add(self, *urls: str) -> None:
-        for url in urls:
-            self.scheduler.add(Job(len(self.finished), parse(url), Name("n", True), None, Validators(), new=True))
+        name = Name("n", complete=True)
+        self.scheduler.add([Job(len(self.finished), parse(url), name, None, Validators(), new=True) for url in urls])
         self.advance(0)
 
     def advance(self, seconds: float) -> None:
@@ -201,7 +202,7 @@ def test_one_answer_brings_a_failing_host_back() -> None:
 def test_out_of_descriptors_lowers_the_number_of_threads_and_costs_no_attempt() -> None:
     house = House({"retries": 0})
     house.add(*(f"http://host{number}/a.jpg" for number in range(8)))
-    house.answer(Failure(Reason.CONNECT, "too many open files", passing=True, exhausted=True))
+    house.answer(EXHAUSTED)
     while len(house.finished) < 8:
         if house.running:
             assert len(house.running) <= 7
@@ -210,6 +211,17 @@ def test_out_of_descriptors_lowers_the_number_of_threads_and_costs_no_attempt() 
             house.advance(1.0)
     assert not house.reasons()
     assert {end.attempts for end in house.finished} == {1}
+
+
+def test_out_of_descriptors_with_nothing_else_running_is_a_failure_like_any_other() -> None:
+    house = House({"threads": 1})
+    house.add("http://host/a.jpg")
+    while not house.finished:
+        if house.running:
+            house.answer(EXHAUSTED)
+        else:
+            house.advance(1.0)
+    assert house.finished[0].attempts == 3
 
 
 def test_what_ends_the_run_is_kept_and_the_other_results_are_not_lost() -> None:

@@ -89,15 +89,15 @@ def _assert_sound(directory: Path, images: int) -> None:
 
 # What a run does not give back is seen when it is over: so the library makes two of them in one process.
 TWICE = """
-import json, os, sys, threading, time
+import json, os, sys, threading
 from image_loader import load
 urls, directory, rows = sys.argv[1:]
 held = []
 for run in range(3):
-    outcomes = list(load(urls, directory, threads=64, timeout=0.4, max_time=1, retries=1, max_size=1000000)) if run else []
-    give_up = time.monotonic() + 5
-    while threading.active_count() > 1 and time.monotonic() < give_up:
-        time.sleep(0.01)
+    if run:
+        outcomes = list(load(urls, directory, threads=64, timeout=0.4, max_time=1, retries=1, max_size=1000000))
+    for thread in threading.enumerate()[1:]:
+        thread.join(5)
     held.append([threading.active_count(), len(os.listdir("/proc/self/fd"))])
 with open("/proc/self/status") as status:
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))

@@ -9,30 +9,23 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import chain, islice
-from pathlib import Path
 
-from image_loader import freshness, naming
-from image_loader.directory import Directory, FileState
+from image_loader.directory import Directory
 from image_loader.errors import LoaderError, UrlFileError
 from image_loader.index import Index
 from image_loader.model import (
     Failure,
-    Image,
-    Job,
     Line,
     Locked,
-    Name,
     NotModified,
     Outcome,
     Reason,
-    Record,
     Saved,
     Settings,
     Status,
-    Validators,
 )
+from image_loader.planner import Planner
 from image_loader.scheduler import Finished, Scheduler
-from image_loader.url import Url
 
 _LOG = logging.getLogger(__name__)
 # How soon an interruption is noticed, and how long attempts that were cut off get to clean up, in seconds.
@@ -69,6 +62,7 @@ class _Run:
         self._settings = settings
         self._directory = directory
         self._index = index
+        self._planner = Planner(settings, directory, index)
         self._stack = stack
         self._tick = tick
         self._downloads: _Downloads | None = None
@@ -102,82 +96,22 @@ class _Run:
         if unreadable is not None:
             raise unreadable
 
-    # Lines to jobs.
-
     def _take_on(self, group: Sequence[Line]) -> Iterator[Outcome]:
         """Yield the outcomes of the lines that need no request, and have the others downloaded."""
-        urls: dict[bytes, tuple[Line, Url]] = {}
-        duplicates: list[Line] = []
-        for line in group:
-            if line.url is None:
-                yield Outcome(line.number, line.text, None, Status.FAILED, Reason.BAD_URL, line.fault)
-            elif urls.setdefault(line.url.digest, (line, line.url))[0] is not line:
-                duplicates.append(line)
-        unseen = self._index.first_seen(list(urls))
-        records = self._records({digest: url for digest, (_, url) in urls.items() if digest in unseen})
-        jobs: list[Job] = []
-        now = time.time()
-        for digest, (line, url) in urls.items():
-            if digest not in unseen:
-                duplicates.append(line)
-            elif digest not in records:
-                yield Outcome(line.number, line.text, None, Status.FAILED, Reason.WRITE, "all its names are taken")
-            elif isinstance(decision := self._decide(line, url, records[digest], now), Outcome):
-                yield decision
-            else:
-                jobs.append(decision)
-        for line in duplicates:
-            yield Outcome(line.number, line.text, None, Status.SKIPPED, Reason.DUPLICATE)
-        self._download(jobs)
-
-    def _records(self, urls: dict[bytes, Url]) -> dict[bytes, Record]:
-        """Return what the index knows of each URL; those that it does not know get their names."""
-        records = self._index.look_up(list(urls))
-        unknown = [(digest, self._names(url)) for digest, url in urls.items() if digest not in records]
-        if unknown:
-            records.update(self._index.claim(unknown, naming.key))
-        return records
-
-    def _names(self, url: Url) -> Iterator[Name]:
-        """Yield the names that ``url`` may get, best first.
-
-        Should the index have been lost, the plain name's file may be another URL's; one with the hash is its own.
-        """
-        names = naming.candidates(url, self._settings.layout, self._directory.max_name_bytes)
-        plain = next(names)
-        if plain.complete and self._directory.stat(plain.path) is not None:
-            hashed = next(names)
-            in_place = self._directory.stat(hashed.file(Path(plain.path).suffix)) is not None
-            yield from (hashed, plain) if in_place else (plain, hashed)
-        else:
-            yield plain
-        yield from names
-
-    def _decide(self, line: Line, url: Url, record: Record, now: float) -> Outcome | Job:
-        """Say that the file in place is fresh, or what to ask for (RFC 9111, 4)."""
-        state = self._directory.stat(record.name.path) if record.name.complete else None
-        image = _as_recorded(record, state, now)
-        settings = self._settings
-        if image is not None and not (settings.force or settings.revalidate) and freshness.is_fresh(image, now):
-            _LOG.debug("line %d: %s: its headers call it fresh", line.number, image.file)
-            return _fresh(line, image)
-        validators = image.validators if image is not None and not settings.force else Validators()
-        if _LOG.isEnabledFor(logging.DEBUG):
-            _LOG.debug("line %d: %s: %s", line.number, record.name.path, _request_shown(state, validators))
-        return Job(line.number, url, record.name, image, validators, new=state is None)
-
-    # Jobs to outcomes.
-
-    def _download(self, jobs: Sequence[Job]) -> None:
-        if not jobs:
-            return
-        if self._downloads is None:
-            self._downloads = _Downloads(self._settings, self._directory, self._stack)
-        for job in jobs:
-            self._downloads.scheduler.add(job)
-        self._new += sum(job.new for job in jobs)
-        # Jobs that run may hold their inode already.
-        self._directory.check_inodes(max(0, self._new - self._downloads.scheduler.running))
+        try:
+            plan = self._planner.plan(group)
+            if plan.jobs and self._downloads is None:
+                self._downloads = _Downloads(self._settings, self._directory, self._stack)
+        except LoaderError:
+            yield from map(_interrupted, group)
+            raise
+        if self._downloads is not None:
+            self._downloads.scheduler.add(plan.jobs)
+            self._new += sum(job.new for job in plan.jobs)
+        yield from plan.outcomes
+        if self._downloads is not None:
+            # Jobs that run may hold their inode already.
+            self._directory.check_inodes(max(0, self._new - self._downloads.scheduler.running))
 
     def _advance(self, stop: threading.Event, room: int, wait: float) -> Iterator[Outcome]:
         """Let downloads go on until at most ``room`` are left, and until one ends, for ``wait`` seconds at the most."""
@@ -208,13 +142,17 @@ class _Run:
     def _record(self, finished: Sequence[Finished]) -> list[Outcome]:
         for end in finished:
             self._new -= end.job.new
-            resume = end.result.resume if isinstance(end.result, Failure) else None
             if isinstance(end.result, Saved | NotModified):
                 self._index.record(end.job.url.digest, end.result.image)
-            for left in (end.job.resume, resume):
-                if left is not None:
-                    self._directory.discard(left.key)
+            else:
+                self._discard(end)
         return [_outcome(end) for end in finished]
+
+    def _discard(self, end: Finished) -> None:
+        """Remove what was kept to be resumed, and will not be."""
+        last = end.result.resume if isinstance(end.result, Failure) else None
+        if resume := last or end.job.resume:
+            self._directory.discard(resume.key)
 
 
 class _Downloads:
@@ -229,41 +167,6 @@ class _Downloads:
         executor = ThreadPoolExecutor(settings.threads, "image_loader")
         stack.callback(executor.shutdown, wait=False, cancel_futures=True)
         self.scheduler = Scheduler(executor, Downloader(self.transport, directory, settings).attempt, settings)
-
-
-def _as_recorded(record: Record, state: FileState | None, now: float) -> Image | None:
-    """Return the image that stands in place, if it is as it was recorded; a file that was never recorded is adopted.
-
-    One from the future is not: some servers answer 304 to any such date.
-    """
-    if state is None or not state.size:
-        return None
-    image = record.image
-    if image is None:
-        time_saved = state.mtime_ns / 1e9
-        if time_saved > now:
-            return None
-        since = Validators(None, freshness.http_date(time_saved))
-        return Image(record.name.path, state.size, state.mtime_ns, None, None, since, None, time_saved, time_saved)
-    return image if (image.size, image.mtime_ns) == (state.size, state.mtime_ns) else None
-
-
-def _request_shown(state: FileState | None, validators: Validators) -> str:
-    if validators:
-        return "asked whether it changed: " + ", ".join(map(": ".join, freshness.condition(validators).items()))
-    return "asked for, since it is not there" if state is None else "asked for, whatever stands there"
-
-
-def _fresh(line: Line, image: Image) -> Outcome:
-    return Outcome(
-        line.number,
-        line.text,
-        image.file,
-        Status.FRESH,
-        media_type=image.media_type,
-        bytes=image.size,
-        sha256=image.sha256,
-    )
 
 
 def _interrupted(line: Line) -> Outcome:

@@ -17,7 +17,7 @@ from image_loader.url import redacted
 _LOG = logging.getLogger(__name__)
 # What tells a server, and every cache on the way to it, to send the image whatever they think we have.
 _UNCONDITIONAL = {"Cache-Control": "no-cache"}
-_CONTENT_RANGE = re.compile(r"bytes (?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})/(?P<total>[0-9]{1,18})")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -59,22 +59,25 @@ class Downloader:
             if answer.status == 304:
                 return _not_modified(job, answer, fields)
             if answer.status == 200:
-                return self._receive(job, answer, None)
+                return self._receive(job, answer, None, None)
             if answer.status == 206 and job.resume is not None and "Range" in fields:
-                return self._receive(job, answer, _continued_at(answer, job.resume))
+                return self._receive(job, answer, job.resume, _whole_size(answer, job.resume))
             raise _status_error(answer, ranged="Range" in fields)
 
-    def _receive(self, job: Job, answer: Answer, start: int | None) -> Saved:
+    def _receive(self, job: Job, answer: Answer, resume: Resume | None, size: int | None) -> Saved:
+        """Save the body, which begins where ``resume`` ends, if given; then all of it makes ``size`` bytes."""
         media_type = media.media_type(answer.fields.get("content-type"))
         if media_type is None:
             raise DownloadError(Reason.NOT_AN_IMAGE, _shown_type(answer), http_status=answer.status)
         if answer.plain and (answer.length or 0) > self._settings.max_size:
             raise DownloadError(Reason.TOO_LARGE, f"{answer.length} bytes announced", http_status=answer.status)
         file = job.name.file(media.extension(media_type))
-        with self._directory.partial(file, key(file), job.resume if start is not None else None) as partial:
-            if start is not None and start != partial.size:
-                raise DownloadError(Reason.PROTOCOL, "another range than the one asked for", passing=True)
+        with self._directory.partial(file, key(file), resume) as partial:
+            if resume is not None and partial.size != resume.size:
+                raise _wrong_part()
             sha256 = self._store(partial, answer)
+            if size not in (None, partial.size):
+                raise _wrong_part()
             return Saved(self._put_in_place(partial, answer, file, media_type, sha256), answer.status)
 
     def _store(self, partial: Partial, answer: Answer) -> str:
@@ -124,19 +127,28 @@ def _request_fields(job: Job) -> dict[str, str]:
 
 
 def _not_modified(job: Job, answer: Answer, fields: dict[str, str]) -> NotModified | None:
-    if job.image is None or not job.validators or fields is _UNCONDITIONAL:
+    conditional = "If-None-Match" in fields or "If-Modified-Since" in fields
+    if job.image is None or not conditional:
         return None
     image = freshness.renewed(job.image, answer.fields, answer.requested, answer.received)
     return None if image is None else NotModified(image)
 
 
-def _continued_at(answer: Answer, resume: Resume) -> int:
-    """Return the position at which a 206 goes on with the same image, to its end (RFC 9110, 14.4 and 15.3.7)."""
+def _whole_size(answer: Answer, resume: Resume) -> int:
+    """Return the size of the image that a 206 continues to its end (RFC 9110, 14.4 and 15.3.7)."""
     match = _CONTENT_RANGE.fullmatch(answer.fields.get("content-range", ""))
-    whole = match is not None and int(match["last"]) + 1 == int(match["total"])
-    if match is None or not whole or answer.fields.get("etag") != resume.validator:
-        raise DownloadError(Reason.PROTOCOL, "206 with another part than was asked for", http_status=206, passing=True)
-    return int(match["first"])
+    same = answer.fields.get("etag") == resume.validator and answer.plain and "content-type" in answer.fields
+    if match is None or not same:
+        raise _wrong_part()
+    first, last, size = map(int, match.groups())
+    if first != resume.size or last + 1 != size:
+        raise _wrong_part()
+    return size
+
+
+def _wrong_part() -> DownloadError:
+    # The next attempt asks for the whole.
+    return DownloadError(Reason.PROTOCOL, "206 with another part than was asked for", http_status=206, passing=True)
 
 
 def _status_error(answer: Answer, *, ranged: bool) -> DownloadError:

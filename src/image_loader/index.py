@@ -128,12 +128,10 @@ class Index:
     def record(self, digest: bytes, image: Image) -> None:
         """Remember the image of a URL that has a name; it is written with the next flush."""
         self._pending[digest] = image
-        if len(self._pending) >= _PENDING_MAX:
-            self.flush()
 
     def tick(self) -> None:
-        """Flush, where the flush interval has passed since the last time."""
-        if time.monotonic() - self._flushed >= self._flush_interval:
+        """Flush, where the flush interval has passed since the last time, or much has come since."""
+        if len(self._pending) >= _PENDING_MAX or time.monotonic() - self._flushed >= self._flush_interval:
             self.flush()
 
     def flush(self) -> None:

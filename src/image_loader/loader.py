@@ -75,6 +75,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 _LEAST = {"threads": 1, "per_host": 1, "timeout": 0.001, "max_time": 0.001, "retries": 0, "max_size": 1}
+_MOST = 10**12
 _EPILOG = """\
 examples:
   loader urls.txt images                    download; run it again, and only what changed comes
@@ -285,8 +286,8 @@ def _settings(
 
 def _check(settings: Settings) -> None:
     for name, least in _LEAST.items():
-        if not getattr(settings, name) >= least:
-            raise OptionError(f"--{name.replace('_', '-')}: at least {least:g}")
+        if not least <= getattr(settings, name) <= _MOST:
+            raise OptionError(f"--{name.replace('_', '-')}: a number from {least:g} to {_MOST:g}")
     for name, value in {**settings.headers, "User-Agent": settings.user_agent}.items():
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             raise OptionError(f"--header: {name!r} or its value is no header that can be sent")

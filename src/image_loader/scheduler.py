@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
@@ -102,19 +102,22 @@ class Scheduler:
         self.pending = 0
         self.error: LoaderError | None = None
 
-    def add(self, job: Job) -> None:
-        """Take a job; it runs as soon as the limits let it."""
-        self.pending += 1
-        origin = job.url.origin
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Take jobs; each runs as soon as the limits let it."""
+        for job in jobs:
+            self.pending += 1
+            task = _Task(job, self._host(job.url.origin))
+            if task.host.origin in self._down:
+                self._finish(task, _host_down())
+            else:
+                task.host.waiting.append(task)
+                self._make_ready(task.host)
+
+    def _host(self, origin: str) -> _Host:
         host = self._hosts.get(origin)
         if host is None:
             host = self._hosts[origin] = _Host(origin, min(_SLOW_START, self._settings.per_host))
-        task = _Task(job, host)
-        if origin in self._down:
-            self._finish(task, _host_down())
-            return
-        host.waiting.append(task)
-        self._make_ready(host)
+        return host
 
     def advance(self, timeout: float) -> list[Finished]:
         """Start what can start, wait at most ``timeout`` seconds for something to end, and return what has ended."""
@@ -220,7 +223,8 @@ class Scheduler:
             self._answered(host, grow=True)
             self._finish(task, result)
             return
-        if result.exhausted and not self._ending:
+        # With nothing else to wait for, it is an attempt like any other: else there would be no end.
+        if result.exhausted and (self._running or self._threads > 1) and not self._ending:
             self._shrink(task)
             return
         if result.unreachable:

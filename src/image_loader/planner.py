@@ -1,0 +1,135 @@
+"""What to do about each line: nothing, since it is no URL, came before or is fresh; or a job."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from image_loader import freshness, naming
+from image_loader.directory import Directory, FileState
+from image_loader.index import Index
+from image_loader.model import Image, Job, Line, Name, Outcome, Reason, Record, Settings, Status, Validators
+from image_loader.url import Url
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What becomes of a group of lines: ``outcomes`` of those that need no request, ``jobs`` of the others."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+
+
+class Planner:
+    """Decides, by what the index and the directory know; used by the main thread alone."""
+
+    def __init__(self, settings: Settings, directory: Directory, index: Index) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._index = index
+
+    def plan(self, group: Sequence[Line]) -> Plan:
+        """Decide about a group of lines, at one price: a few queries, and a look at each file."""
+        plan = Plan()
+        urls: dict[bytes, tuple[Line, Url]] = {}
+        for line in group:
+            if line.url is None:
+                plan.outcomes.append(_failed(line, Reason.BAD_URL, line.fault))
+            elif urls.setdefault(line.url.digest, (line, line.url))[0] is not line:
+                plan.outcomes.append(_duplicate(line))
+        unseen = self._index.first_seen(list(urls))
+        records = self._records({digest: url for digest, (_, url) in urls.items() if digest in unseen})
+        now = time.time()
+        for digest, (line, url) in urls.items():
+            if digest not in unseen:
+                plan.outcomes.append(_duplicate(line))
+            elif digest not in records:
+                plan.outcomes.append(_failed(line, Reason.WRITE, "every name that it may have is taken"))
+            else:
+                self._decide(line, url, records[digest], now, plan)
+        return plan
+
+    def _records(self, urls: dict[bytes, Url]) -> dict[bytes, Record]:
+        """Return what the index knows of each URL; those that it does not know get their names."""
+        records = self._index.look_up(list(urls))
+        unknown = [(digest, self._names(url)) for digest, url in urls.items() if digest not in records]
+        if unknown:
+            records.update(self._index.claim(unknown, naming.key))
+        return records
+
+    def _names(self, url: Url) -> Iterator[Name]:
+        """Yield the names that ``url`` may get, best first.
+
+        Should the index have been lost, the plain name's file may be another URL's; one with the hash is its own.
+        """
+        names = naming.candidates(url, self._settings.layout, self._directory.max_name_bytes)
+        plain = next(names)
+        if plain.complete and self._directory.stat(plain.path) is not None:
+            hashed = next(names)
+            in_place = self._directory.stat(hashed.file(Path(plain.path).suffix)) is not None
+            yield from (hashed, plain) if in_place else (plain, hashed)
+        else:
+            yield plain
+        yield from names
+
+    def _decide(self, line: Line, url: Url, record: Record, now: float, plan: Plan) -> None:
+        """Say that the file in place is fresh, or what to ask for (RFC 9111, 4)."""
+        state = self._directory.stat(record.name.path) if record.name.complete else None
+        image = _as_recorded(record, state, now)
+        settings = self._settings
+        if image is not None and not (settings.force or settings.revalidate) and freshness.is_fresh(image, now):
+            _LOG.debug("line %d: %s: its headers call it fresh", line.number, image.file)
+            plan.outcomes.append(_fresh(line, image))
+            return
+        validators = image.validators if image is not None and not settings.force else Validators()
+        if _LOG.isEnabledFor(logging.DEBUG):
+            _LOG.debug("line %d: %s: %s", line.number, record.name.path, _request_shown(state, validators))
+        plan.jobs.append(Job(line.number, url, record.name, image, validators, new=state is None))
+
+
+def _as_recorded(record: Record, state: FileState | None, now: float) -> Image | None:
+    """Return the image that stands in place, if it is as it was recorded; a file that was never recorded is adopted.
+
+    One from the future is not: some servers answer 304 to any such date.
+    """
+    if state is None or not state.size:
+        return None
+    image = record.image
+    if image is None:
+        time_saved = state.mtime_ns / 1e9
+        if time_saved > now:
+            return None
+        since = Validators(None, freshness.http_date(time_saved))
+        return Image(record.name.path, state.size, state.mtime_ns, None, None, since, None, time_saved, time_saved)
+    return image if (image.size, image.mtime_ns) == (state.size, state.mtime_ns) else None
+
+
+def _request_shown(state: FileState | None, validators: Validators) -> str:
+    if validators:
+        return "asked whether it changed: " + ", ".join(map(": ".join, freshness.condition(validators).items()))
+    return "asked for, since it is not there" if state is None else "asked for, whatever stands there"
+
+
+def _fresh(line: Line, image: Image) -> Outcome:
+    return Outcome(
+        line.number,
+        line.text,
+        image.file,
+        Status.FRESH,
+        media_type=image.media_type,
+        bytes=image.size,
+        sha256=image.sha256,
+    )
+
+
+def _failed(line: Line, reason: Reason, detail: str) -> Outcome:
+    return Outcome(line.number, line.text, None, Status.FAILED, reason, detail)
+
+
+def _duplicate(line: Line) -> Outcome:
+    return Outcome(line.number, line.text, None, Status.SKIPPED, Reason.DUPLICATE)
