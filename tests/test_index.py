@@ -579,6 +579,181 @@ index.close()
 
 def test_a_lock_of_another_program_is_waited_for(path: Path) -> None:
     fill(path, 10)
+    with start(HOLD, path) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        with start(WAIT, path) as waiter:
+            assert waiter.stdout is not None
+            assert waiter.stdout.readline() == "open\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                waiter.wait(0.3)
+            said(holder, "go\n")
+            said(waiter)
+    with Index(path, NEVER) as index:
+        assert digest("u") in index.look_up([digest("u")])
+    assert is_sound(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"S"])
+def test_an_emptied_index_is_begun_anew(path: Path, content: bytes) -> None:
+    fill(path, 10)
+    path.write_bytes(content)
+    with Index(path, NEVER) as index:
+        assert index.look_up([digest("1")]) == {}
+    assert is_sound(path)
+
+
+def test_a_log_left_behind_by_a_removed_index_spoils_nothing(path: Path) -> None:
+    process = start("index = Index(Path(sys.argv[1]), 0.0); say('open'); sys.stdin.readline()", path)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert Path(f"{path}-wal").exists()
+    path.unlink()
+    with Index(path, NEVER) as index:
+        assert claimed_path(index, "u", "a.jpg") == "a.jpg"
+    assert is_sound(path)
+
+
+def spoil(path: Path) -> None:
+    """Damage what stands behind the pages that opening reads."""
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2
+    content[8192:half] = os.urandom(half - 8192)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("at", ["look-up", "claim", "flush"])
+def test_damage_found_in_mid_run_ends_the_run_and_the_next_one_begins_anew(path: Path, at: str) -> None:
+    digests = fill(path, 5000)
+    spoil(path)
+    index = Index(path, NEVER)
+    with pytest.raises(IndexFileError, match="run again"):
+        if at == "look-up":
+            index.look_up(digests)
+        elif at == "claim":
+            index.claim([(key, [Name("x.jpg", complete=True)]) for key in digests], str.casefold)
+        else:
+            for key in digests:
+                index.record(key, IMAGE)
+            index.flush()
+    index.close()
+    with Index(path, NEVER) as anew:
+        assert claimed_path(anew, "u", "a.jpg") == "a.jpg"
+    assert len(list(path.parent.glob("index.sqlite3.damaged-*"))) == 1
+    assert is_sound(path)
+
+
+def test_text_that_is_not_utf_8_counts_as_damage(path: Path) -> None:
+    digests = fill(path, 3)
+    path.write_bytes(path.read_bytes().replace(b"image/jpeg", b"image/\xff\xff\xff\xff"))
+    index = Index(path, NEVER)
+    with pytest.raises(IndexFileError, match="damaged"):
+        index.look_up(digests)
+    index.close()
+    with Index(path, NEVER) as anew:
+        assert anew.look_up(digests) == {}
+
+
+def test_who_finds_damage_late_leaves_the_new_index_of_another_run_alone(path: Path) -> None:
+    digests = fill(path, 5000)
+    spoil(path)
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(Index(path, NEVER)) for _ in range(2))
+        with pytest.raises(IndexFileError):
+            first.look_up(digests)
+        with Index(path, NEVER) as anew:
+            claim(anew, "u", "a.jpg")
+        with pytest.raises(IndexFileError):
+            second.look_up(digests)
+    with Index(path, NEVER) as index:
+        assert digest("u") in index.look_up([digest("u")])
+
+
+# Whatever else is wrong.
+
+
+def test_an_index_of_a_later_version_is_refused_and_left_as_it_is(path: Path) -> None:
+    fill(path, 10)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    content = path.read_bytes()
+    with pytest.raises(IndexFileError, match=r"later version.*upgrade"):
+        Index(path, NEVER)
+    assert (path.read_bytes(), list(path.parent.iterdir())) == (content, [path])
+
+
+def test_the_database_of_another_program_is_refused_and_left_as_it_is(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE places (url)")
+    content = path.read_bytes()
+    with pytest.raises(IndexFileError, match="another program"):
+        Index(path, NEVER)
+    assert (path.read_bytes(), list(path.parent.iterdir())) == (content, [path])
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for name in ("fifo", "folder", "/dev/null"):
+        with pytest.raises(IndexFileError, match="not a regular file"):
+            Index(tmp_path / name, NEVER)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(IndexFileError, match=r"missing/i\.sqlite3.*No such file.*--index"):
+        Index(tmp_path / "missing" / "i.sqlite3", NEVER)
+
+
+UNPRIVILEGED = """
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    Index(Path(sys.argv[1]), 0.0)
+except IndexFileError as error:
+    say(error)
+"""
+
+
+@pytest.mark.parametrize(("folder_mode", "file_mode"), [(0o555, 0o666), (0o777, 0o444), (0o777, 0o000), (0o555, None)])
+def test_a_read_only_index_is_a_clear_error(folder_mode: int, file_mode: int | None) -> None:
+    # Not below tmp_path, which another user may not search.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "index.sqlite3")
+        if file_mode is not None:
+            fill(path, 10)
+            path.chmod(file_mode)
+        path.parent.chmod(folder_mode)
+        message = said(start(UNPRIVILEGED, path))
+        path.parent.chmod(0o755)
+        left = [file.name for file in path.parent.iterdir()]
+    assert str(path) in message
+    assert "--index" in message
+    assert "writable" in message or "Permission denied" in message
+    assert left == ([] if file_mode is None else [path.name])
+
+
+HOLD = """
+import sqlite3
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+say("locked")
+sys.stdin.readline()
+connection.execute("COMMIT")
+"""
+WAIT = """
+index = Index(Path(sys.argv[1]), 0.0)
+say("open")
+index.claim([(digest("u"), [Name("a.jpg", complete=True)])], str.casefold)
+index.close()
+"""
+
+
+def test_a_lock_of_another_program_is_waited_for(path: Path) -> None:
+    fill(path, 10)
     with start(HOLD, path) as holder, start(WAIT, path) as waiter:
         assert holder.stdout is not None
         assert waiter.stdout is not None
