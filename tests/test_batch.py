@@ -24,7 +24,7 @@ from image_loader.errors import DirectoryError, IndexFileError, LoaderError, Opt
 from image_loader.model import Line, Outcome, Reason, Settings, Status
 from image_loader.url import parse
 from server import Server
-from test_transport import SETTINGS
+from test_transport import SETTINGS, connections_to
 
 
 @pytest.fixture
@@ -165,13 +165,6 @@ def assert_nothing_left(before: set[str], seconds: float = 3.0) -> None:
     assert new == set()
 
 
-def _connections_to(port: int) -> int:
-    """Count the connections of this process to a port."""
-    ours = {name.partition(" ")[2] for name in _open_descriptors()}
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(int(row[2].rpartition(":")[2], 16) == port and f"socket:[{row[9]}]" in ours for row in rows)
-
-
 def test_a_run_that_has_ended_leaves_no_thread_file_or_connection(server: Server, directory: Path) -> None:
     before = _open_descriptors()
     gc.collect()
@@ -183,7 +176,7 @@ def test_a_run_that_has_ended_leaves_no_thread_file_or_connection(server: Server
             retries=0,
         )
         server.wait_for(lambda: server.at_work == 0)
-        assert _connections_to(server.port) == 0
+        assert connections_to(server.port) == 0
         assert_nothing_left(before)
     finally:
         gc.enable()
@@ -310,6 +303,16 @@ def test_a_directory_that_goes_in_mid_run_ends_it_and_every_line_that_was_read_i
     told, error = _told_until_error(groups(), settings)
     assert isinstance(error, DirectoryError)
     assert sorted(outcome.line for outcome in told) == list(range(1, 10))
+
+
+def test_options_that_prove_wrong_only_when_they_are_used_end_the_run_with_every_line_told(
+    directory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "none.pem").write_text("no certificate")
+    settings = settings_for(directory, ca_bundle=str(tmp_path / "none.pem"))
+    told, error = _told_until_error(iter([lines_of(["https://h/a.png", "https://h/b.png"])]), settings)
+    assert isinstance(error, OptionError)
+    assert sorted(outcome.line for outcome in told) == [1, 2]
 
 
 # Twice at once, and in threads -------------------------------------------------------------------------------------

@@ -944,9 +944,9 @@ def _limited(limit: str) -> tuple[str, ...]:
 
 
 def test_few_open_files_make_it_slower_and_lose_nothing(server: Server, loader: Loader) -> None:
-    urls, command = urls_of(server, 300, "slow"), _limited("-n 64")
+    urls, command = urls_of(server, 120, "slow"), _limited("-n 64")
     run = loader.run(urls, "--threads", "100", "--per-host", "100", command=command, seconds=30)
-    assert run.counts == (300, 0, 0, 0)
+    assert run.counts == (120, 0, 0, 0)
 
 
 def test_a_file_over_the_limit_of_the_process_fails_alone(server: Server, loader: Loader) -> None:

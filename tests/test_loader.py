@@ -822,6 +822,17 @@ def test_what_failed_is_a_list_to_go_on_with(server: Server, loader: Loader) -> 
     assert (run.status, loader.run(path).counts) == (1, (3, 0, 0, 0))
 
 
+@pytest.mark.parametrize("option", ["--results", "--failed"])
+def test_a_results_file_that_cannot_be_written_ends_the_run_in_plain_words(
+    server: Server, loader: Loader, option: str
+) -> None:
+    full = loader.home / "full.jsonl"
+    full.symlink_to("/dev/full")
+    run = loader.run([server.url("/a.png"), server.url("/status-404/b.png")], option, str(full), results=False)
+    assert run.status == 2
+    assert "full.jsonl" in run.stderr
+
+
 # Secrets and hostile text -----------------------------------------------------------------------------------------
 
 

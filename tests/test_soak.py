@@ -24,7 +24,7 @@ from server import BEHAVIOURS, Server, refusing_port, silent_port
 pytestmark = pytest.mark.slow
 
 PROCESSES = 8
-SECONDS = 10
+SECONDS = 6
 LINES = 2000
 REASONS = {str(reason) for reason in Reason}
 
@@ -45,7 +45,7 @@ def test_eight_processes_of_which_some_are_killed_leave_every_image_whole(
     server: Server, loaders: list[Loader]
 ) -> None:
     chance = random.Random(1)
-    urls = [*urls_of(server, 300), *urls_of(server, 100, "slow/more"), *urls_of(server, 20, "large", "?size=3000000")]
+    urls = [*urls_of(server, 300), *urls_of(server, 50, "slow/more"), *urls_of(server, 20, "large", "?size=3000000")]
     running = [_start(loader, urls, chance) for loader in loaders]
     for turn in _turns():
         if turn % 3 == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -202,6 +203,7 @@ def _delta_seconds(text: str) -> float | None:
     return float(_DELTA_CAP if len(digits) > 10 else min(int(digits), _DELTA_CAP))
 
 
+@functools.lru_cache(256)
 def _epoch(text: str) -> float | None:
     """Parse one of the three forms of HTTP-date (RFC 9110, 5.6.7) into seconds since the epoch.
 
