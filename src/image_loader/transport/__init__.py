@@ -94,13 +94,13 @@ class Transport:
     """Asks servers for images, from many threads at once; one session with its pools serves them all."""
 
     def __init__(self, settings: Settings) -> None:
+        if settings.ca_bundle is not None:
+            _tls_context(settings.ca_bundle)
         self._settings = settings
         self._adapter = _Adapter(settings.pool_hosts, settings.per_host)
         self._session = _session(settings, self._adapter)
         self._watchdog = Watchdog(settings.timeout, settings.max_time)
         self._route = functools.lru_cache(settings.pool_hosts)(self._new_route)
-        if settings.ca_bundle is not None:
-            _tls_context(settings.ca_bundle)
 
     @contextmanager
     def exchange(self, url: Url, fields: Mapping[str, str]) -> Iterator[Answer]:
@@ -183,7 +183,7 @@ class Transport:
             pool: Any = self._adapter.get_connection_with_tls_context(request, **found)
         except (OSError, urllib3.exceptions.HTTPError, ValueError, TypeError) as error:
             # What requests and urllib3 raise for the URL of a proxy that is none; the URL may hold a password.
-            raise DownloadError(Reason.CONNECT, "the URL of the proxy is none", passing=True) from error
+            raise DownloadError(Reason.CONNECT, "the URL of the proxy is none") from error
         tunnel = connection_requires_http_tunnel(pool.proxy, pool.proxy_config, base.partition(":")[0])
         fields = {"Host": base.partition("://")[2]} if "Host" not in request.headers else {}
         fields.update(request.headers)

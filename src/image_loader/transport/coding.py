@@ -37,15 +37,17 @@ def _inflated(chunks: Iterable[bytes], wbits: int, limit: int) -> Iterator[bytes
     for chunk in chunks:
         if unpacker is None:
             unpacker = zlib.decompressobj(_window(chunk, wbits))
-        waiting = chunk
-        while waiting:
+        waiting, content = chunk, b""
+        # What does not fit into one piece may be left in the unpacker when all of the chunk has gone into it.
+        while waiting or len(content) == limit:
             # A gzip file may have several members, one after the other (RFC 1952, 2.2).
-            if unpacker.eof:
+            if unpacker.eof and waiting:
                 unpacker = zlib.decompressobj(wbits)
             try:
-                yield unpacker.decompress(waiting, limit)
+                content = unpacker.decompress(waiting, limit)
             except zlib.error as error:
                 raise DownloadError(Reason.DAMAGED, "the compressed body cannot be unpacked") from error
+            yield content
             waiting = unpacker.unconsumed_tail or unpacker.unused_data
     if unpacker is None or not unpacker.eof:
         raise DownloadError(Reason.TRUNCATED, "the compressed body ends too early", passing=True)

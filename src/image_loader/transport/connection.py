@@ -38,8 +38,11 @@ class WatchedConnection(HTTPConnection):
     @property
     def reusable(self) -> bool:
         """Whether the connection can carry another request: its last response is through, and nothing follows it."""
-        decrypted = self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else 0
-        return self.response.reusable and not decrypted
+        # TLS within TLS does not tell what it has decrypted already.
+        clear = (
+            not self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else isinstance(self.sock, socket.socket)
+        )
+        return self.response.reusable and clear
 
     def connect(self) -> None:
         """Connect, through a proxy where the pool says so."""
