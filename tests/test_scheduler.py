@@ -34,10 +34,18 @@ class Turn:
     """What the executor was given, on hold until the test lets it run."""
 
     work: Callable[[], Any]
-    jobs: Sequence[Job]
+    turn: Any
     future: Future[Any] = field(default_factory=Future)
 
+    def __post_init__(self) -> None:
+        self.turn.current = self.turn._waiting.popleft()
+
+    @property
+    def jobs(self) -> Sequence[Job]:
+        return [task.job for task in (self.turn.current, *self.turn._waiting)]
+
     def end(self) -> None:
+        self.turn._waiting.appendleft(self.turn.current)
         try:
             self.future.set_result(self.work())
         except Exception as error:
@@ -54,18 +62,20 @@ class House(Executor):
     finished: list[Finished] = field(default_factory=list)
     most: int = 0
     result: Result | Exception = ANSWER
+    pace: float = 0.0
 
     def __post_init__(self) -> None:
         settings = Settings(**{**{name: getattr(SETTINGS, name) for name in SETTINGS.__slots__}, **self.changes})
         self.scheduler = Scheduler(self, self.attempt, settings, clock=lambda: self.now, jitter=lambda: 1.0)
 
     def attempt(self, _: Job) -> Result:
+        self.now += self.pace
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
 
     def submit(self, work: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
-        self.running.append(Turn(partial(work, *args, **options), args[1]))
+        self.running.append(Turn(partial(work, *args, **options), work.__self__))  # type: ignore[attr-defined]
         self.most = max(self.most, len(self.running))
         return self.running[-1].future
 
@@ -290,7 +300,7 @@ def test_hosts_that_are_done_are_forgotten() -> None:
     assert house.scheduler._hosts == {}
 
 
-def test_jobs_of_a_near_host_are_taken_in_turns_and_those_of_a_far_one_singly() -> None:
+def test_jobs_of_a_near_host_are_taken_in_turns() -> None:
     house = House({"per_host": 1})
     house.add(*urls("near", 100))
     sizes = []
@@ -299,14 +309,45 @@ def test_jobs_of_a_near_host_are_taken_in_turns_and_those_of_a_far_one_singly() 
         house.answer()
     assert sizes[:5] == [1, 2, 4, 8, 16]
     assert len(house.finished) == 100
-    far = House({"per_host": 1})
-    far.add(*urls("far", 10))
-    far.attempt = lambda _: setattr(far, "now", far.now + 0.05) or ANSWER  # type: ignore[method-assign, func-returns-value]
-    far.scheduler._attempt = far.attempt
-    while far.running:
-        far.answer()
-    assert {end.attempts for end in far.finished} == {1}
-    assert len(far.finished) == 10
+
+
+def test_jobs_of_a_far_host_are_taken_singly() -> None:
+    house = House({"per_host": 1}, pace=0.05)
+    house.add(*urls("far", 10))
+    while house.running:
+        assert len(house.running[0].jobs) == 1
+        house.answer()
+    assert len(house.finished) == 10
+
+
+def test_jobs_behind_a_slow_one_are_recalled_and_run_elsewhere() -> None:
+    house = House({"per_host": 2})
+    house.add(*urls("host", 100))
+    while len(house.running[0].jobs) < 8:
+        house.answer()
+    stuck = house.running.pop(0)
+    house.advance(1.0)
+    while house.running:
+        house.answer()
+    assert len(house.finished) == 99
+    stuck.end()
+    house.advance(0)
+    assert len(house.finished) == 100
+
+
+def test_what_has_ended_is_told_before_its_turn_is_over() -> None:
+    house = House({"per_host": 1})
+    house.add(*urls("host", 40))
+    while len(house.running[0].jobs) < 8:
+        house.answer()
+    before = len(house.finished)
+    house.pace = 0.03
+    turn = house.running[0]
+    turn.turn._waiting.appendleft(turn.turn.current)
+    turn.work()
+    house.advance(0)
+    assert len(house.finished) == before + 1
+    assert house.scheduler.running == 1
 
 
 def test_a_turn_ends_with_its_first_failure_and_the_rest_of_it_waits_on() -> None:

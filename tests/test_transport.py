@@ -807,7 +807,7 @@ def test_an_interrupt_ends_what_is_under_way_and_what_comes_later(behaviour: str
         if url == server.url("/a"):
             server.wait_for(lambda: bool(server.requests))
         asking.interrupt()
-        thread.join(2)
+        thread.join(4)
         assert not thread.is_alive()
         failures.append(refusal(asking, server.url("/a")))
     assert [failure.reason for failure in failures] == [Reason.INTERRUPTED, Reason.INTERRUPTED]

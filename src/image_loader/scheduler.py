@@ -8,8 +8,9 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
@@ -43,30 +44,63 @@ class Finished:
 class _Task:
     """A job on its way through the scheduler."""
 
-    __slots__ = ("attempts", "host", "job", "seconds")
+    __slots__ = ("attempts", "finished", "host", "job", "seconds")
 
     def __init__(self, job: Job, host: _Host) -> None:
         self.job = job
         self.host = host
         self.attempts = 0
         self.seconds = 0.0
+        self.finished = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
     """How one attempt ended, when it was ``started`` and how many ``seconds`` it took, by the scheduler's clock."""
 
+    task: _Task
     result: Result
     started: float
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
 class _Turn:
-    """What came of a turn: its attempts, and what ends the run, if that happened."""
+    """Some jobs of one host that one thread takes one after the other; those that wait can be recalled at any time.
 
-    attempts: list[_Attempt]
-    error: LoaderError | None = None
+    They stand in a deque: two threads can take from its ends without a lock.
+    """
+
+    __slots__ = ("_waiting", "begun", "current", "host")
+
+    def __init__(self, host: _Host, tasks: Iterable[_Task], begun: float) -> None:
+        self.host = host
+        self.begun = begun
+        self.current: _Task | None = None
+        self._waiting = deque(tasks)
+
+    def take(self, attempt: Callable[[Job], Result], clock: Callable[[], float], ended: deque[_Attempt]) -> None:
+        """Make an attempt at each job, until one fails or the time is over; the thread's part of the work."""
+        begun = started = clock()
+        while (task := self._next()) is not None:
+            self.current = task
+            result = attempt(task.job)
+            now = clock()
+            ended.append(_Attempt(task, result, started, now - started))
+            if isinstance(result, Failure) or now - begun > _TURN_TIME:
+                return
+            started = now
+
+    def recalled(self) -> Iterator[_Task]:
+        """Yield those that no attempt was begun at, the last one first; they are the turn's no more."""
+        while self._waiting:
+            with suppress(IndexError):
+                yield self._waiting.pop()
+
+    def _next(self) -> _Task | None:
+        try:
+            return self._waiting.popleft()
+        except IndexError:
+            return None
 
 
 class _Host:
@@ -116,9 +150,11 @@ class Scheduler:
         self._ready: deque[_Host] = deque()
         self._timers: list[tuple[float, int, _Host, _Task | None]] = []
         self._numbers = itertools.count()
-        self._done: SimpleQueue[tuple[Sequence[_Task], Future[_Turn]]] = SimpleQueue()
+        # What has ended is told without waking anyone; a turn that is over wakes the thread that waits here.
+        self._ended: deque[_Attempt] = deque()
+        self._over: SimpleQueue[tuple[_Turn, Future[None]]] = SimpleQueue()
         self._finished: list[Finished] = []
-        self._running: set[Sequence[_Task]] = set()
+        self._turns: set[_Turn] = set()
         self._ending = False
         self.pending = 0
         self.error: LoaderError | None = None
@@ -142,6 +178,7 @@ class Scheduler:
 
     def advance(self, timeout: float) -> list[Finished]:
         """Start what can start, wait at most ``timeout`` seconds for something to end, and return what has ended."""
+        self._recall()
         self._start()
         self._collect(0.0 if self._finished or not self.pending else self._pause(timeout))
         self._fire()
@@ -163,20 +200,22 @@ class Scheduler:
 
     def forsake(self) -> list[Finished]:
         """Wait no longer for those that run; return them as given up."""
-        for task in itertools.chain.from_iterable(self._running):
-            self._finish(task, _interrupted())
-        self._running.clear()
+        self._take_in()
+        for turn in self._turns:
+            self._put_back(turn)
+            self._give_up(turn)
+        self._turns.clear()
         return self._taken()
 
     def settle(self, timeout: float) -> list[Finished]:
-        """Wait at most ``timeout`` seconds for a running attempt to end; return what has ended."""
+        """Wait at most ``timeout`` seconds for a turn to be over; return what has ended."""
         self._collect(timeout)
         return self._taken()
 
     @property
     def running(self) -> int:
-        """How many attempts are under way."""
-        return len(self._running)
+        """How many attempts are under way, or over but not taken in."""
+        return len(self._turns) + len(self._ended)
 
     def _taken(self) -> list[Finished]:
         finished, self._finished = self._finished, []
@@ -185,7 +224,7 @@ class Scheduler:
     # Starting.
 
     def _start(self) -> None:
-        while self._ready and len(self._running) < self._threads:
+        while self._ready and len(self._turns) < self._threads:
             host = self._ready.popleft()
             host.queued = False
             if self._may_start(host):
@@ -201,13 +240,19 @@ class Scheduler:
             self._ready.append(host)
 
     def _submit(self, host: _Host) -> None:
-        """Have a thread take a turn: some of the host's jobs, one after the other."""
         fair = -(-len(host.waiting) // (host.limit - host.running))
-        tasks = tuple(host.waiting.popleft() for _ in range(min(host.turn, fair)))
-        self._running.add(tasks)
+        turn = _Turn(host, (host.waiting.popleft() for _ in range(min(host.turn, fair))), self._clock())
+        self._turns.add(turn)
         host.running += 1
-        future = self._executor.submit(_take_turn, self._attempt, [task.job for task in tasks], self._clock)
-        future.add_done_callback(lambda future: self._done.put((tasks, future)))
+        future = self._executor.submit(turn.take, self._attempt, self._clock, self._ended)
+        future.add_done_callback(lambda future: self._over.put((turn, future)))
+
+    def _recall(self) -> None:
+        """Have the jobs that wait behind a slow one wait for any thread."""
+        slow = self._clock() - 2 * _TURN_TIME
+        for turn in self._turns:
+            if turn.begun < slow and self._put_back(turn):
+                turn.host.turn = 1
 
     # Waiting and collecting.
 
@@ -217,38 +262,56 @@ class Scheduler:
         return max(0.0, timeout)
 
     def _collect(self, timeout: float) -> None:
-        """Take in all attempts that have ended; wait for the first of them."""
+        """Take in all that has ended; wait for the first turn that is over."""
         try:
-            self._settle(*self._done.get(timeout=timeout) if timeout else self._done.get_nowait())
+            turn, future = self._over.get(timeout=timeout) if timeout else self._over.get_nowait()
             while True:
-                self._settle(*self._done.get_nowait())
+                self._end(turn, future)
+                turn, future = self._over.get_nowait()
         except Empty:
-            pass
+            self._take_in()
 
-    def _settle(self, tasks: Sequence[_Task], future: Future[_Turn]) -> None:
-        if tasks not in self._running:
-            return  # Forsaken.
-        self._running.discard(tasks)
-        host = tasks[0].host
-        host.running -= 1
-        turn = future.result()
-        self.error = self.error or turn.error
-        smooth = len(turn.attempts) == len(tasks) and not isinstance(turn.attempts[-1].result, Failure)
-        host.turn = min(_LONGEST_TURN, 2 * host.turn) if smooth else 1
-        for task, attempt in zip(tasks, turn.attempts, strict=False):
+    def _take_in(self) -> None:
+        while self._ended:
+            attempt = self._ended.popleft()
+            task = attempt.task
             task.attempts += 1
             task.seconds += attempt.seconds
             self._judge(task, attempt)
-        self._put_back(host, tasks[len(turn.attempts) :])
+
+    def _end(self, turn: _Turn, future: Future[None]) -> None:
+        if turn not in self._turns:
+            return  # Forsaken.
+        self._turns.discard(turn)
+        host = turn.host
+        host.running -= 1
+        self._take_in()
+        error = future.exception()
+        if isinstance(error, LoaderError):
+            self.error = self.error or error
+            self._give_up(turn)
+        elif error is not None:
+            raise error
+        smooth = not self._put_back(turn) and self._clock() - turn.begun <= _TURN_TIME
+        host.turn = min(_LONGEST_TURN, 2 * host.turn) if smooth else max(1, host.turn // 2)
         self._make_ready(host)
 
-    def _put_back(self, host: _Host, tasks: Sequence[_Task]) -> None:
-        """Have the tasks that a turn did not come to wait again, in front."""
-        for task in reversed(tasks):
+    def _put_back(self, turn: _Turn) -> bool:
+        """Have the jobs that a turn did not come to wait again, in front; tell whether there were any."""
+        tasks = list(turn.recalled())
+        for task in tasks:
             if self._ending or self.error is not None:
                 self._finish(task, _interrupted())
+            elif task.host.origin in self._down:
+                self._finish(task, _host_down())
             else:
-                host.waiting.appendleft(task)
+                task.host.waiting.appendleft(task)
+        self._make_ready(turn.host)
+        return bool(tasks)
+
+    def _give_up(self, turn: _Turn) -> None:
+        if turn.current is not None:
+            self._finish(turn.current, _interrupted())
 
     def _judge(self, task: _Task, attempt: _Attempt) -> None:
         host, result = task.host, attempt.result
@@ -257,7 +320,7 @@ class Scheduler:
             self._finish(task, result)
             return
         # With nothing else to wait for, it is an attempt like any other: else there would be no end.
-        if result.exhausted and (self._running or self._threads > 1) and not self._ending:
+        if result.exhausted and (self._turns or self._threads > 1) and not self._ending:
             self._shrink(task)
             return
         if result.unreachable:
@@ -273,6 +336,9 @@ class Scheduler:
             self._finish(task, result)
 
     def _finish(self, task: _Task, result: Result) -> None:
+        if task.finished:
+            return
+        task.finished = True
         self.pending -= 1
         self._finished.append(Finished(task.job, result, task.attempts, task.seconds))
         self._forget_if_idle(task.host)
@@ -287,7 +353,7 @@ class Scheduler:
     def _retry(self, task: _Task, failure: Failure) -> None:
         """Have the task run again after 1, 2, 4 … seconds, with full jitter; meanwhile it holds no thread."""
         task.job = replace(task.job, resume=failure.resume)
-        longest = min(self._settings.backoff_cap, 2.0 ** (task.attempts - 1))
+        longest = min(self._settings.backoff_cap, 2.0 ** min(task.attempts - 1, 60))
         delay = longest * self._jitter()
         _LOG.debug("line %d: %s, again in %.1f s: %s", task.job.line, failure.reason, delay, failure.detail)
         task.host.retrying += 1
@@ -295,7 +361,7 @@ class Scheduler:
 
     def _shrink(self, task: _Task) -> None:
         """Out of descriptors: the attempt does not count, and fewer run at once from here on."""
-        threads = max(1, min(self._threads - 1, len(self._running)))
+        threads = max(1, min(self._threads - 1, len(self._turns)))
         if threads < self._threads:
             _LOG.info("out of file descriptors: %d downloads at once from here on", threads)
         self._threads = threads
@@ -362,23 +428,6 @@ class Scheduler:
         waiting, host.waiting = [*host.waiting, *retrying], deque()
         for task in waiting:
             self._finish(task, _host_down())
-
-
-def _take_turn(attempt: Callable[[Job], Result], jobs: Sequence[Job], clock: Callable[[], float]) -> _Turn:
-    """Make an attempt at each job, until one fails or the turn's time is over; the thread's part of the work."""
-    attempts: list[_Attempt] = []
-    begun = started = clock()
-    for job in jobs:
-        try:
-            result = attempt(job)
-        except LoaderError as error:
-            return _Turn(attempts, error)
-        ended = clock()
-        attempts.append(_Attempt(result, started, ended - started))
-        if isinstance(result, Failure) or ended - begun > _TURN_TIME:
-            break
-        started = ended
-    return _Turn(attempts)
 
 
 def _host_down() -> Failure:
