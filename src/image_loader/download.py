@@ -123,7 +123,7 @@ class Downloader:
 def _request_fields(job: Job) -> dict[str, str]:
     if job.resume is not None:
         return {"Range": f"bytes={job.resume.size}-", "If-Range": job.resume.validator}
-    return freshness.condition(job.validators) or _UNCONDITIONAL
+    return freshness.condition(job.validators)
 
 
 def _not_modified(job: Job, answer: Answer, fields: dict[str, str]) -> NotModified | None:

@@ -36,12 +36,13 @@ _POOL_CLASSES = {"http": connection.WatchedPool, "https": connection.WatchedTlsP
 class _Route:
     """What all requests to one origin have in common, looked up once: that costs as much as an exchange.
 
-    ``prefix`` stands before the path in a request to a proxy, which wants the whole URL (RFC 9112, 3.2.2).
+    ``prefix`` stands before the path in a request to a proxy, which wants the whole URL (RFC 9112, 3.2.2). ``fields``
+    are header lines as they go over the wire.
     """
 
     pool: connection.WatchedPool
     prefix: str
-    fields: dict[str, str]
+    fields: str
     tunnel: bool
 
 
@@ -73,7 +74,6 @@ class Answer:
     def release(self) -> None:
         """Give the connection back to its pool; it is closed where a body is left on it."""
         self._response.skip_buffered()
-        self._link.watch.let_go()
         self._pool.give_back(self._link, reusable=self._link.reusable)
 
     def _wire(self, size: int) -> Iterator[bytes]:
@@ -147,7 +147,7 @@ class Transport:
         requested = time.time()
         while True:
             route = self._route(url.origin, url.userinfo, own)
-            request = _request(route.prefix + url.path, {**route.fields, **fields})
+            request = f"GET {route.prefix}{url.path} HTTP/1.1\r\n{route.fields}{_lines(fields)}\r\n".encode("latin-1")
             try:
                 link = route.pool.ask(request, watch, tunnel=route.tunnel, public_only=self._settings.public_only)
             except StaleConnectionError:
@@ -188,8 +188,8 @@ class Transport:
         fields = {"Host": base.partition("://")[2]} if "Host" not in request.headers else {}
         fields.update(request.headers)
         if proxy and not tunnel:
-            return _Route(pool, base, {**fields, **pool.proxy_headers}, tunnel)
-        return _Route(pool, "", fields, tunnel)
+            return _Route(pool, base, _lines({**fields, **pool.proxy_headers}), tunnel)
+        return _Route(pool, "", _lines(fields), tunnel)
 
 
 class _Adapter(HTTPAdapter):
@@ -238,10 +238,8 @@ def _tls_context(verify: bool | str | None) -> ssl.SSLContext:  # noqa: FBT001 (
     return context
 
 
-def _request(target: str, fields: Mapping[str, str]) -> bytes:
-    """Return a GET request as it goes over the wire (RFC 9112, 3)."""
-    lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
-    return "\r\n".join(lines).encode("latin-1")
+def _lines(fields: Mapping[str, str]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in fields.items())
 
 
 def _target(base: Url, location: str | None, first: Url) -> Url:

@@ -6,6 +6,8 @@ import errno
 import ipaddress
 import socket
 import ssl
+import struct
+import time
 from typing import Any, cast
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -54,15 +56,25 @@ class WatchedConnection(HTTPConnection):
         """Send a request and read the head of its response; the body is left to the reader of ``response``."""
         if self.sock is None:
             self.connect()
+            self._set_timeout()
         self._guard()
-        self.sock.settimeout(self.watch.timeout)
         self.response = Response(self.sock)
         try:
             self.sock.sendall(request)
             self.response.read_head()
         except (ClosedEarlyError, ConnectionError) as error:
             raise self._lost() from error
+        except BlockingIOError as error:
+            raise TimeoutError from error
         self._used = True
+
+    def _set_timeout(self) -> None:
+        """Have the kernel keep the timeout: Python would call ``poll`` first each time, and hand its lock on twice."""
+        self.sock.settimeout(None)
+        whole, fraction = divmod(self.watch.timeout, 1)
+        timeout = struct.pack("@ll", int(whole), int(fraction * 1e6))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
 
     def _guard(self) -> None:
         # TLS within TLS, to a proxy, wraps its socket in an object that is none.
@@ -101,6 +113,10 @@ class WatchedTlsConnection(WatchedConnection, HTTPSConnection):
             if self._twin is not None:
                 self._twin.close()
 
+    def _set_timeout(self) -> None:
+        # On a socket that blocks, the ssl module would try again for ever.
+        self.sock.settimeout(self.watch.timeout)
+
     def _new_conn(self) -> socket.socket:
         plain = super()._new_conn()
         # The TLS socket takes the descriptor over; only a duplicate reaches the connection during the handshake.
@@ -133,6 +149,7 @@ class WatchedPool(HTTPConnectionPool):
 
     def give_back(self, connection: WatchedConnection, *, reusable: bool) -> None:
         """Put a connection back; it is connected anew where it cannot be used as it is."""
+        connection.watch.let_go()
         if not reusable:
             connection.close()
         # An idle connection keeps nothing of what it carried.
@@ -165,13 +182,16 @@ def is_public(address: str) -> bool:
 
 
 def _connected(host: str, port: int, connection: WatchedConnection) -> socket.socket:
-    """Return a socket connected to the first address of ``host`` that answers."""
+    """Return a socket connected to the first address of ``host`` that answers, all of them within the timeout."""
     failure: OSError | None = None
-    for family, kind, protocol, _, address in _addresses(host, port):
+    addresses = _addresses(host, port)
+    give_up = time.monotonic() + connection.watch.remaining()
+    for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
         if connection.public_only and not is_public(str(address[0])):
             raise DownloadError(Reason.PRIVATE_ADDRESS, f"{host} is at an address that is not public")
         try:
-            return _connect(socket.socket(family, kind, protocol), address, connection)
+            share = max(0.001, (give_up - time.monotonic()) / left)
+            return _connect(socket.socket(family, kind, protocol), address, connection, share)
         except OSError as error:
             failure = error
             connection.watch.check()
@@ -190,12 +210,12 @@ def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
         raise connect_error(error) from error
 
 
-def _connect(sock: socket.socket, address: Any, connection: WatchedConnection) -> socket.socket:
+def _connect(sock: socket.socket, address: Any, connection: WatchedConnection, timeout: float) -> socket.socket:
     try:
         for option in connection.socket_options or ():
             sock.setsockopt(*option)
         connection.watch.guard(sock)
-        sock.settimeout(connection.watch.remaining())
+        sock.settimeout(timeout)
         sock.connect(address)
     except BaseException:
         sock.close()

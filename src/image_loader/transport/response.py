@@ -188,6 +188,8 @@ class Response:
             data = self._receive(limit) or b""
         except ssl.SSLEOFError:
             self._torn, data = True, b""
+        except BlockingIOError as error:
+            raise TimeoutError from error  # What SO_RCVTIMEO says.
         self._ended = not data
         return data
 

@@ -44,8 +44,9 @@ class Watch:
 
     def let_go(self) -> None:
         """Watch over no connection any more: from here on, another attempt may use it."""
-        with self._watchdog.lock:
-            self.socket = None
+        if self.socket is not None:
+            with self._watchdog.lock:
+                self.socket = None
 
     def check(self) -> None:
         """Raise ``DownloadError`` if the attempt was ended, or its time is over."""
