@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import socket
 import ssl
+from collections.abc import Iterable, Iterator
 
 from image_loader.errors import DownloadError
 from image_loader.model import Reason
@@ -106,22 +108,29 @@ class Response:
         self._minor_version, self.status = int(match[1]), int(match[2])
 
     def _read_fields(self) -> dict[str, str]:
-        fields: dict[str, str] = {}
-        room, name = _FIELDS_LIMIT, ""
+        """Read header or trailer fields; at once where all of them are there, and nothing about them is odd."""
+        end = self._buffer.find(b"\r\n\r\n", self._at) + 2
+        block = self._buffer[self._at : end]
+        found = _FIELD_LINE.findall(block)
+        if found and sum(map(len, itertools.chain.from_iterable(found))) + 3 * len(found) == len(block):
+            self._at = end + 2
+            return _fields(found)
+        return _fields(self._field_lines())
+
+    def _field_lines(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield names and values line by line; a name is empty where the line continues the one before."""
+        room, first = _FIELDS_LIMIT, True
         while (line := self._head_line()) not in (b"\r\n", b"\n"):
             room -= len(line) + _FIELD_OVERHEAD
             if room < 0:
                 raise DownloadError(Reason.PROTOCOL, "the header fields never end")
             if match := _FIELD_LINE.fullmatch(line):
-                name, value = match[1].decode("ascii").lower(), _value(match[2])
-                if name in _SINGLE and fields.get(name, value) != value:
-                    raise DownloadError(Reason.PROTOCOL, "two header fields of a kind that contradict each other")
-                fields[name] = f"{fields[name]}, {value}" if name in fields and name not in _SINGLE else value
-            elif name and (match := _CONTINUATION.fullmatch(line)):
-                fields[name] = f"{fields[name]} {_value(match[1])}"
+                yield match[1], match[2]
+            elif not first and (match := _CONTINUATION.fullmatch(line)):
+                yield b"", match[1]
             else:
                 raise DownloadError(Reason.PROTOCOL, "a header line that is none")
-        return fields
+            first = False
 
     def _head_line(self) -> bytes:
         line = self._line()
@@ -208,8 +217,21 @@ class Response:
         return line
 
 
-def _value(raw: bytes) -> str:
-    return raw.strip(b" \t").decode("latin-1")
+def _fields(lines: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the fields by lower-case name (RFC 9112, 5; RFC 9110, 5.3)."""
+    fields: dict[str, str] = {}
+    last = ""
+    for raw_name, raw_value in lines:
+        name, value = raw_name.decode("ascii").lower(), raw_value.strip(b" \t").decode("latin-1")
+        if not name:
+            fields[last] = f"{fields[last]} {value}"
+            continue
+        if name in fields and name not in _SINGLE:
+            value = f"{fields[name]}, {value}"
+        elif fields.get(name, value) != value:
+            raise DownloadError(Reason.PROTOCOL, "two header fields of a kind that contradict each other")
+        fields[name], last = value, name
+    return fields
 
 
 def _plain_length(text: str) -> int:
