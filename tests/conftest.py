@@ -33,12 +33,16 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the command that has ended; ``rows`` are those of ``--results``, ``peak`` is in bytes."""
+    """One run of the command that has ended; ``rows`` are those of ``--results``.
+
+    ``files`` are what stood in the directory then, but for its hidden ones; ``peak`` is memory, in bytes.
+    """
 
     status: int
     stderr: str
     rows: tuple[Row, ...]
     directory: Path
+    files: frozenset[str]
     peak: int
 
     @property
@@ -54,11 +58,6 @@ class Run:
         found = SUMMARY.findall(self.stderr)
         return tuple(map(int, found[-1])) if found else ()
 
-    @property
-    def files(self) -> set[str]:
-        """The files that stand in the directory, but for its hidden ones."""
-        return {name for name in _files_below(self.directory) if not name.startswith(".image_loader/")}
-
     def row(self, url: str) -> Row:
         """Return the one row of a URL."""
         (row,) = [row for row in self.rows if row["url"] == url]
@@ -69,8 +68,10 @@ class Run:
         return (self.directory / str(self.row(url)["file"])).read_bytes()
 
 
-def _files_below(directory: Path) -> set[str]:
-    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
+def _files(directory: Path) -> frozenset[str]:
+    """Name the files that stand in the directory, but for its hidden ones."""
+    below = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
+    return frozenset(name for name in below if not name.startswith(".image_loader/"))
 
 
 class Running:
@@ -96,7 +97,9 @@ class Running:
     def finish(self, seconds: float = 60) -> Run:
         """Wait for the end; standard output is always empty, and no traceback ever seen."""
         peak = self._wait(seconds)
-        run = Run(self.process.returncode, self.told, _rows(self._results), self._directory, peak)
+        run = Run(
+            self.process.returncode, self.told, _rows(self._results), self._directory, _files(self._directory), peak
+        )
         assert _content(self._stdout) == ""
         assert "Traceback" not in run.stderr, run.stderr
         return run

@@ -48,7 +48,7 @@ class Turn:
         self.turn._waiting.appendleft(self.turn.current)
         try:
             self.future.set_result(self.work())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (what an executor does)
             self.future.set_exception(error)
 
 

@@ -83,7 +83,7 @@ class Downloader:
     def _store(self, partial: Partial, answer: Answer) -> str:
         """Write the body; return its SHA-256 in hex. A body cut short leaves a partial file that can be resumed."""
         digest = hashlib.sha256()
-        for chunk in partial.chunks():
+        for chunk in partial.chunks() if partial.size else ():
             digest.update(chunk)
         try:
             for chunk in answer.chunks(self._settings.chunk):
