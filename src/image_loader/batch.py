@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain, islice
 
 from image_loader.directory import Directory
@@ -27,7 +27,6 @@ from image_loader.model import (
 from image_loader.planner import Planner
 from image_loader.scheduler import Finished, Scheduler
 
-_LOG = logging.getLogger(__name__)
 # How soon an interruption is noticed, and how long attempts that were cut off get to clean up, in seconds.
 _WAIT = 0.1
 _GRACE = 1.5
@@ -38,9 +37,9 @@ def run(
 ) -> Generator[Outcome, None, None]:
     """Yield the outcome of every line, as images end, until the list ends or ``stop`` is set.
 
-    ``lines`` come in groups; an empty group says that none is there yet. ``tick`` is
-    called several times a second, also while nothing ends. Raises ``LoaderError`` for what ends the run; what
-    was saved until then is in place and in the index.
+    ``lines`` come in groups; an empty group says that none is there yet. ``tick`` is called several times a second, also
+    while nothing ends. Raises ``LoaderError`` for what ends the run; what was saved until then is in place and in the
+    index.
     """
     lines = iter(lines)
     # Read before anything is made: a list that is not there leaves no directory behind.
@@ -176,15 +175,18 @@ def _interrupted(line: Line) -> Outcome:
 def _outcome(end: Finished) -> Outcome:
     """Say how a job ended, in one row."""
     job, result = end.job, end.result
-    line, url, effort = job.line, job.url.text, (end.attempts, round(end.seconds, 3))
+    row = partial(Outcome, job.line, job.url.text, attempts=end.attempts, seconds=round(end.seconds, 3))
     if isinstance(result, Saved | NotModified):
-        image, status = result.image, Status.SAVED if isinstance(result, Saved) else Status.FRESH
-        known = (result.http_status, image.media_type, image.size, image.sha256)
-        return Outcome(line, url, image.file, status, None, None, *known, *effort)
+        image = result.image
+        return row(
+            image.file,
+            Status.SAVED if isinstance(result, Saved) else Status.FRESH,
+            http_status=result.http_status,
+            media_type=image.media_type,
+            bytes=image.size,
+            sha256=image.sha256,
+        )
     file = job.name.path if job.name.complete else None
     if isinstance(result, Locked):
-        detail = "another process is downloading it"
-        return Outcome(line, url, file, Status.SKIPPED, Reason.LOCKED, detail, None, None, None, None, *effort)
-    return Outcome(
-        line, url, file, Status.FAILED, result.reason, result.detail, result.http_status, None, None, None, *effort
-    )
+        return row(file, Status.SKIPPED, Reason.LOCKED, "another process is downloading it")
+    return row(file, Status.FAILED, result.reason, result.detail, http_status=result.http_status)
