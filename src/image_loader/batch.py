@@ -37,9 +37,9 @@ def run(
 ) -> Generator[Outcome, None, None]:
     """Yield the outcome of every line, as images end, until the list ends or ``stop`` is set.
 
-    ``lines`` come in groups; an empty group says that none is there yet. ``tick`` is called several times a second, also
-    while nothing ends. Raises ``LoaderError`` for what ends the run; what was saved until then is in place and in the
-    index.
+    ``lines`` come in groups; an empty group says that none is there yet. ``tick`` is called several times a second,
+    also while nothing ends. Raises ``LoaderError`` for what ends the run; what was saved until then is in place and in
+    the index.
     """
     lines = iter(lines)
     # Read before anything is made: a list that is not there leaves no directory behind.
