@@ -102,6 +102,14 @@ def assert_untouched(house: House) -> None:
     assert leftovers(house.directory.path) == []
 
 
+def test_an_image_that_another_run_has_saved_meanwhile_is_not_asked_for(house: House) -> None:
+    (house.directory.path / "a.png").write_bytes(b"saved by another run")
+    with Scripted(plays(whole(BODY))) as server:
+        assert house.attempt(job(server)) == Locked()
+        assert server.requests == []
+    assert house.content() == b"saved by another run"
+
+
 # Saved -------------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +203,7 @@ def test_what_is_no_whole_image_is_refused_and_leaves_the_old_one(
 def test_an_image_of_the_largest_size_is_accepted(make_house: Callable[..., House]) -> None:
     with Scripted(plays(whole(BODY))) as server:
         assert make_house(max_size=len(BODY)).saved(job(server)).size == len(BODY)
-        assert make_house(max_size=len(BODY) - 1).failure(job(server)).reason is Reason.TOO_LARGE
+        assert make_house(max_size=len(BODY) - 1).failure(job(server, new=False)).reason is Reason.TOO_LARGE
 
 
 def test_a_deadline_in_mid_body_is_final_and_leaves_the_old_image(make_house: Callable[..., House]) -> None:

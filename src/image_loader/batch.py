@@ -188,5 +188,5 @@ def _outcome(end: Finished) -> Outcome:
         )
     file = job.name.path if job.name.complete else None
     if isinstance(result, Locked):
-        return row(file, Status.SKIPPED, Reason.LOCKED, "another process is downloading it")
+        return row(file, Status.SKIPPED, Reason.LOCKED, "another run is on it")
     return row(file, Status.FAILED, result.reason, result.detail, http_status=result.http_status)

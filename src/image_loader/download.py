@@ -46,6 +46,8 @@ class Downloader:
             return Failure(Reason.PROTOCOL, f"unexpected {type(error).__name__}")
 
     def _attempt(self, job: Job) -> Result:
+        if job.new and job.name.complete and self._directory.stat(job.name.path) is not None:
+            return Locked()  # Another run has just saved it: overlapping runs share the work.
         result = self._ask(job, _request_fields(job))
         if result is None:
             result = self._ask(job, _UNCONDITIONAL)

@@ -162,7 +162,7 @@ class NotModified:
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """Another process is downloading the same file."""
+    """Another process is downloading the same file, or has done so since this run looked."""
 
 
 @dataclass(frozen=True, slots=True)
