@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from email.utils import formatdate
 
 from image_loader.model import Image, Validators
 
@@ -100,6 +99,9 @@ def http_date(timestamp: float) -> str:
     >>> http_date(784111777)
     'Sun, 06 Nov 1994 08:49:37 GMT'
     """
+    # Its import takes longer than looking up a thousand fresh images, which need no date.
+    from email.utils import formatdate
+
     return formatdate(min(max(timestamp, 0.0), _LAST_SECOND), usegmt=True)
 
 

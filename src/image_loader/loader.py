@@ -25,7 +25,6 @@ from image_loader import __version__, batch, media, urlfile
 from image_loader.errors import LoaderError, OptionError
 from image_loader.model import Layout, Outcome, Settings
 from image_loader.progress import Bar, Console, LogHandler, OutcomeLog, Tally
-from image_loader.report import Report
 from image_loader.results import FailedFile, ResultsFile
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,6 +178,8 @@ def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Ou
     if arguments.failed is not None:
         writers.append(stack.enter_context(FailedFile(arguments.failed)).write)
     if arguments.report is not None:
+        from image_loader.report import Report
+
         writers.append(stack.enter_context(Report(arguments.report, arguments.directory)).write)
     return writers
 
