@@ -23,8 +23,8 @@ _FIELD_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\x00]*)\r?\n")
 _CONTINUATION = re.compile(rb"[ \t]([^\r\n\x00]*)\r?\n")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _LENGTH = re.compile(r"[0-9]{1,18}")
-# Fields of which a response has one (RFC 9110, 5.3); two Content-Lengths are judged with the frame.
-_SINGLE = frozenset({"location", "content-type", "content-range", "etag", "last-modified"})
+# Fields that must not contradict themselves; two validators are none, two lengths are judged with the frame.
+_SINGLE = frozenset({"location", "content-type"})
 _BODILESS = frozenset({204, 304})
 
 
