@@ -11,6 +11,8 @@ from types import TracebackType
 from image_loader.errors import DownloadError
 from image_loader.model import Reason
 
+_INTERRUPT_INTERVAL = 0.05  # seconds
+
 
 class Watch:
     """One attempt under watch: the socket that it blocks on, and why it was ended, if it was.
@@ -78,8 +80,9 @@ class Watchdog:
         self._max_time = max_time
         self.lock = threading.Lock()
         self._watches: dict[int, Watch] = {}
-        self._closed = threading.Event()
+        self._over = threading.Event()
         self._interrupted = False
+        self._closed = False
         threading.Thread(target=self._run, name="image_loader-watchdog", daemon=True).start()
 
     def watch(self) -> Watch:
@@ -100,19 +103,25 @@ class Watchdog:
         """End every attempt now, and every later one as it begins."""
         self._interrupted = True
         self._end(list(self._watches.values()), Reason.INTERRUPTED)
+        self._over.set()
 
     def close(self) -> None:
         """Stop the thread."""
-        self._closed.set()
+        self._closed = True
+        self._over.set()
 
     def _run(self) -> None:
         # Every attempt has the same time, so none that begins during a pause can be due before it is over.
         pause = self._max_time
-        while not self._closed.wait(pause):
+        while not self._over.wait(pause):
             now = time.monotonic()
             watches = list(self._watches.values())
             self._end([watch for watch in watches if watch.deadline <= now], Reason.DEADLINE)
             pause = min((watch.deadline - now for watch in watches if watch.deadline > now), default=self._max_time)
+        while not self._closed:
+            # Again and again: it is lost on a socket that has not begun to connect.
+            self._end(list(self._watches.values()), Reason.INTERRUPTED)
+            time.sleep(_INTERRUPT_INTERVAL)
 
     @staticmethod
     def _end(watches: list[Watch], reason: Reason) -> None:
