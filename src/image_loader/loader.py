@@ -60,6 +60,9 @@ HOST_FAILURES = 5
 """Connection-level failures in a row after which a host is only probed."""
 HOST_PATIENCE = 30.0
 """Seconds without any success after which such a host's images fail at once."""
+ONE_PROCESSOR = True
+"""Whether the threads stay on one processor. Only one of them runs Python at a time, and handing that right from one
+processor to the other costs more than the other one brings; set it to False where that processor may be busy."""
 REDIRECTS = 10
 """Redirects followed for one image."""
 USER_AGENT = f"image_loader/{__version__}"
@@ -279,6 +282,7 @@ def _settings(
         retry_after_cap=RETRY_AFTER_CAP,
         redirects=REDIRECTS,
         flush_interval=FLUSH_INTERVAL,
+        one_processor=ONE_PROCESSOR,
         **options,
     )
     _check(settings)

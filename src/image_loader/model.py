@@ -243,3 +243,4 @@ class Settings:
     retry_after_cap: float
     redirects: int
     flush_interval: float
+    one_processor: bool
