@@ -20,7 +20,7 @@ SETTINGS = Settings(
     directory=Path("unused"), force=False, revalidate=False, threads=8, per_host=4, timeout=1, max_time=1, retries=2,
     max_size=1, headers={}, user_agent="", ca_bundle=None, insecure=False, public_only=False, layout=Layout.FLAT,
     verify=False, index=None, window=100, batch=10, chunk=1, pool_hosts=1, host_failures=3, host_patience=30.0,
-    backoff_cap=60.0, retry_after_cap=120.0, redirects=1, flush_interval=1, one_processor=False,
+    backoff_cap=60.0, retry_after_cap=120.0, redirects=1, flush_interval=1,
 )  # fmt: skip
 ANSWER = Locked()
 RESET = Failure(Reason.CONNECT, "reset", passing=True, unreachable=True)

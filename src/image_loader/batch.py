@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain, islice
 
@@ -166,24 +163,9 @@ class _Downloads:
 
         self.transport = Transport(settings)
         stack.callback(self.transport.close)
-        executor = ThreadPoolExecutor(settings.threads, "image_loader", initializer=_keeper(settings))
+        executor = ThreadPoolExecutor(settings.threads, "image_loader")
         stack.callback(executor.shutdown, wait=False, cancel_futures=True)
         self.scheduler = Scheduler(executor, Downloader(self.transport, directory, settings).attempt, settings)
-
-
-def _keeper(settings: Settings) -> Callable[[], None]:
-    """Return what keeps a thread on the one processor that all of this run's threads share, where that is wanted."""
-    # Pillow decodes without Python's lock, and so on all processors at once.
-    wanted = settings.one_processor and not settings.verify
-    # Only Linux lets a thread choose. Runs at once should choose differently.
-    chosen = {random.choice(sorted(os.sched_getaffinity(0)))} if wanted and sys.platform == "linux" else set()  # noqa: S311
-
-    def keep() -> None:
-        with suppress(OSError):
-            if chosen:
-                os.sched_setaffinity(0, chosen)
-
-    return keep
 
 
 def _interrupted(line: Line) -> Outcome:

@@ -12,12 +12,13 @@ if __name__ == "__main__" and not __package__:
 import argparse
 import logging
 import os
+import random
 import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -61,8 +62,8 @@ HOST_FAILURES = 5
 HOST_PATIENCE = 30.0
 """Seconds without any success after which such a host's images fail at once."""
 ONE_PROCESSOR = True
-"""Whether the threads stay on one processor. Only one of them runs Python at a time, and handing that right from one
-processor to the other costs more than the other one brings; set it to False where that processor may be busy."""
+"""Whether the command stays on one processor. Only one thread runs Python at a time, and handing that right from one
+processor to another costs more than the other one brings; set it to False where that processor may be busy."""
 REDIRECTS = 10
 """Redirects followed for one image."""
 USER_AGENT = f"image_loader/{__version__}"
@@ -160,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
     """Make one run, and tell of it to the people and programs that want to know; return its counts."""
     settings = _settings(arguments.directory, **{name: getattr(arguments, name) for name in load.__kwdefaults__ or ()})
+    if ONE_PROCESSOR and not settings.verify:
+        _stay_on_one_processor()
     started, tally = time.monotonic(), Tally()
     with ExitStack() as stack:
         stack.callback(lambda: _summarize(tally, time.monotonic() - started))
@@ -170,6 +173,13 @@ def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
             for record in records:
                 record(outcome)
     return tally
+
+
+def _stay_on_one_processor() -> None:
+    """Bind this thread, and those that it will start, to one processor; runs at once should choose different ones."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.sched_setaffinity(0, {random.choice(sorted(os.sched_getaffinity(0)))})  # noqa: S311 (no secret)
 
 
 def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Outcome], None]]:
@@ -282,7 +292,6 @@ def _settings(
         retry_after_cap=RETRY_AFTER_CAP,
         redirects=REDIRECTS,
         flush_interval=FLUSH_INTERVAL,
-        one_processor=ONE_PROCESSOR,
         **options,
     )
     _check(settings)

@@ -243,4 +243,3 @@ class Settings:
     retry_after_cap: float
     redirects: int
     flush_interval: float
-    one_processor: bool
