@@ -1126,8 +1126,12 @@ def test_the_library_raises_what_ends_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process choose its processors")
 def test_the_command_stays_on_one_of_the_processors_that_it_may_use() -> None:
-    script = (
-        "import os; from image_loader import loader; allowed = os.sched_getaffinity(0);"
-        "loader._stay_on_one_processor(); chosen = os.sched_getaffinity(0); assert len(chosen) == 1 and chosen <= allowed"
-    )
+    script = """
+import os
+from image_loader import loader
+allowed = os.sched_getaffinity(0)
+loader._stay_on_one_processor()
+chosen = os.sched_getaffinity(0)
+assert len(chosen) == 1 and chosen <= allowed
+"""
     subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(SOURCES)}, check=True)
