@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain, islice
+from typing import TYPE_CHECKING
 
 from image_loader.directory import Directory
 from image_loader.errors import LoaderError, UrlFileError
@@ -25,7 +25,9 @@ from image_loader.model import (
     Status,
 )
 from image_loader.planner import Planner
-from image_loader.scheduler import Finished, Scheduler
+
+if TYPE_CHECKING:
+    from image_loader.scheduler import Finished
 
 # How soon an interruption is noticed, and how long attempts that were cut off get to clean up, in seconds.
 _WAIT = 0.1
@@ -158,7 +160,10 @@ class _Downloads:
     """What downloading needs; built when the first image has to be asked for, since many runs ask for none."""
 
     def __init__(self, settings: Settings, directory: Directory, stack: ExitStack) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
         from image_loader.download import Downloader
+        from image_loader.scheduler import Scheduler
         from image_loader.transport import Transport
 
         self.transport = Transport(settings)

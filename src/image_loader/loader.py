@@ -12,7 +12,6 @@ if __name__ == "__main__" and not __package__:
 import argparse
 import logging
 import os
-import random
 import re
 import signal
 import threading
@@ -26,7 +25,6 @@ from image_loader import __version__, batch, media, urlfile
 from image_loader.errors import LoaderError, OptionError
 from image_loader.model import Layout, Outcome, Settings
 from image_loader.progress import Bar, Console, LogHandler, OutcomeLog, Tally
-from image_loader.results import FailedFile, ResultsFile
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What shapes memory, sockets, threads and time. Edit here: the command and the library call both take it from here.
@@ -178,17 +176,26 @@ def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
 def _stay_on_one_processor() -> None:
     """Bind this thread, and those that it will start, to one processor; runs at once should choose different ones."""
     if sys.platform == "linux":
+        import random
+
         with suppress(OSError):
             os.sched_setaffinity(0, {random.choice(sorted(os.sched_getaffinity(0)))})  # noqa: S311 (no secret)
 
 
 def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Outcome], None]]:
-    """Open the files that were asked for; return what writes an outcome to each."""
+    """Open the files that were asked for; return what writes an outcome to each.
+
+    Most runs want none, and are over before what these would import is.
+    """
     _check_distinct(arguments.urls, results=arguments.results, failed=arguments.failed, report=arguments.report)
     writers: list[Callable[[Outcome], None]] = []
     if arguments.results is not None:
+        from image_loader.results import ResultsFile
+
         writers.append(stack.enter_context(ResultsFile(arguments.results)).write)
     if arguments.failed is not None:
+        from image_loader.results import FailedFile
+
         writers.append(stack.enter_context(FailedFile(arguments.failed)).write)
     if arguments.report is not None:
         from image_loader.report import Report
