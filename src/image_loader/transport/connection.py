@@ -120,8 +120,12 @@ class WatchedTlsConnection(WatchedConnection, HTTPSConnection):
     def _new_conn(self) -> socket.socket:
         plain = super()._new_conn()
         # The TLS socket takes the descriptor over; only a duplicate reaches the connection during the handshake.
-        self._twin = plain.dup()
-        self.watch.guard(self._twin)
+        try:
+            self._twin = plain.dup()
+            self.watch.guard(self._twin)
+        except BaseException:
+            plain.close()
+            raise
         return plain
 
 
