@@ -861,9 +861,11 @@ def test_a_directory_without_the_permissions_ends_the_run_before_it_starts(
 def test_a_directory_that_is_removed_ends_the_run(server: Server, loader: Loader) -> None:
     running = loader.start([*urls_of(server, 5), *urls_of(server, 5, "held")])
     server.wait_for(lambda: server.at_work == 5 and len(server.requests) == 10)
-    shutil.rmtree(loader.directory)
+    # Gone at once, since the run may be writing into it.
+    gone = loader.directory.rename(loader.directory.with_name("gone"))
     server.gate.set()
     run = running.finish()
+    shutil.rmtree(gone)
     assert run.status == 2
     assert str(loader.directory) in run.stderr
 
