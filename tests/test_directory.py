@@ -663,8 +663,8 @@ def test_kept_partial_file_that_changed_is_begun_anew(directory: Directory, chan
 
 
 def test_body_sent_whole_after_all_replaces_what_was_kept(directory: Directory) -> None:
-    with opened(directory, kept(directory)) as partial:
-        partial.restart()
+    kept(directory)
+    with opened(directory) as partial:
         assert partial.size == 0
         partial.write(b"new")
         partial.commit(None)

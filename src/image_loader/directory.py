@@ -281,12 +281,6 @@ class Partial:
                 rest = rest[os.write(self._descriptor, rest) :]
         self.size += len(chunk)
 
-    def restart(self) -> None:
-        """Forget what the file holds so far."""
-        with self._translating:
-            os.ftruncate(self._descriptor, 0)
-        self.size = 0
-
     def keep(self, validator: str) -> Resume:
         """Leave the file behind, for an attempt that continues the body which ``validator`` names (a strong ETag)."""
         with self._translating:
