@@ -364,3 +364,29 @@ def test_a_turn_ends_with_its_first_failure_and_the_rest_of_it_waits_on() -> Non
         house.answer()
     assert len(house.finished) == 40
     assert [end.job.url.path for end in house.finished][before + 1] == f"/{before + 1}.jpg"
+
+
+def test_a_host_whose_last_job_is_told_before_its_turn_is_over_is_forgotten_all_the_same() -> None:
+    house = House()
+    house.add("http://host/a.jpg")
+    held = house.running[0]
+    held.turn._waiting.appendleft(held.turn.current)
+    held.work()
+    house.advance(0)
+    assert len(house.finished) == 1
+    held.future.set_result(None)
+    house.advance(0)
+    assert house.scheduler._hosts == {}
+
+
+def test_a_timer_of_a_host_that_was_forgotten_leaves_its_successor_alone() -> None:
+    house = House({"per_host": 1})
+    house.add("http://host/a.jpg")
+    house.answer(RESET)
+    house.advance(1.0)
+    house.answer()
+    assert house.scheduler._hosts == {}
+    house.add("http://host/b.jpg")
+    house.advance(40.0)
+    house.add("http://host/c.jpg")
+    assert house.on("host") == 1

@@ -295,6 +295,7 @@ class Scheduler:
         smooth = not self._put_back(turn) and self._clock() - turn.begun <= _TURN_TIME
         host.turn = min(_LONGEST_TURN, 2 * host.turn) if smooth else max(1, host.turn // 2)
         self._make_ready(host)
+        self._forget_if_idle(host)
 
     def _put_back(self, turn: _Turn) -> bool:
         """Have the jobs that a turn did not come to wait again, in front; tell whether there were any."""
@@ -345,8 +346,10 @@ class Scheduler:
 
     def _forget_if_idle(self, host: _Host) -> None:
         of_use = host.failures or host.paused_until > self._clock()
-        if host.idle and (not of_use or len(self._hosts) > _HOSTS_REMEMBERED):
-            self._hosts.pop(host.origin, None)
+        # A timer may outlive its host: the one that bears its name by now stays.
+        known = self._hosts.get(host.origin) is host
+        if known and host.idle and (not of_use or len(self._hosts) > _HOSTS_REMEMBERED):
+            del self._hosts[host.origin]
 
     # Retries.
 
