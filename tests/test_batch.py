@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def lines_of(urls: Sequence[str], start: int = 1) -> list[Line]:
 
 
 def settings_for(directory: Path, **changes: Any) -> Settings:
-    return replace(SETTINGS, directory=directory, **changes)
+    return SETTINGS._replace(directory=directory, **changes)
 
 
 def run(directory: Path, urls: Sequence[str], **options: Any) -> dict[int, Outcome]:
@@ -292,7 +291,7 @@ def test_an_index_that_fails_in_mid_run_ends_it_and_every_line_that_was_read_is_
 def test_a_directory_that_goes_in_mid_run_ends_it_and_every_line_that_was_read_is_told(
     server: Server, directory: Path, tmp_path: Path
 ) -> None:
-    settings = settings_for(directory, index=tmp_path / "index.sqlite3")
+    settings = settings_for(directory, index_file=tmp_path / "index.sqlite3")
 
     def groups() -> Iterator[list[Line]]:
         yield lines_of(urls_of(server, 3))

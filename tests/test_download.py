@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
     made: list[tuple[Transport, Directory]] = []
 
     def make(**changes: Any) -> House:
-        settings = replace(SETTINGS, **changes)
+        settings = SETTINGS._replace(**changes)
         transport, directory = Transport(settings), Directory(tmp_path / "images")
         made.append((transport, directory))
         return House(Downloader(transport, directory, settings), directory)
@@ -82,7 +82,7 @@ def house(make_house: Callable[..., House]) -> House:
 def job(server: Server, **changes: Any) -> Job:
     """Return a job for an image of which nothing is known."""
     new = Job(1, parse(server.url("/a.png")), Name("a.png", complete=True), None, Validators(), new=True)
-    return replace(new, **changes)
+    return new._replace(**changes)
 
 
 def known(server: Server, house: House, **changes: Any) -> Job:
@@ -105,7 +105,7 @@ def assert_untouched(house: House) -> None:
 def test_an_image_that_another_run_has_saved_meanwhile_is_not_asked_for(house: House) -> None:
     (house.directory.path / "a.png").write_bytes(b"saved by another run")
     with Scripted(plays(whole(BODY))) as server:
-        assert house.attempt(job(server)) == Locked()
+        assert house.attempt(job(server)) == Locked("another run has just saved it")
         assert server.requests == []
     assert house.content() == b"saved by another run"
 
@@ -161,7 +161,7 @@ def test_an_encoded_image_is_saved_decoded(house: House) -> None:
 )  # fmt: skip
 def test_a_status_other_than_200_fails_and_leaves_the_old_image(house: House, status: int, passing: bool) -> None:
     with Scripted(plays(whole(BODY, status=f"{status} No"))) as server:
-        failure = house.failure(replace(known(server, house), validators=Validators()))
+        failure = house.failure(known(server, house)._replace(validators=Validators()))
     assert failure.reason is (Reason.PROTOCOL if status == 304 else Reason.HTTP_STATUS)
     assert (failure.http_status, failure.passing, failure.unreachable) == (status, passing, False)
     assert_untouched(house)
@@ -225,7 +225,7 @@ def test_a_damaged_image_is_refused_where_it_is_verified(make_house: Callable[..
 
 def test_what_another_is_at_is_left_to_him(house: House) -> None:
     with Scripted(plays(whole(BODY))) as server, house.directory.partial("a.png", "a.png"):
-        assert house.attempt(job(server)) == Locked()
+        assert house.attempt(job(server)) == Locked("another run is downloading it")
     assert not (house.directory.path / "a.png").exists()
 
 
@@ -241,7 +241,7 @@ def test_a_surprise_fails_one_image_and_is_logged_without_its_secrets(
     house = make_house(headers={"X-Surprise": "\u20ac"})
     with Scripted(plays(whole(BODY))) as server, caplog.at_level(logging.ERROR):
         secret = parse(server.url("/a.png?hush").replace("://", "://user:hush@"))
-        failure = house.failure(replace(job(server), url=secret))
+        failure = house.failure(job(server)._replace(url=secret))
     assert (failure.reason, failure.passing) == (Reason.PROTOCOL, False)
     assert "/a.png?…" in caplog.text
     assert "hush" not in caplog.text
@@ -277,7 +277,7 @@ def test_a_304_about_another_version_is_asked_again_without_conditions(house: Ho
 @pytest.mark.parametrize("forced", [False, True])
 def test_a_304_to_an_unconditional_request_is_asked_once_more_and_then_fails(house: House, forced: bool) -> None:
     with Scripted(plays(head(status="304 Not Modified"))) as server:
-        asked = replace(known(server, house), validators=Validators()) if forced else job(server)
+        asked = known(server, house)._replace(validators=Validators()) if forced else job(server)
         failure = house.failure(asked)
         assert len(server.requests) == 2
     assert (failure.reason, failure.http_status, failure.passing) == (Reason.PROTOCOL, 304, False)
@@ -289,7 +289,7 @@ def test_a_304_to_a_request_for_the_rest_says_nothing_of_the_old_image(house: Ho
         first = known(server, house)
         resume = house.failure(first).resume
         assert resume is not None
-        house.saved(replace(first, resume=resume))
+        house.saved(first._replace(resume=resume))
         assert len(server.requests) == 3
     assert house.content() == BODY
 
@@ -326,7 +326,7 @@ def test_a_body_that_is_cut_twice_is_resumed_twice(house: House) -> None:
     third = plays(rest("bytes 3000-3999/4000", BODY[3000:]))
     with Scripted(CUT, second, third) as server:
         again = resumed(house, server)
-        again = replace(again, resume=house.failure(again).resume)
+        again = again._replace(resume=house.failure(again).resume)
         assert again.resume is not None
         house.saved(again)
         assert [request.headers.get("range") for request in server.requests] == [None, "bytes=2000-", "bytes=3000-"]
@@ -374,7 +374,7 @@ def test_nothing_is_pieced_together_from_a_wrong_rest(house: House, answer: byte
         result = house.attempt(again)
         assert isinstance(result, Saved | Failure)
         if isinstance(result, Failure) and result.passing:
-            result = house.attempt(replace(again, resume=result.resume))
+            result = house.attempt(again._replace(resume=result.resume))
         if isinstance(result, Saved):
             assert house.content() == BODY
             assert result.image.sha256 == hashlib.sha256(BODY).hexdigest()
@@ -390,7 +390,7 @@ def test_after_a_wrong_rest_the_whole_is_asked_for(
         again = resumed(house, server)
         failure = house.failure(again)
         assert (failure.passing, failure.resume) == (True, None)
-        house.saved(replace(again, resume=None))
+        house.saved(again._replace(resume=None))
         assert "range" not in server.requests[-1].headers
     assert house.content() == BODY
     assert caplog.records == []
@@ -437,7 +437,7 @@ def test_a_partial_file_that_another_changed_is_not_resumed(house: House, change
         change(house.directory.path / ".image_loader" / "partial" / name)
         failure = house.failure(again)
         assert (failure.passing, failure.resume) == (True, None)
-        house.saved(replace(again, resume=None))
+        house.saved(again._replace(resume=None))
     assert house.content() == BODY
 
 

@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +84,7 @@ def fill(path: Path, count: int) -> list[bytes]:
     with Index(path, NEVER) as index:
         index.claim([(key, [Name(f"{key.hex()}.jpg", complete=True)]) for key in digests], str.casefold)
         for key in digests:
-            index.record(key, replace(IMAGE, file=f"{key.hex()}.jpg"))
+            index.record(key, IMAGE._replace(file=f"{key.hex()}.jpg"))
     return digests
 
 
@@ -116,8 +115,8 @@ def is_sound(path: Path) -> bool:
     "image",
     [
         IMAGE,
-        replace(IMAGE, media_type=None, sha256=None, validators=Validators(), fresh_until=None, size=0, mtime_ns=0),
-        replace(IMAGE, validators=Validators('"' + "\xff" * 1000 + '"', " odd  spaces "), mtime_ns=-1, size=2**62),
+        IMAGE._replace(media_type=None, sha256=None, validators=Validators(), fresh_until=None, size=0, mtime_ns=0),
+        IMAGE._replace(validators=Validators('"' + "\xff" * 1000 + '"', " odd  spaces "), mtime_ns=-1, size=2**62),
     ],
 )
 def test_an_image_comes_back_as_it_was_recorded(path: Path, image: Image) -> None:
@@ -132,7 +131,7 @@ def test_an_image_comes_back_as_it_was_recorded(path: Path, image: Image) -> Non
 def test_a_file_time_beyond_what_sqlite_counts_is_never_taken_for_the_files(path: Path, mtime_ns: int) -> None:
     with Index(path, NEVER) as index:
         claim(index, "u", "a.jpg")
-        index.record(digest("u"), replace(IMAGE, mtime_ns=mtime_ns))
+        index.record(digest("u"), IMAGE._replace(mtime_ns=mtime_ns))
         index.flush()
         image = index.look_up([digest("u")])[digest("u")].image
     assert image is not None
@@ -152,7 +151,7 @@ def test_more_urls_than_fit_one_query_are_looked_up(path: Path) -> None:
 def test_the_last_record_of_a_url_counts(index: Index) -> None:
     claim(index, "u", "a.jpg")
     for size in (1, 2):
-        index.record(digest("u"), replace(IMAGE, size=size))
+        index.record(digest("u"), IMAGE._replace(size=size))
     index.flush()
     image = index.look_up([digest("u")])[digest("u")].image
     assert image is not None
@@ -179,7 +178,7 @@ def test_what_waits_to_be_written_is_bounded(path: Path, index: Index, monkeypat
     monkeypatch.setattr(index_module, "_PENDING_MAX", 3)
     for url in "abc":
         claim(index, url, f"{url}.jpg")
-        index.record(digest(url), replace(IMAGE, file=f"{url}.jpg"))
+        index.record(digest(url), IMAGE._replace(file=f"{url}.jpg"))
     index.tick()
     with Index(path, NEVER) as other:
         assert all(record.image for record in other.look_up([digest(url) for url in "abc"]).values())
@@ -291,7 +290,7 @@ def test_a_name_without_extension_leaves_longer_names_alone(index: Index) -> Non
 
 def test_a_name_is_complete_once_its_image_is_recorded_and_still_holds_all_extensions(index: Index) -> None:
     assert claim(index, "u", "a-0f-?") == Name("a-0f", complete=False)
-    index.record(digest("u"), replace(IMAGE, file="a-0f.png"))
+    index.record(digest("u"), IMAGE._replace(file="a-0f.png"))
     index.flush()
     assert index.look_up([digest("u")])[digest("u")].name == Name("a-0f.png", complete=True)
     assert claimed_path(index, "v", "a-0f.png", "a-0f.jpg", "b.jpg") == "b.jpg"

@@ -19,10 +19,10 @@ from image_loader.url import parse
 SETTINGS = Settings(
     directory=Path("unused"), force=False, revalidate=False, threads=8, per_host=4, timeout=1, max_time=1, retries=2,
     max_size=1, headers={}, user_agent="", ca_bundle=None, insecure=False, public_only=False, layout=Layout.FLAT,
-    verify=False, index=None, window=100, batch=10, chunk=1, pool_hosts=1, host_failures=3, host_patience=30.0,
+    verify=False, index_file=None, window=100, batch=10, chunk=1, pool_hosts=1, host_failures=3, host_patience=30.0,
     backoff_cap=60.0, retry_after_cap=120.0, redirects=1, flush_interval=1,
 )  # fmt: skip
-ANSWER = Locked()
+ANSWER = Locked("another run is downloading it")
 RESET = Failure(Reason.CONNECT, "reset", passing=True, unreachable=True)
 BUSY = Failure(Reason.HTTP_STATUS, "HTTP status 503", 503, passing=True)
 EXHAUSTED = Failure(Reason.CONNECT, "too many open files", passing=True, exhausted=True)
@@ -65,7 +65,7 @@ class House(Executor):
     pace: float = 0.0
 
     def __post_init__(self) -> None:
-        settings = Settings(**{**{name: getattr(SETTINGS, name) for name in SETTINGS.__slots__}, **self.changes})
+        settings = SETTINGS._replace(**self.changes)
         self.scheduler = Scheduler(self, self.attempt, settings, clock=lambda: self.now, jitter=lambda: 1.0)
 
     def attempt(self, _: Job) -> Result:

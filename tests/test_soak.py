@@ -154,7 +154,7 @@ IMPATIENT = f"""
 import sys
 from image_loader import loader
 loader.HOST_PATIENCE = {PATIENCE}
-sys.exit(loader.main())
+loader.main()
 """
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import signal
-import sys
+from typing import NoReturn
 
 
-def main() -> int:
-    """Run the command; return its exit status."""
+def main() -> NoReturn:
+    """Run the command, and end the process with its exit status."""
     # While the modules are imported, an interruption ends the process at once, and without a traceback.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from image_loader import loader
 
-    return loader.main()
+    loader.main()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -49,7 +49,7 @@ def run(
     with ExitStack() as stack:
         directory = Directory(settings.directory)
         stack.callback(directory.close)
-        path = settings.index or directory.hidden / "index.sqlite3"
+        path = settings.index_file or directory.hidden / "index.sqlite3"
         index = stack.enter_context(Index(path, settings.flush_interval))
         yield from _Run(settings, directory, index, stack, tick).outcomes(chain(first, lines), stop)
 
@@ -193,5 +193,5 @@ def _outcome(end: Finished) -> Outcome:
         )
     file = job.name.path if job.name.complete else None
     if isinstance(result, Locked):
-        return row(file, Status.SKIPPED, Reason.LOCKED, "another run is on it")
+        return row(file, Status.SKIPPED, Reason.LOCKED, result.detail)
     return row(file, Status.FAILED, result.reason, result.detail, http_status=result.http_status)

@@ -12,10 +12,9 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
 from image_loader.model import Reason, Resume
@@ -58,8 +57,7 @@ _WAYS_OUT = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FileState:
+class FileState(NamedTuple):
     """What tells whether a file is still the one that was recorded: size in bytes, time in nanoseconds."""
 
     size: int

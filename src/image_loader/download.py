@@ -38,7 +38,7 @@ class Downloader:
                 self._transport.drop_idle()
             return error.failure
         except LockedError:
-            return Locked()
+            return Locked("another run is downloading it")
         except LoaderError:
             raise
         except Exception as error:  # noqa: BLE001 (one job's surprise must not end the others)
@@ -47,7 +47,7 @@ class Downloader:
 
     def _attempt(self, job: Job) -> Result:
         if job.new and job.name.complete and self._directory.stat(job.name.path) is not None:
-            return Locked()  # Another run has just saved it: overlapping runs share the work.
+            return Locked("another run has just saved it")  # Overlapping runs share the work.
         result = self._ask(job, _request_fields(job))
         if result is None:
             result = self._ask(job, _UNCONDITIONAL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from image_loader.model import Failure, Reason, Resume
@@ -65,4 +64,4 @@ class DownloadError(Exception):
 
     def resume_with(self, resume: Resume) -> None:
         """Say what a later attempt can go on from."""
-        self.failure = replace(self.failure, resume=resume)
+        self.failure = self.failure._replace(resume=resume)

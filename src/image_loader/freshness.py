@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from image_loader.model import Image, Validators
@@ -118,7 +117,7 @@ def renewed(image: Image, headers: Headers, requested: float, received: float) -
     if not headers.keys().isdisjoint(("cache-control", "expires", "vary")):
         end = fresh_until(headers, requested, received)
     merged = Validators(theirs.etag or ours.etag, theirs.last_modified or ours.last_modified)
-    return replace(image, validators=merged, fresh_until=end, checked=received)
+    return image._replace(validators=merged, fresh_until=end, checked=received)
 
 
 def retry_after(value: str | None, now: float) -> float | None:

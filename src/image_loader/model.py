@@ -1,11 +1,15 @@
-"""The values that travel through the house, from a line of the list to an outcome."""
+"""The values that travel through the house, from a line of the list to an outcome.
+
+They are named tuples: with frozen dataclasses (Python 3.11), the start of the command took a third longer, and each
+fresh line a quarter.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from image_loader.url import Url
 
@@ -51,8 +55,7 @@ class Layout(StrEnum):
     HASH = "hash"
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One line of the list: a URL, or the fault that keeps it from being one."""
 
     number: int
@@ -61,8 +64,7 @@ class Line:
     fault: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(NamedTuple):
     """A path relative to the directory; while ``complete`` is false, only the extension is missing."""
 
     path: str
@@ -77,8 +79,7 @@ class Name:
         return self.path if self.complete else self.path + extension
 
 
-@dataclass(frozen=True, slots=True)
-class Validators:
+class Validators(NamedTuple):
     """What a conditional request carries, byte for byte as the server gave it (RFC 9110, 8.8)."""
 
     etag: str | None = None
@@ -88,8 +89,7 @@ class Validators:
         return self.etag is not None or self.last_modified is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """One image as it was put in place, and what its server said of it.
 
     ``size`` is in bytes; ``mtime_ns`` in nanoseconds; ``fresh_until``, ``saved`` and ``checked`` in seconds since the
@@ -108,16 +108,14 @@ class Image:
     checked: float
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What the index holds of one URL: the name that it owns, and its image once there is one."""
 
     name: Name
     image: Image | None
 
 
-@dataclass(frozen=True, slots=True)
-class Resume:
+class Resume(NamedTuple):
     """A partial file that a cut-off body left behind, to be continued (RFC 9110, 14.2 and 13.1.5)."""
 
     key: str
@@ -127,8 +125,7 @@ class Resume:
     validator: str
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """One image to ask a server for.
 
     ``image`` is what the index knows of the file in place, where that is as it was recorded; ``validators`` are sent
@@ -144,29 +141,27 @@ class Job:
     resume: Resume | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(NamedTuple):
     """The attempt put a whole image in place."""
 
     image: Image
     http_status: int
 
 
-@dataclass(frozen=True, slots=True)
-class NotModified:
+class NotModified(NamedTuple):
     """The server answered 304: the file in place is current; ``image`` carries the renewed headers."""
 
     image: Image
     http_status: int = 304
 
 
-@dataclass(frozen=True, slots=True)
-class Locked:
-    """Another process is downloading the same file, or has done so since this run looked."""
+class Locked(NamedTuple):
+    """Another process is downloading the same file, or has done so since this run looked; ``detail`` says which."""
+
+    detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """The attempt failed.
 
     ``passing`` failures may be tried again. ``unreachable`` ones happened to the connection, not to the image, and
@@ -187,8 +182,7 @@ class Failure:
 Result = Saved | NotModified | Locked | Failure
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How one line ended.
 
     ``file`` is relative to the directory; ``detail`` is text for people, free of secrets; ``bytes`` is the size of the
@@ -209,8 +203,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """Everything a run can be told. The defaults stand at the top of ``loader.py``, nowhere else.
 
     Times are in seconds, sizes in bytes.
@@ -232,7 +225,7 @@ class Settings:
     public_only: bool
     layout: Layout
     verify: bool
-    index: Path | None
+    index_file: Path | None
     window: int
     batch: int
     chunk: int

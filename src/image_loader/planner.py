@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from image_loader import freshness, naming
 from image_loader.directory import Directory, FileState
@@ -17,12 +17,11 @@ from image_loader.url import Url
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What becomes of a group of lines: ``outcomes`` of those that need no request, ``jobs`` of the others."""
 
-    outcomes: list[Outcome] = field(default_factory=list)
-    jobs: list[Job] = field(default_factory=list)
+    outcomes: list[Outcome]
+    jobs: list[Job]
 
 
 class Planner:
@@ -35,7 +34,7 @@ class Planner:
 
     def plan(self, group: Sequence[Line]) -> Plan:
         """Decide about a group of lines, at one price: a few queries, and a look at each file."""
-        plan = Plan()
+        plan = Plan([], [])
         urls: dict[bytes, tuple[Line, Url]] = {}
         for line in group:
             if line.url is None:
@@ -79,17 +78,18 @@ class Planner:
 
     def _decide(self, line: Line, url: Url, record: Record, now: float, plan: Plan) -> None:
         """Say that the file in place is fresh, or what to ask for (RFC 9111, 4)."""
-        state = self._directory.stat(record.name.path) if record.name.complete else None
+        name, settings = record.name, self._settings
+        state = self._directory.stat(name.path) if name.complete else None
         image = _as_recorded(record, state, now)
-        settings = self._settings
         if image is not None and not (settings.force or settings.revalidate) and freshness.is_fresh(image, now):
-            _LOG.debug("line %d: %s: its headers call it fresh", line.number, image.file)
+            if _LOG.isEnabledFor(logging.DEBUG):
+                _LOG.debug("line %d: %s: its headers call it fresh", line.number, image.file)
             plan.outcomes.append(_fresh(line, image))
             return
         validators = image.validators if image is not None and not settings.force else Validators()
         if _LOG.isEnabledFor(logging.DEBUG):
-            _LOG.debug("line %d: %s: %s", line.number, record.name.path, _request_shown(state, validators))
-        plan.jobs.append(Job(line.number, url, record.name, image, validators, new=state is None))
+            _LOG.debug("line %d: %s: %s", line.number, name.path, _request_shown(state, validators))
+        plan.jobs.append(Job(line.number, url, name, image, validators, new=state is None))
 
 
 def _as_recorded(record: Record, state: FileState | None, now: float) -> Image | None:
@@ -117,13 +117,7 @@ def _request_shown(state: FileState | None, validators: Validators) -> str:
 
 def _fresh(line: Line, image: Image) -> Outcome:
     return Outcome(
-        line.number,
-        line.text,
-        image.file,
-        Status.FRESH,
-        media_type=image.media_type,
-        bytes=image.size,
-        sha256=image.sha256,
+        line.number, line.text, image.file, Status.FRESH, None, None, None, image.media_type, image.size, image.sha256
     )
 
 

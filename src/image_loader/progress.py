@@ -11,8 +11,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Self, TextIO
+from typing import NamedTuple, Self, TextIO
 
 from image_loader.model import Outcome, Reason, Status
 from image_loader.url import printable, redacted
@@ -257,8 +256,7 @@ class LogHandler(logging.Handler):
         self._console.write("\n".join(map(printable, self.format(record).split("\n"))))
 
 
-@dataclass(frozen=True, slots=True)
-class _Speed:
+class _Speed(NamedTuple):
     """How many lines, images and bytes a second took; a line that failed is no image."""
 
     lines: float
@@ -266,8 +264,7 @@ class _Speed:
     bytes: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
+class _Sample(NamedTuple):
     """How far the run was at one time, in seconds of the bar's clock."""
 
     time: float

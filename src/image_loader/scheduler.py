@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 from image_loader.errors import LoaderError
 from image_loader.model import Failure, Job, Reason, Result, Settings
@@ -31,8 +31,7 @@ _LONGEST_PROBE_PAUSE = 8.0
 _HOSTS_REMEMBERED = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """A job's last result, after so many ``attempts`` that took ``seconds`` together."""
 
     job: Job
@@ -54,8 +53,7 @@ class _Task:
         self.finished = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
+class _Attempt(NamedTuple):
     """How one attempt ended, when it was ``started`` and how many ``seconds`` it took, by the scheduler's clock."""
 
     task: _Task
@@ -355,7 +353,7 @@ class Scheduler:
 
     def _retry(self, task: _Task, failure: Failure) -> None:
         """Have the task run again after 1, 2, 4 … seconds, with full jitter; meanwhile it holds no thread."""
-        task.job = replace(task.job, resume=failure.resume)
+        task.job = task.job._replace(resume=failure.resume)
         longest = min(self._settings.backoff_cap, 2.0 ** min(task.attempts - 1, 60))
         delay = longest * self._jitter()
         _LOG.debug("line %d: %s, again in %.1f s: %s", task.job.line, failure.reason, delay, failure.detail)

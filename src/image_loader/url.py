@@ -5,25 +5,26 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _URL = re.compile(
     r"(?P<scheme>https?)://(?:(?P<userinfo>[^/?#]*)@)?"
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]]+)(?::(?P<port>[0-9]*))?(?P<path>[/?][^#]*)?(?:#.*)?",
     re.IGNORECASE | re.DOTALL,
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _HOST = re.compile(r"(?=.{1,253}\Z)(?:[0-9a-z_~!$&'()*+,;=-]{1,63}\.)*[0-9a-z_~!$&'()*+,;=-]{1,63}\.?")
 _TO_ENCODE = re.compile(r"[^!$%&'()*+,\-./0-9:;=?@A-Z_a-z~\[\]|]")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _DIGEST_SIZE = 16
-_SHOWN_AS_ESCAPE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e007f]"
+# Few texts have any of these, so they are compiled when the first one does; it takes as long as fifty URLs.
+_CONTROL = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
+_SHOWN_AS_ESCAPE = (
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
+    r"\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Url:
+class Url(NamedTuple):
     """One http or https URL.
 
     ``text`` is the line as given. ``authority`` is ``host`` or ``host:port``, in lower case, without a default port;
@@ -77,7 +78,7 @@ class Url:
 
 def parse(text: str) -> Url:
     """Parse an absolute http or https URL; ``ValueError`` says what is wrong with it, in words free of secrets."""
-    if _CONTROL.search(text):
+    if not text.isprintable() and re.search(_CONTROL, text):
         raise ValueError("control character or undecodable byte in the URL")
     match = _URL.fullmatch(text)
     if match is None:
@@ -113,7 +114,9 @@ def printable(text: str) -> str:
     >>> printable("a\x1b[31m\u202eb")
     'a\\x1b[31m\\u202eb'
     """
-    return _SHOWN_AS_ESCAPE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    if text.isprintable():
+        return text
+    return re.sub(_SHOWN_AS_ESCAPE, lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def _percent_encoded(match: re.Match[str]) -> str:

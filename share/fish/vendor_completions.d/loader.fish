@@ -56,7 +56,6 @@ set -g _shtab_loader_opts_with_value --ca-bundle --failed --header --index --lay
 complete -c loader -e
 complete -c loader -f
 
-complete -c loader -n _shtab_loader_using -s h -l help -d 'show this help message and exit'
 complete -c loader -n _shtab_loader_using -s f -l force -d 'download every image, fresh or not'
 complete -c loader -n _shtab_loader_using -l revalidate -d 'ask about every image, also where its headers call it fresh'
 complete -c loader -n _shtab_loader_using -l verify -d 'decode each image; refuse a damaged one (needs the extra '"'"'verify'"'"')'
@@ -79,6 +78,7 @@ complete -c loader -n _shtab_loader_using -l index -xka "(__fish_complete_path (
 complete -c loader -n _shtab_loader_using -s v -l verbose -d 'log each image; -vv: everything'
 complete -c loader -n _shtab_loader_using -s q -l quiet -d 'log only errors that end the run'
 complete -c loader -n _shtab_loader_using -l progress -l no-progress -d 'the progress bar (default: on at a terminal)'
-complete -c loader -n _shtab_loader_using -l version -d 'show program'"'"'s version number and exit'
+complete -c loader -n _shtab_loader_using -s h -l help -d 'show this text and exit'
+complete -c loader -n _shtab_loader_using -l version -d 'show it and exit'
 complete -c loader -n '_shtab_loader_using; and test $_shtab_loader_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d URLFILE
 complete -c loader -n '_shtab_loader_using; and test $_shtab_loader_npos -eq 1' -ka "(__fish_complete_directories)" -d DIRECTORY

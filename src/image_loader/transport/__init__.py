@@ -9,9 +9,8 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes, urljoin
 
 import requests
@@ -32,8 +31,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _POOL_CLASSES = {"http": connection.WatchedPool, "https": connection.WatchedTlsPool}
 
 
-@dataclass(frozen=True, slots=True)
-class _Route:
+class _Route(NamedTuple):
     """What all requests to one origin have in common, looked up once: that costs as much as an exchange.
 
     ``prefix`` stands before the path in a request to a proxy, which wants the whole URL (RFC 9112, 3.2.2). ``fields``
@@ -253,7 +251,7 @@ def _target(base: Url, location: str | None, first: Url) -> Url:
     except ValueError as error:
         raise DownloadError(Reason.REDIRECTS, f"redirected to a bad URL: {error}") from error
     if target.origin == first.origin and not target.userinfo:
-        return replace(target, userinfo=first.userinfo)
+        return target._replace(userinfo=first.userinfo)
     return target
 
 
