@@ -31,23 +31,28 @@ GONE = Failure(Reason.HTTP_STATUS, "HTTP status 410", 410)
 
 @dataclass
 class Turn:
-    """What the executor was given, on hold until the test lets it run."""
+    """What the executor was given, and once it has begun, in its first attempt until the test lets it end."""
 
     work: Callable[[], Any]
     turn: Any
     future: Future[Any] = field(default_factory=Future)
 
-    def __post_init__(self) -> None:
-        self.turn.current = self.turn._waiting.popleft()
+    def begin(self, now: float) -> None:
+        self.turn.current, self.turn.begun = self.turn._waiting.popleft(), now
 
     @property
     def jobs(self) -> Sequence[Job]:
         return [task.job for task in (self.turn.current, *self.turn._waiting)]
 
-    def end(self) -> None:
+    def attempt(self) -> None:
+        """Do the work, and leave the future open, as in the moment before a thread is done."""
         self.turn._waiting.appendleft(self.turn.current)
+        self.work()
+
+    def end(self) -> None:
         try:
-            self.future.set_result(self.work())
+            self.attempt()
+            self.future.set_result(None)
         except Exception as error:  # noqa: BLE001 (what an executor does)
             self.future.set_exception(error)
 
@@ -58,26 +63,37 @@ class House(Executor):
 
     changes: dict[str, Any] = field(default_factory=dict)
     now: float = 0.0
+    ahead: list[Turn] = field(default_factory=list)
     running: list[Turn] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
     most: int = 0
     result: Result | Exception = ANSWER
     pace: float = 0.0
+    meanwhile: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        settings = SETTINGS._replace(**self.changes)
-        self.scheduler = Scheduler(self, self.attempt, settings, clock=lambda: self.now, jitter=lambda: 1.0)
+        self.settings = SETTINGS._replace(**self.changes)
+        self.scheduler = Scheduler(self, self.attempt, self.settings, clock=lambda: self.now, jitter=lambda: 1.0)
 
     def attempt(self, _: Job) -> Result:
         self.now += self.pace
+        self.meanwhile()
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
 
     def submit(self, work: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
-        self.running.append(Turn(partial(work, *args, **options), work.__self__))  # type: ignore[attr-defined]
+        turn = Turn(partial(work, *args, **options), work.__self__)  # type: ignore[attr-defined]
+        self.ahead.append(turn)
+        self.begin()
+        return turn.future
+
+    def begin(self) -> None:
+        """Have the threads that are free go on with what waits for them."""
+        while self.ahead and len(self.running) < self.settings.threads:
+            self.running.append(self.ahead.pop(0))
+            self.running[-1].begin(self.now)
         self.most = max(self.most, len(self.running))
-        return self.running[-1].future
 
     def add(self, *urls: str) -> None:
         name = Name("n", complete=True)
@@ -93,6 +109,7 @@ class House(Executor):
         self.result = result
         index = next(i for i, turn in enumerate(self.running) if host in turn.jobs[0].url.origin)
         self.running.pop(index).end()
+        self.begin()
         self.advance(0)
 
     def on(self, host: str) -> int:
@@ -134,8 +151,8 @@ def test_a_full_host_does_not_hold_up_the_hosts_behind_it() -> None:
 
 def test_hosts_take_turns() -> None:
     house = House({"threads": 4})
-    house.add(*urls("one", 50))
-    house.add(*urls("two", 50))
+    house.add(*urls("one", 500))
+    house.add(*urls("two", 500))
     for _ in range(20):
         house.answer()
     assert house.on("two") == 2
@@ -283,6 +300,16 @@ def test_abandoned_jobs_are_all_accounted_for() -> None:
     assert house.scheduler.pending == 0
 
 
+def test_jobs_that_wait_in_a_turn_are_abandoned_too() -> None:
+    house = House({"per_host": 1})
+    house.add(*urls("near", 20))
+    house.answer()
+    house.finished += house.scheduler.abandon()
+    assert house.reasons() == [Reason.INTERRUPTED] * 18
+    house.answer()
+    assert len(house.finished) == 20
+
+
 def test_attempts_that_do_not_end_are_forsaken_once() -> None:
     house = House()
     house.add("http://host/a.jpg")
@@ -307,8 +334,15 @@ def test_jobs_of_a_near_host_are_taken_in_turns() -> None:
     while house.running:
         sizes.append(len(house.running[0].jobs))
         house.answer()
-    assert sizes[:5] == [1, 2, 4, 8, 16]
+    assert sizes == [1, 16, 16, 16, 16, 16, 16, 3]
     assert len(house.finished) == 100
+
+
+def test_the_last_jobs_of_a_host_are_shared_among_its_threads() -> None:
+    house = House({"per_host": 4})
+    house.add(*urls("near", 20))
+    house.answer()
+    assert [len(turn.jobs) for turn in house.running] == [1, 1, 9, 8]
 
 
 def test_jobs_of_a_far_host_are_taken_singly() -> None:
@@ -318,6 +352,71 @@ def test_jobs_of_a_far_host_are_taken_singly() -> None:
         assert len(house.running[0].jobs) == 1
         house.answer()
     assert len(house.finished) == 10
+
+
+def test_a_turn_goes_on_where_its_host_may_have_no_more_and_no_other_waits() -> None:
+    house = House({"per_host": 1}, pace=0.05)
+    house.add(*urls("far", 10))
+    house.answer()
+    house.meanwhile = lambda: house.advance(0)
+    house.answer()
+    assert len(house.finished) == 10
+    assert not house.running
+
+
+def test_a_turn_does_not_go_on_while_another_host_waits() -> None:
+    house = House({"per_host": 1, "threads": 1}, pace=0.05)
+    house.add(*urls("one", 10))
+    house.answer()
+    house.add("http://two/a.jpg")
+    house.meanwhile = lambda: house.advance(0)
+    house.answer(host="one")
+    assert len(house.finished) == 2
+    assert house.on("two") == 1
+
+
+def test_a_turn_does_not_go_on_with_a_host_that_is_paused() -> None:
+    house = House({"per_host": 2}, pace=0.05)
+    house.add(*urls("far", 20))
+    house.answer()
+    last = house.running.pop()
+    house.answer(Failure(Reason.HTTP_STATUS, "", 503, passing=True, retry_after=20.0))
+    house.result = ANSWER
+    house.meanwhile = lambda: house.advance(0)
+    last.end()
+    house.advance(0)
+    assert len(house.finished) == 2
+    assert not house.running
+
+
+def test_what_waits_in_a_turn_when_its_host_is_paused_waits_with_the_others() -> None:
+    house = House({"per_host": 2})
+    house.add(*urls("near", 100))
+    house.answer()
+    house.answer(Failure(Reason.HTTP_STATUS, "", 503, passing=True, retry_after=20.0))
+    while house.running:
+        assert len(house.running[0].jobs) == 1
+        house.answer()
+    house.advance(19.0)
+    assert not house.running
+    house.advance(1.0)
+    assert house.running
+
+
+def test_a_quarter_of_the_threads_never_wait_to_be_told_what_is_next() -> None:
+    house = House({"threads": 8})
+    house.add(*(f"http://host{number}/a.jpg" for number in range(50)))
+    assert len(house.running) == 8
+    assert len(house.ahead) == 2
+
+
+def test_none_is_ahead_once_descriptors_ran_out() -> None:
+    house = House({"threads": 8})
+    house.add(*(f"http://host{number}/a.jpg" for number in range(50)))
+    house.answer(EXHAUSTED)
+    for _ in range(10):
+        house.answer()
+    assert len(house.running) == 7
 
 
 def test_jobs_behind_a_slow_one_are_recalled_and_run_elsewhere() -> None:
@@ -340,14 +439,16 @@ def test_what_has_ended_is_told_before_its_turn_is_over() -> None:
     house.add(*urls("host", 40))
     while len(house.running[0].jobs) < 8:
         house.answer()
+    told = []
+
+    def note() -> None:
+        house.advance(0)
+        told.append(len(house.finished))
+
+    house.meanwhile = note
     before = len(house.finished)
-    house.pace = 0.03
-    turn = house.running[0]
-    turn.turn._waiting.appendleft(turn.turn.current)
-    turn.work()
-    house.advance(0)
-    assert len(house.finished) == before + 1
-    assert house.scheduler.running == 1
+    house.answer()
+    assert told == [*range(before, 40)]
 
 
 def test_a_turn_ends_with_its_first_failure_and_the_rest_of_it_waits_on() -> None:
@@ -370,8 +471,7 @@ def test_a_host_whose_last_job_is_told_before_its_turn_is_over_is_forgotten_all_
     house = House()
     house.add("http://host/a.jpg")
     held = house.running[0]
-    held.turn._waiting.appendleft(held.turn.current)
-    held.work()
+    held.attempt()
     house.advance(0)
     assert len(house.finished) == 1
     held.future.set_result(None)

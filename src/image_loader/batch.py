@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -170,6 +171,8 @@ class _Downloads:
         stack.callback(self.transport.close)
         executor = ThreadPoolExecutor(settings.threads, "image_loader")
         stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+        # Wanted by the first answer, and done while that is on its way: it takes as long as fifty images.
+        executor.submit(importlib.import_module, "filelock")
         self.scheduler = Scheduler(executor, Downloader(self.transport, directory, settings).attempt, settings)
 
 

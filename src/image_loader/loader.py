@@ -47,7 +47,7 @@ CHUNK = 262_144
 """Bytes of a body that one thread holds in memory at once."""
 WINDOW = 10_000
 """Lines of the list looked at ahead of the slowest download; some 1 kB each."""
-BATCH = 500
+BATCH = 100
 """Lines read, looked up in the index and decided upon together."""
 FLUSH_INTERVAL = 1.0
 """Seconds between two commits of the index: what a crash forgets, and the next run asks for again."""

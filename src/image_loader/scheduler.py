@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import random
 import time
 from collections import deque
@@ -21,10 +22,14 @@ _LOG = logging.getLogger(__name__)
 # A host gets few attempts at once until it has answered, then twice as many with each answer: one that hangs holds
 # this many threads, not a third of them.
 _SLOW_START = 3
-# A thread takes several jobs of a host in turn, as long as that is a matter of milliseconds: handing each one over
+# A thread is given several jobs of a host at once, as long as they are a matter of milliseconds: handing each one over
 # costs about as much as fetching a small image from a near server.
-_LONGEST_TURN = 16
-_TURN_TIME = 0.02
+_LONGEST_SHARE = 16
+_SHARE_TIME = 0.02
+# How many of the threads' next turns are handed over while all of them are busy: none waits to be told what is next.
+_AHEAD = 1 / 4
+# How much of a host's pace its last answer makes.
+_PACE_WEIGHT = 1 / 4
 _FIRST_PAUSE = 1.0
 _LONGEST_PROBE_PAUSE = 8.0
 # Remembered hosts that do nothing at the moment (failed ones, and those given up): bounded, whatever the list.
@@ -63,30 +68,42 @@ class _Attempt(NamedTuple):
 
 
 class _Turn:
-    """Some jobs of one host that one thread takes one after the other; those that wait can be recalled at any time.
+    """Jobs of one host that one thread takes one after the other; those that wait can be recalled at any time.
 
     They stand in a deque: two threads can take from its ends without a lock.
     """
 
     __slots__ = ("_waiting", "begun", "current", "host")
 
-    def __init__(self, host: _Host, tasks: Iterable[_Task], begun: float) -> None:
+    def __init__(self, host: _Host, tasks: Iterable[_Task]) -> None:
         self.host = host
-        self.begun = begun
+        self.begun = math.inf
         self.current: _Task | None = None
         self._waiting = deque(tasks)
 
-    def take(self, attempt: Callable[[Job], Result], clock: Callable[[], float], ended: deque[_Attempt]) -> None:
-        """Make an attempt at each job, until one fails or the time is over; the thread's part of the work."""
-        begun = started = clock()
+    def take(
+        self,
+        attempt: Callable[[Job], Result],
+        clock: Callable[[], float],
+        ended: deque[_Attempt],
+        tell_last: Callable[[_Turn], None],
+    ) -> None:
+        """Make an attempt at each job, until one fails; the thread's part of the work.
+
+        ``tell_last`` is called before the last one, so that there are more when it is done.
+        """
         while (task := self._next()) is not None:
-            self.current = task
+            self.current, self.begun = task, clock()
+            if not self._waiting:
+                tell_last(self)
             result = attempt(task.job)
-            now = clock()
-            ended.append(_Attempt(task, result, started, now - started))
-            if isinstance(result, Failure) or now - begun > _TURN_TIME:
+            ended.append(_Attempt(task, result, self.begun, clock() - self.begun))
+            if isinstance(result, Failure):
                 return
-            started = now
+
+    def extend(self, tasks: Iterable[_Task]) -> None:
+        """Add jobs; should the thread have left meanwhile, they can be recalled."""
+        self._waiting.extend(tasks)
 
     def recalled(self) -> Iterator[_Task]:
         """Yield those that no attempt was begun at, the last one first; they are the turn's no more."""
@@ -104,15 +121,15 @@ class _Turn:
 class _Host:
     """What is known of one origin in this run."""
 
-    __slots__ = ("failing_since", "failures", "limit", "origin", "paused_until", "probe_pause", "queued", "retrying",
-                 "running", "turn", "waiting")  # fmt: skip
+    __slots__ = ("failing_since", "failures", "limit", "origin", "pace", "paused_until", "probe_pause", "queued",
+                 "retrying", "running", "waiting")  # fmt: skip
 
     def __init__(self, origin: str, limit: int) -> None:
         self.origin = origin
         self.limit = limit
         self.waiting: deque[_Task] = deque()
         self.running = 0
-        self.turn = 1
+        self.pace: float | None = None
         self.retrying = 0
         self.queued = False
         self.paused_until = 0.0
@@ -123,6 +140,16 @@ class _Host:
     @property
     def idle(self) -> bool:
         return not (self.waiting or self.running or self.retrying)
+
+    def share(self, slots: int) -> list[_Task]:
+        """Take the jobs that one thread is to do next, where so many ``slots`` share what waits."""
+        size = 1 if self.pace is None else int(_SHARE_TIME / max(self.pace, _SHARE_TIME / _LONGEST_SHARE))
+        fair = -(-len(self.waiting) // slots)
+        return [self.waiting.popleft() for _ in range(min(max(1, size), fair))]
+
+    def keep_pace(self, seconds: float) -> None:
+        """Note how long an answer took."""
+        self.pace = seconds if self.pace is None else self.pace + _PACE_WEIGHT * (seconds - self.pace)
 
 
 class Scheduler:
@@ -148,9 +175,10 @@ class Scheduler:
         self._ready: deque[_Host] = deque()
         self._timers: list[tuple[float, int, _Host, _Task | None]] = []
         self._numbers = itertools.count()
-        # What has ended is told without waking anyone; a turn that is over wakes the thread that waits here.
+        # What has ended is told without waking anyone; a turn that is over (then with its future), or about to be,
+        # wakes the thread that waits here.
         self._ended: deque[_Attempt] = deque()
-        self._over: SimpleQueue[tuple[_Turn, Future[None]]] = SimpleQueue()
+        self._told: SimpleQueue[tuple[_Turn, Future[None] | None]] = SimpleQueue()
         self._finished: list[Finished] = []
         self._turns: set[_Turn] = set()
         self._ending = False
@@ -186,6 +214,8 @@ class Scheduler:
     def abandon(self) -> list[Finished]:
         """Give up every job that is not running; return those. From here on nothing is started."""
         self._ending = True
+        for turn in self._turns:
+            self._put_back(turn)
         waiting = [task for host in self._hosts.values() for task in host.waiting]
         waiting += [task for *_, task in self._timers if task is not None]
         for host in self._hosts.values():
@@ -222,7 +252,9 @@ class Scheduler:
     # Starting.
 
     def _start(self) -> None:
-        while self._ready and len(self._turns) < self._threads:
+        # Those ahead wait in the executor; with fewer threads than it has, they would not.
+        ahead = int(self._threads * _AHEAD) if self._threads == self._settings.threads else 0
+        while self._ready and len(self._turns) < self._threads + ahead:
             host = self._ready.popleft()
             host.queued = False
             if self._may_start(host):
@@ -238,19 +270,33 @@ class Scheduler:
             self._ready.append(host)
 
     def _submit(self, host: _Host) -> None:
-        fair = -(-len(host.waiting) // (host.limit - host.running))
-        turn = _Turn(host, (host.waiting.popleft() for _ in range(min(host.turn, fair))), self._clock())
+        turn = _Turn(host, host.share(host.limit - host.running))
         self._turns.add(turn)
         host.running += 1
-        future = self._executor.submit(turn.take, self._attempt, self._clock, self._ended)
-        future.add_done_callback(lambda future: self._over.put((turn, future)))
+        future = self._executor.submit(turn.take, self._attempt, self._clock, self._ended, self._tell_last)
+        future.add_done_callback(lambda future: self._told.put((turn, future)))
+
+    def _tell_last(self, turn: _Turn) -> None:
+        self._told.put((turn, None))
+
+    def _extend(self, turn: _Turn) -> None:
+        """Have a thread go on with its host after its last job, unless another host waits for a thread."""
+        self._take_in()
+        host = turn.host
+        self._make_ready(host)
+        wanted = self._ready or len(self._turns) > self._threads
+        full = host.running == host.limit and host.pace is not None and host.paused_until <= self._clock()
+        if full and host.waiting and not wanted:
+            turn.extend(host.share(host.limit))
 
     def _recall(self) -> None:
         """Have the jobs that wait behind a slow one wait for any thread."""
-        slow = self._clock() - 2 * _TURN_TIME
+        now = self._clock()
         for turn in self._turns:
-            if turn.begun < slow and self._put_back(turn):
-                turn.host.turn = 1
+            host = turn.host
+            usual = host.pace if host.pace is not None and host.running == host.limit else 0.0
+            if now - turn.begun > 2 * max(_SHARE_TIME, usual):
+                self._put_back(turn)
 
     # Waiting and collecting.
 
@@ -260,12 +306,15 @@ class Scheduler:
         return max(0.0, timeout)
 
     def _collect(self, timeout: float) -> None:
-        """Take in all that has ended; wait for the first turn that is over."""
+        """Take in all that has ended; wait for the first turn that is over, or about to be."""
         try:
-            turn, future = self._over.get(timeout=timeout) if timeout else self._over.get_nowait()
+            turn, future = self._told.get(timeout=timeout) if timeout else self._told.get_nowait()
             while True:
-                self._end(turn, future)
-                turn, future = self._over.get_nowait()
+                if future is None:
+                    self._extend(turn)
+                else:
+                    self._end(turn, future)
+                turn, future = self._told.get_nowait()
         except Empty:
             self._take_in()
 
@@ -290,15 +339,12 @@ class Scheduler:
             self._give_up(turn)
         elif error is not None:
             raise error
-        smooth = not self._put_back(turn) and self._clock() - turn.begun <= _TURN_TIME
-        host.turn = min(_LONGEST_TURN, 2 * host.turn) if smooth else max(1, host.turn // 2)
-        self._make_ready(host)
+        self._put_back(turn)
         self._forget_if_idle(host)
 
-    def _put_back(self, turn: _Turn) -> bool:
-        """Have the jobs that a turn did not come to wait again, in front; tell whether there were any."""
-        tasks = list(turn.recalled())
-        for task in tasks:
+    def _put_back(self, turn: _Turn) -> None:
+        """Have the jobs that a turn did not come to wait again, in front."""
+        for task in turn.recalled():
             if self._ending or self.error is not None:
                 self._finish(task, _interrupted())
             elif task.host.origin in self._down:
@@ -306,7 +352,6 @@ class Scheduler:
             else:
                 task.host.waiting.appendleft(task)
         self._make_ready(turn.host)
-        return bool(tasks)
 
     def _give_up(self, turn: _Turn) -> None:
         if turn.current is not None:
@@ -315,11 +360,13 @@ class Scheduler:
     def _judge(self, task: _Task, attempt: _Attempt) -> None:
         host, result = task.host, attempt.result
         if not isinstance(result, Failure):
+            host.keep_pace(attempt.seconds)
             self._answered(host, grow=True)
             self._finish(task, result)
             return
         # With nothing else to wait for, it is an attempt like any other: else there would be no end.
-        if result.exhausted and (self._turns or self._threads > 1) and not self._ending:
+        others = self._threads > 1 or any(turn.current is not task for turn in self._turns)
+        if result.exhausted and others and not self._ending:
             self._shrink(task)
             return
         if result.unreachable:
@@ -392,6 +439,9 @@ class Scheduler:
             _LOG.debug("%s: paused for %.1f s, %s", host.origin, seconds, why)
             host.paused_until = until
             self._set_timer(seconds, host, None)
+            for turn in self._turns:
+                if turn.host is host:
+                    self._put_back(turn)
 
     def _answered(self, host: _Host, *, grow: bool) -> None:
         if host.failures >= self._settings.host_failures:
