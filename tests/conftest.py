@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import pytest
 import trustme
+from hypothesis import HealthCheck, settings
 
 from server import Server
 
@@ -26,6 +27,10 @@ SOURCES = Path(__file__).parents[1] / "src"
 MODULE = (sys.executable, "-m", "image_loader")
 SUMMARY = re.compile(r"(\d+) URLs?: (\d+) saved(?: \([^)]*\))?, (\d+) fresh, (\d+) skipped, (\d+) failed in [\d.]+ s")
 _FOREIGN = re.compile(r"(?i).*_proxy|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|NETRC|SSL_CERT_.*|NO_COLOR|PYTHONPATH|TQDM_.*")
+
+# A test is about what is right; how long it takes is the machine's matter.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 Urls = Sequence[str] | bytes | Path
 Row = Mapping[str, Any]

@@ -17,6 +17,8 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from image_loader import index as index_module
 from image_loader.errors import IndexFileError
@@ -124,7 +126,7 @@ def test_an_image_comes_back_as_it_was_recorded(path: Path, image: Image) -> Non
         claim(index, "u", "a.jpg")
         index.record(digest("u"), image)
     with Index(path, NEVER) as index:
-        assert index.look_up([digest("u")]) == {digest("u"): Record(Name("a.jpg", complete=True), image)}
+        assert index.look_up([digest("u")]) == {digest("u"): Record(1, Name("a.jpg", complete=True), image)}
 
 
 @pytest.mark.parametrize("mtime_ns", [2**70, -(2**70)])
@@ -214,20 +216,38 @@ def test_an_index_behind_a_symbolic_link_is_made_where_the_link_leads(tmp_path: 
 # What was seen in this run.
 
 
-def test_a_url_is_new_once_in_a_run(index: Index) -> None:
-    first = [digest(str(number)) for number in range(1203)]
-    assert index.first_seen([*first, first[0]]) == set(first)
-    assert index.first_seen([first[7], digest("new"), first[1200]]) == {digest("new")}
+def test_a_url_is_seen_for_the_first_time_once_in_a_run(path: Path) -> None:
+    digests = fill(path, 1203)
+    with Index(path, NEVER) as index:
+        records = index.look_up(digests).values()
+        assert all(index.first_seen(record) for record in records)
+        assert not any(index.first_seen(record) for record in index.look_up(digests).values())
 
 
-def test_another_run_has_seen_nothing(path: Path, index: Index) -> None:
-    index.first_seen([digest("u")])
-    with Index(path, NEVER) as other:
-        assert other.first_seen([digest("u")]) == {digest("u")}
+def test_a_new_url_is_the_one_that_is_found_later(index: Index) -> None:
+    for url in "abc":
+        wanted = [(digest(url), [Name(f"{url}.jpg", complete=True)])]
+        assert index.first_seen(index.claim(wanted, str.casefold)[digest(url)])
+        assert not index.first_seen(index.look_up([digest(url)])[digest(url)])
+
+
+def test_another_run_has_seen_nothing(path: Path) -> None:
+    digests = fill(path, 1)
+    with Index(path, NEVER) as index, Index(path, NEVER) as other:
+        assert [run.first_seen(run.look_up(digests)[digests[0]]) for run in (index, other)] == [True, True]
+
+
+@given(st.lists(st.integers(0, 100_000) | st.integers(0, 2**63 - 1)))
+def test_rows_anywhere_are_told_apart(rows: Sequence[int]) -> None:
+    seen: set[int] = set()
+    with tempfile.TemporaryDirectory() as directory, Index(Path(directory, "index"), NEVER) as index:
+        for row in rows:
+            assert index.first_seen(Record(row, Name("a.jpg", complete=True), None)) == (row not in seen)
+            seen.add(row)
 
 
 def test_no_url_asked_for_is_no_query(index: Index) -> None:
-    assert (index.first_seen([]), index.look_up([]), index.claim([], str.casefold)) == (set(), {}, {})
+    assert (index.look_up([]), index.claim([], str.casefold)) == ({}, {})
 
 
 # Names.
@@ -692,9 +712,10 @@ peaks = []
 with Index(path, 0.5) as index:
     for start in range(0, lines, 500):
         urls = {digest(str(n)): f"photo{n}.jpg" for n in range(start, start + 500)}
-        index.first_seen(list(urls))
         index.look_up(list(urls))
-        index.claim([(url, [Name(name, complete=True)]) for url, name in urls.items()], str.casefold)
+        wanted = [(url, [Name(name, complete=True)]) for url, name in urls.items()]
+        for record in index.claim(wanted, str.casefold).values():
+            index.first_seen(record)
         for url, name in urls.items():
             index.record(url, Image(name, 1, 1, "image/jpeg", "00" * 32, Validators('"1"' * 9), 0.0, 0.0, 0.0))
         index.tick()
@@ -714,5 +735,4 @@ def test_an_iterator_over_images_may_be_handed_to_another_thread(path: Path) -> 
     from concurrent.futures import ThreadPoolExecutor
 
     with Index(path, NEVER) as index, ThreadPoolExecutor(1) as pool:
-        seen: Sequence[set[bytes]] = list(pool.map(index.first_seen, [[digest("u")], [digest("u")]]))
-    assert seen == [{digest("u")}, set()]
+        assert list(pool.map(index.look_up, [[digest("u")]])) == [{}]

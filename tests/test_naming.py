@@ -176,7 +176,7 @@ def with_longest_extension(name: Name) -> str:
 
 
 @given(url=URLS, layout=st.sampled_from(Layout), max_bytes=st.sampled_from([80, 143, 255]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_name_is_safe_visible_and_short_enough(url: Url, layout: Layout, max_bytes: int) -> None:
     for name in candidates(url, layout, max_bytes):
         *folders, last = with_longest_extension(name).split("/")
@@ -191,7 +191,7 @@ def test_every_name_is_safe_visible_and_short_enough(url: Url, layout: Layout, m
 
 
 @given(url=URLS, layout=st.sampled_from(Layout))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_url_has_the_same_names_each_time_and_all_but_the_first_are_hashed(url: Url, layout: Layout) -> None:
     found = list(candidates(url, layout))
     assert found == list(candidates(url, layout))
@@ -254,7 +254,7 @@ def spellings(path: str) -> Iterator[str]:
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_case_and_unicode_form_never_change_a_key(path: str) -> None:
     assert {key(spelling) for spelling in spellings(path)} == {key(path)}
 

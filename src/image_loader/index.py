@@ -8,6 +8,7 @@ import os
 import sqlite3
 import stat
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
@@ -27,17 +28,14 @@ _PENDING_MAX = 5000
 """Images recorded but not yet written, whatever the flush interval: bounds the memory."""
 _VARIABLES = 500
 """Digests in one query; SQLite before 3.32 takes no more than 999."""
+_SEEN_BYTES = 4096
+"""A part of what was seen in this run: bits for eight times as many rows."""
 _INTEGER_MAX = 2**63 - 1
 
 _SETTINGS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = NORMAL",
     "PRAGMA cache_size = -4000",
-    "PRAGMA temp_store = FILE",
-    # What this run has seen dies with it: a rollback journal costs two thirds of the speed, and protects nothing.
-    "PRAGMA temp.journal_mode = OFF",
-    "PRAGMA temp.cache_size = -8000",
-    "CREATE TEMP TABLE seen (digest BLOB PRIMARY KEY, query INTEGER) WITHOUT ROWID",
 )
 # With row ids, rows stand in the order of the list: one flush touches a few pages. Without, rows stood by digest, and
 # each would dirty a page of its own (measured: a third of the speed).
@@ -52,9 +50,7 @@ _SCHEMA = (
     f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {_VERSION}",
 )
-_REMEMBER = "INSERT OR IGNORE INTO seen VALUES "
-_SEEN_IN = "SELECT digest FROM seen WHERE query = ? AND digest IN "
-_LOOK_UP = """SELECT digest, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified,
+_LOOK_UP = """SELECT digest, rowid, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified,
     fresh_until, saved, checked FROM image WHERE digest IN """
 _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
     WHERE NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ?) ON CONFLICT DO NOTHING"""
@@ -88,7 +84,8 @@ class Index:
         self._flush_interval = flush_interval
         self._flushed = time.monotonic()
         self._pending: dict[bytes, Image] = {}
-        self._queries = 0
+        # A bit for each row, in parts, since other programs may have left gaps.
+        self._seen: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(_SEEN_BYTES))
         self._connection = _open(self._path)
         self._inode = _inode(self._path)
 
@@ -98,13 +95,15 @@ class Index:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.close()
 
-    def first_seen(self, digests: Sequence[bytes]) -> set[bytes]:
-        """Return those of ``digests`` that this run had not seen before, and remember them all, on disk."""
-        new: set[bytes] = set()
-        with self._transaction("BEGIN"):
-            for part in _parts(digests):
-                new.update(self._remember(part))
-        return new
+    def first_seen(self, record: Record) -> bool:
+        """Tell whether this run sees the record for the first time, and remember it, by one bit of memory."""
+        byte, bit = divmod(record.row, 8)
+        part, place = divmod(byte, _SEEN_BYTES)
+        seen = self._seen[part]
+        if seen[place] >> bit & 1:
+            return False
+        seen[place] |= 1 << bit
+        return True
 
     def look_up(self, digests: Sequence[bytes]) -> dict[bytes, Record]:
         """Return what is known of these URLs, as of the last flush; one that has no name yet is missing from it."""
@@ -121,8 +120,8 @@ class Index:
             records = self._select([digest for digest, _ in wanted])
             for digest, names in wanted:
                 if digest not in records:
-                    free = (name for name in names if self._insert(digest, name, key(name.path)))
-                    records.update((digest, Record(name, None)) for name in islice(free, 1))
+                    rows = (self._insert(digest, name, key(name.path)) for name in names)
+                    records.update((digest, row) for row in islice(filter(None, rows), 1))
         return records
 
     def record(self, digest: bytes, image: Image) -> None:
@@ -150,23 +149,15 @@ class Index:
         finally:
             self._connection.close()
 
-    def _remember(self, digests: Sequence[bytes]) -> Iterable[bytes]:
-        """Remember at most as many digests as a query takes; return those that were new."""
-        self._queries += 1
-        values = (self._queries, *digests)
-        rows = ",".join([f"(?{number}, ?1)" for number in range(2, len(values) + 1)])
-        if self._connection.execute(_REMEMBER + rows, values).rowcount == len(digests):
-            return digests
-        return (row[0] for row in self._connection.execute(_SEEN_IN + _marks(digests), values))
-
     def _select(self, digests: Sequence[bytes]) -> dict[bytes, Record]:
         rows = (row for part in _parts(digests) for row in self._connection.execute(_LOOK_UP + _marks(part), part))
         return {row[0]: _record(row) for row in rows}
 
-    def _insert(self, digest: bytes, name: Name, key: str) -> bool:
+    def _insert(self, digest: bytes, name: Name, key: str) -> Record | None:
         own, first, last = _reserved(key, complete=name.complete)
-        row = (digest, own, name.path, name.complete, first, last)
-        return self._connection.execute(_CLAIM, row).rowcount == 1
+        done = self._connection.execute(_CLAIM, (digest, own, name.path, name.complete, first, last))
+        inserted = done.lastrowid if done.rowcount == 1 else None
+        return None if inserted is None else Record(inserted, name, None)
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
@@ -328,13 +319,14 @@ def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:
 
 
 def _record(row: tuple[Any, ...]) -> Record:
-    _, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified, fresh_until, saved, checked = row
+    _, number, name, complete, *values = row
+    size, mtime_ns, media_type, sha256, etag, last_modified, fresh_until, saved, checked = values
     if size is None:
-        return Record(Name(name, bool(complete)), None)
+        return Record(number, Name(name, bool(complete)), None)
     validators = Validators(etag, last_modified)
     sha256 = None if sha256 is None else sha256.hex()
     image = Image(name, size, mtime_ns, media_type, sha256, validators, fresh_until, saved, checked)
-    return Record(Name(name, complete=True), image)
+    return Record(number, Name(name, complete=True), image)
 
 
 def _values(digest: bytes, image: Image) -> tuple[str | int | float | bytes | None, ...]:

@@ -109,8 +109,12 @@ class Image(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What the index holds of one URL: the name that it owns, and its image once there is one."""
+    """What the index holds of one URL: the name that it owns, and its image once there is one.
 
+    ``row`` is its number there, the same as long as the index is open.
+    """
+
+    row: int
     name: Name
     image: Image | None
 

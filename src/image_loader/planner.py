@@ -41,22 +41,22 @@ class Planner:
                 plan.outcomes.append(_failed(line, Reason.BAD_URL, line.fault))
             elif urls.setdefault(line.url.digest, (line, line.url))[0] is not line:
                 plan.outcomes.append(_duplicate(line))
-        unseen = self._index.first_seen(list(urls))
-        records = self._records({digest: url for digest, (_, url) in urls.items() if digest in unseen})
+        records = self._records(urls)
         now = time.time()
         for digest, (line, url) in urls.items():
-            if digest not in unseen:
-                plan.outcomes.append(_duplicate(line))
-            elif digest not in records:
+            record = records.get(digest)
+            if record is None:
                 plan.outcomes.append(_failed(line, Reason.WRITE, "every name that it may have is taken"))
+            elif self._index.first_seen(record):
+                self._decide(line, url, record, now, plan)
             else:
-                self._decide(line, url, records[digest], now, plan)
+                plan.outcomes.append(_duplicate(line))
         return plan
 
-    def _records(self, urls: dict[bytes, Url]) -> dict[bytes, Record]:
+    def _records(self, urls: dict[bytes, tuple[Line, Url]]) -> dict[bytes, Record]:
         """Return what the index knows of each URL; those that it does not know get their names."""
         records = self._index.look_up(list(urls))
-        unknown = [(digest, self._names(url)) for digest, url in urls.items() if digest not in records]
+        unknown = [(digest, self._names(url)) for digest, (_, url) in urls.items() if digest not in records]
         if unknown:
             records.update(self._index.claim(unknown, naming.key))
         return records
