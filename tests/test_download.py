@@ -6,7 +6,11 @@ import gzip
 import hashlib
 import logging
 import os
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,6 +225,36 @@ def test_a_damaged_image_is_refused_where_it_is_verified(make_house: Callable[..
     with Scripted(plays(whole(bytes(damaged)))) as server:
         assert house.failure(known(server, house)).reason is Reason.DAMAGED
     assert_untouched(house)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a thread choose its processors")
+@pytest.mark.skipif(os.cpu_count() == 1, reason="takes two processors")
+@pytest.mark.parametrize(("chunk", "spread"), [(1000, True), (65536, False)])
+def test_a_thread_has_all_processors_as_long_as_it_receives_a_large_body(
+    make_house: Callable[..., House], *, chunk: int, spread: bool
+) -> None:
+    allowed = frozenset(os.sched_getaffinity(0))
+    bound = {min(allowed)}
+    house = make_house(chunk=chunk, processors=allowed)
+    meanwhile: list[set[int]] = []
+
+    def script(_: Request) -> Iterable[Any]:
+        yield whole(BODY)[:-10]
+        while not any(file.stat().st_size for file in house.directory.path.glob(".image_loader/partial/*")):
+            time.sleep(0.01)
+        meanwhile.append(os.sched_getaffinity(threads[0]))
+        yield BODY[-10:]
+
+    def work() -> set[int]:
+        threads.append(threading.get_native_id())
+        os.sched_setaffinity(0, bound)
+        house.saved(job(server))
+        return os.sched_getaffinity(0)
+
+    threads: list[int] = []
+    with Scripted(script) as server, ThreadPoolExecutor(1) as executor:
+        assert executor.submit(work).result() == bound
+    assert meanwhile == [allowed if spread else bound]
 
 
 def test_what_another_is_at_is_left_to_him(house: House) -> None:

@@ -1131,7 +1131,7 @@ def test_the_command_stays_on_one_of_the_processors_that_it_may_use() -> None:
 import os
 from image_loader import loader
 allowed = os.sched_getaffinity(0)
-loader._stay_on_one_processor()
+assert loader._stay_on_one_processor() == allowed
 chosen = os.sched_getaffinity(0)
 assert len(chosen) == 1 and chosen <= allowed
 """

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from image_loader import freshness, media
 from image_loader.directory import Directory, Partial
@@ -77,7 +81,11 @@ class Downloader:
         with self._directory.partial(file, key(file), resume) as partial:
             if resume is not None and partial.size != resume.size:
                 raise _wrong_part()
-            sha256 = self._store(partial, answer)
+            if (answer.length or 0) > self._settings.chunk:
+                with _spread(self._settings.processors):
+                    sha256 = self._store(partial, answer)
+            else:
+                sha256 = self._store(partial, answer)
             if size not in (None, partial.size):
                 raise _wrong_part()
             return Saved(self._put_in_place(partial, answer, file, media_type, sha256), answer.status)
@@ -104,7 +112,8 @@ class Downloader:
 
     def _put_in_place(self, partial: Partial, answer: Answer, file: str, media_type: str, sha256: str) -> Image:
         if self._settings.verify:
-            found = media.verify(partial.path, media_type)
+            with _spread(self._settings.processors):
+                found = media.verify(partial.path, media_type)
             if found not in (None, media_type):
                 _LOG.info("%s: sent as %s, is %s", file, media_type, found)
         validators = freshness.validators(answer.fields)
@@ -120,6 +129,22 @@ class Downloader:
             saved=answer.received,
             checked=answer.received,
         )
+
+
+@contextmanager
+def _spread(processors: frozenset[int]) -> Iterator[None]:
+    """Let this thread run on any of ``processors`` meanwhile (``sched_setaffinity(2)``)."""
+    if sys.platform != "linux" or not processors:
+        yield
+        return
+    bound = os.sched_getaffinity(0)
+    with suppress(OSError):
+        os.sched_setaffinity(0, processors)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setaffinity(0, bound)
 
 
 def _request_fields(job: Job) -> dict[str, str]:

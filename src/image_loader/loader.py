@@ -60,8 +60,9 @@ HOST_FAILURES = 5
 HOST_PATIENCE = 30.0
 """Seconds without any success after which such a host's images fail at once."""
 ONE_PROCESSOR = True
-"""Whether the command stays on one processor. Only one thread runs Python at a time, and handing that right from one
-processor to another costs more than the other one brings; set it to False where that processor may be busy."""
+"""Whether the command stays on one processor, but for large bodies. Only one thread runs Python at a time, and handing
+that right from one processor to another costs more than the other one brings; set it to False where that processor may
+be busy."""
 REDIRECTS = 10
 """Redirects followed for one image."""
 USER_AGENT = f"image_loader/{__version__}"
@@ -161,8 +162,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
     """Make one run, and tell of it to the people and programs that want to know; return its counts."""
     settings = _settings(arguments.directory, **{name: getattr(arguments, name) for name in load.__kwdefaults__ or ()})
-    if ONE_PROCESSOR and not settings.verify:
-        _stay_on_one_processor()
+    if ONE_PROCESSOR:
+        settings = settings._replace(processors=_stay_on_one_processor())
     started, tally = time.monotonic(), Tally()
     with ExitStack() as stack:
         stack.callback(lambda: _summarize(tally, time.monotonic() - started))
@@ -175,12 +176,17 @@ def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
     return tally
 
 
-def _stay_on_one_processor() -> None:
-    """Bind this thread, and those that it will start, to one processor; runs at once should choose different ones."""
+def _stay_on_one_processor() -> frozenset[int]:
+    """Bind this thread, and those that it will start, to one processor; return those that it might have had.
+
+    Runs at once should choose different ones.
+    """
     if sys.platform == "linux":
         with suppress(OSError):
             processors = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {processors[os.getpid() % len(processors)]})
+            return frozenset(processors)
+    return frozenset()
 
 
 def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Outcome], None]]:
