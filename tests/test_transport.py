@@ -1205,6 +1205,18 @@ def test_a_proxy_that_refuses_a_tunnel_is_quoted(monkeypatch: pytest.MonkeyPatch
         assert "407" in refusal(asking, "https://images.test/a").detail
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(("host", "reason"), [("127.0.0.1", Reason.CONNECT), ("nosuch.invalid", Reason.DNS)])
+def test_a_proxy_that_cannot_be_reached_is_named(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, host: str, reason: Reason
+) -> None:
+    with refusing_port() as port, transport() as asking:
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://user:hush@{host}:{port}")
+        failure = refusal(asking, f"{scheme}://images.test/a")
+        assert failure.detail.startswith(f"the proxy {host}:{port}: ")
+    assert (failure.reason, failure.passing, failure.unreachable) == (reason, True, True)
+
+
 def test_the_deadline_holds_while_a_tunnel_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     endless = [b"HTTP/1.1 200 OK\r\n", *[part for _ in range(100) for part in (b"X: y\r\n", 0.05)]]
     with scripted_port(*endless) as port, transport(**SOON) as asking:

@@ -65,3 +65,7 @@ class DownloadError(Exception):
     def resume_with(self, resume: Resume) -> None:
         """Say what a later attempt can go on from."""
         self.failure = self.failure._replace(resume=resume)
+
+    def happened_at(self, place: str) -> None:
+        """Name the place where it happened, which is not the server asked for."""
+        self.failure = self.failure._replace(detail=f"{place}: {self.failure.detail}")

@@ -81,7 +81,12 @@ class WatchedConnection(HTTPConnection):
         self.watch.guard(getattr(self.sock, "socket", self.sock))
 
     def _new_conn(self) -> socket.socket:
-        return _connected(self._dns_host, self.port, self)
+        try:
+            return _connected(self._dns_host, self.port, self)
+        except DownloadError as error:
+            if self.proxy is not None and error.failure.unreachable:
+                error.happened_at(f"the proxy {self._dns_host}:{self.port}")
+            raise
 
     def _lost(self) -> Exception:
         """Return the error to raise for a connection that ended before its answer."""
