@@ -951,6 +951,24 @@ def test_few_open_files_make_it_slower_and_lose_nothing(server: Server, loader: 
     assert run.counts == (120, 0, 0, 0)
 
 
+def test_idle_connections_make_room_where_descriptors_are_few(loader: Loader) -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Server(name=str(number))) for number in range(30)]
+        urls = [server.url(f"/{number}.png") for number in range(10) for server in servers]
+        run = loader.run(urls, "-v", command=_limited("-n 24"), seconds=30)
+    assert run.counts == (300, 0, 0, 0)
+    assert run.stderr.count("out of file descriptors") < 30, "a lack that many notice at once counts once"
+
+
+def test_the_command_takes_the_descriptors_that_it_may_have(server: Server, loader: Loader) -> None:
+    running = loader.start(urls_of(server, 1, "gated"), command=_limited("-Sn 64; ulimit -Hn 128"))
+    server.wait_for(lambda: server.at_work == 1)
+    limits = Path(f"/proc/{running.process.pid}/limits").read_text()
+    assert re.search(r"Max open files +128 +128", limits)
+    server.gate.set()
+    assert running.finish().status == 0
+
+
 def test_a_file_over_the_limit_of_the_process_fails_alone(server: Server, loader: Loader) -> None:
     large, small = server.url("/large.png?size=600000"), server.url("/small.png")
     run = loader.run([large, small], "--retries", "0", command=_limited("-f 500"))

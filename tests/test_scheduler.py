@@ -262,6 +262,34 @@ def test_out_of_descriptors_lowers_the_number_of_threads_and_costs_no_attempt() 
     assert {end.attempts for end in house.finished} == {1}
 
 
+def test_threads_that_run_out_of_descriptors_together_count_as_one() -> None:
+    house = House()
+    house.add(*(f"http://host{number}/a.jpg" for number in range(100)))
+    for _ in range(5):
+        house.answer(EXHAUSTED)
+    for _ in range(10):
+        house.answer()
+    assert len(house.running) == 6
+
+
+def test_the_number_of_threads_grows_again_once_descriptors_suffice() -> None:
+    house = House()
+    house.add(*(f"http://host{number}/a.jpg" for number in range(500)))
+    house.answer(EXHAUSTED)
+    seen = []
+    for _ in range(400):
+        house.answer()
+        seen.append(len(house.running))
+    assert set(seen[5:110]) == {6}
+    assert seen[5:] == sorted(seen[5:])
+    assert seen[-1] == 8
+    house.advance(1.0)
+    while house.running:
+        house.answer()
+    assert len(house.finished) == 500
+    assert not house.reasons()
+
+
 def test_out_of_descriptors_with_nothing_else_running_is_a_failure_like_any_other() -> None:
     house = House({"threads": 1})
     house.add("http://host/a.jpg")
@@ -416,7 +444,7 @@ def test_none_is_ahead_once_descriptors_ran_out() -> None:
     house.answer(EXHAUSTED)
     for _ in range(10):
         house.answer()
-    assert len(house.running) == 7
+    assert len(house.running) == 6
 
 
 def test_jobs_behind_a_slow_one_are_recalled_and_run_elsewhere() -> None:

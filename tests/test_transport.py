@@ -7,7 +7,9 @@ import gzip
 import os
 import random
 import re
+import resource
 import select
+import shutil
 import socket
 import ssl
 import sys
@@ -1103,6 +1105,32 @@ def test_a_refused_connection_says_so(asking: Transport) -> None:
         failure = refusal(asking, f"http://127.0.0.1:{port}/a")
     assert (failure.reason, failure.passing, failure.unreachable) == (Reason.CONNECT, True, True)
     assert failure.detail == "Connection refused"
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Have no file or socket opened in this process."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("url", ["http://nosuch.invalid/a", "http://127.0.0.1:1/a", "https://127.0.0.1:1/a"])
+def test_a_lack_of_descriptors_is_not_the_hosts_fault(
+    bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    authorities = Path(shutil.copy(bundle, tmp_path / "never-read-before.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authorities))
+    with transport() as asking:
+        with no_descriptors():
+            failure = refusal(asking, url)
+        later = refusal(asking, url)
+    assert (failure.reason, failure.passing) == (Reason.CONNECT, True)
+    assert (failure.exhausted, failure.unreachable) == (True, False)
+    assert (later.exhausted, later.unreachable) == (False, True)
 
 
 # Proxies -----------------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ from image_loader.planner import Planner
 if TYPE_CHECKING:
     from image_loader.scheduler import Finished
 
+# What would be imported later, when there may be no file descriptor left for it.
+_WANTED_LATER = ("filelock", "encodings.unicode_escape")
 # How soon an interruption is noticed, and how long attempts that were cut off get to clean up, in seconds.
 _WAIT = 0.1
 _GRACE = 1.5
@@ -167,12 +169,12 @@ class _Downloads:
         from image_loader.scheduler import Scheduler
         from image_loader.transport import Transport
 
+        for module in _WANTED_LATER:
+            importlib.import_module(module)
         self.transport = Transport(settings)
         stack.callback(self.transport.close)
         executor = ThreadPoolExecutor(settings.threads, "image_loader")
         stack.callback(executor.shutdown, wait=False, cancel_futures=True)
-        # Wanted by the first answer, and done while that is on its way: it takes as long as fifty images.
-        executor.submit(importlib.import_module, "filelock")
         self.scheduler = Scheduler(executor, Downloader(self.transport, directory, settings).attempt, settings)
 
 

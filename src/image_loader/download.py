@@ -32,14 +32,22 @@ class Downloader:
         self._transport = transport
         self._directory = directory
         self._settings = settings
+        if settings.verify:
+            media.load_decoders()
 
     def attempt(self, job: Job) -> Result:
         """Make one attempt at ``job``; raise only what ends the run (``LoaderError``)."""
+        result = self._result(job)
+        if isinstance(result, Failure) and result.exhausted:
+            # Connections that wait for their next request may be what has the descriptors.
+            self._transport.drop_idle()
+            result = self._result(job)
+        return result
+
+    def _result(self, job: Job) -> Result:
         try:
             return self._attempt(job)
         except DownloadError as error:
-            if error.failure.exhausted:
-                self._transport.drop_idle()
             return error.failure
         except LockedError:
             return Locked("another run is downloading it")

@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 import re
+import resource
 import signal
 import threading
 import time
@@ -164,6 +165,7 @@ def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
     settings = _settings(arguments.directory, **{name: getattr(arguments, name) for name in load.__kwdefaults__ or ()})
     if ONE_PROCESSOR:
         settings = settings._replace(processors=_stay_on_one_processor())
+    _take_descriptors()
     started, tally = time.monotonic(), Tally()
     with ExitStack() as stack:
         stack.callback(lambda: _summarize(tally, time.monotonic() - started))
@@ -187,6 +189,13 @@ def _stay_on_one_processor() -> frozenset[int]:
             os.sched_setaffinity(0, {processors[os.getpid() % len(processors)]})
             return frozenset(processors)
     return frozenset()
+
+
+def _take_descriptors() -> None:
+    """Take as many file descriptors as the system grants: the lower limit is for programs that use ``select(2)``."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Outcome], None]]:

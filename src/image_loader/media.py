@@ -93,6 +93,15 @@ def require_verify() -> None:
         raise OptionError(f"--verify needs more: pip install 'image_loader[verify]' ({error})") from error
 
 
+def load_decoders() -> None:
+    """Import all that ``verify`` will need: a thread that ran out of descriptors could not."""
+    from PIL import Image
+
+    # Large or odd pictures are warned of on standard error, which nobody asked for.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    Image.init()
+
+
 def verify(path: str, media_type: str) -> str | None:
     """Decode a file completely, and return its true media type where that is not the one it was sent as.
 
@@ -113,9 +122,7 @@ def _raster_type(file: BinaryIO) -> str | None:
     """Return the media type of an image that Pillow knows and could decode."""
     from PIL import Image, UnidentifiedImageError
 
-    # Large or odd pictures are warned of on standard error, which nobody asked for.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    Image.init()
+    load_decoders()
     # Not every Pillow has AVIF, and an MPO is opened as the JPEG that it begins with.
     formats = [name for name in _MEDIA_TYPES if name in Image.OPEN]
     try:

@@ -30,6 +30,9 @@ _SHARE_TIME = 0.02
 _AHEAD = 1 / 4
 # How much of a host's pace its last answer makes.
 _PACE_WEIGHT = 1 / 4
+# Out of descriptors, this part of the threads goes on; after so many images that each of them ended well, one more.
+_SHRINKS_TO = 3 / 4
+_GROWS_AFTER = 20
 _FIRST_PAUSE = 1.0
 _LONGEST_PROBE_PAUSE = 8.0
 # Remembered hosts that do nothing at the moment (failed ones, and those given up): bounded, whatever the list.
@@ -170,6 +173,8 @@ class Scheduler:
         self._clock = clock
         self._jitter = jitter
         self._threads = settings.threads
+        self._shrunk_at = -math.inf
+        self._ended_well = 0
         self._hosts: dict[str, _Host] = {}
         self._down: dict[str, None] = {}
         self._ready: deque[_Host] = deque()
@@ -363,11 +368,13 @@ class Scheduler:
             host.keep_pace(attempt.seconds)
             self._answered(host, grow=True)
             self._finish(task, result)
+            if self._threads < self._settings.threads:
+                self._grow()
             return
         # With nothing else to wait for, it is an attempt like any other: else there would be no end.
         others = self._threads > 1 or any(turn.current is not task for turn in self._turns)
         if result.exhausted and others and not self._ending:
-            self._shrink(task)
+            self._shrink(task, attempt.started)
             return
         if result.unreachable:
             self._missed(host, attempt.started)
@@ -407,15 +414,22 @@ class Scheduler:
         task.host.retrying += 1
         self._set_timer(delay, task.host, task)
 
-    def _shrink(self, task: _Task) -> None:
-        """Out of descriptors: the attempt does not count, and fewer run at once from here on."""
-        threads = max(1, min(self._threads - 1, len(self._turns)))
-        if threads < self._threads:
-            _LOG.info("out of file descriptors: %d downloads at once from here on", threads)
-        self._threads = threads
+    def _shrink(self, task: _Task, started: float) -> None:
+        """Out of descriptors: the attempt does not count, and fewer run at once for the time being."""
+        threads = max(1, int(_SHRINKS_TO * min(self._threads, len(self._turns))))
+        # Those that were already under way tell nothing new.
+        if threads < self._threads and started > self._shrunk_at:
+            _LOG.info("out of file descriptors (ulimit -n): %d at once for the time being", threads)
+            self._threads, self._shrunk_at, self._ended_well = threads, self._clock(), 0
         task.attempts -= 1
         task.host.retrying += 1
         self._set_timer(_FIRST_PAUSE * self._jitter(), task.host, task)
+
+    def _grow(self) -> None:
+        """Try one more at once every now and then: whoever had the descriptors may have given them back."""
+        self._ended_well += 1
+        if self._ended_well >= _GROWS_AFTER * self._threads:
+            self._threads, self._ended_well = self._threads + 1, 0
 
     def _set_timer(self, delay: float, host: _Host, task: _Task | None) -> None:
         heapq.heappush(self._timers, (self._clock() + delay, next(self._numbers), host, task))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.client
+import netrc  # noqa: F401 (requests would, once descriptors may have run out)
 import re
 import ssl
 import time
@@ -232,6 +233,8 @@ def _tls_context(verify: bool | str | None) -> ssl.SSLContext:  # noqa: FBT001 (
     try:
         context.load_verify_locations(**{"capath" if Path(path).is_dir() else "cafile": path})
     except OSError as error:
+        if connection.is_exhausted(error):
+            raise connection.connect_error(error) from error
         raise OptionError(f"{path}: no certificates can be read from it; name another with --ca-bundle") from error
     return context
 

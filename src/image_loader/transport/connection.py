@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 import ssl
 import struct
@@ -213,6 +214,9 @@ def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
     except UnicodeError as error:
         raise DownloadError(Reason.BAD_URL, "bad host name") from error
     except socket.gaierror as error:
+        # The resolver does not tell a descriptor that it lacks from a server that it misses.
+        if (lack := _lack_of_descriptors()) is not None:
+            raise connect_error(lack) from error
         detail = error.strerror or "unknown name"
         raise DownloadError(Reason.DNS, detail, passing=True, unreachable=True) from error
     except OSError as error:
@@ -232,11 +236,24 @@ def _connect(sock: socket.socket, address: Any, connection: WatchedConnection, t
     return sock
 
 
+def is_exhausted(error: OSError | None) -> bool:
+    """Whether an error says that there are no descriptors left."""
+    return error is not None and error.errno in _OUT_OF_DESCRIPTORS
+
+
+def _lack_of_descriptors() -> OSError | None:
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error if is_exhausted(error) else None
+    return None
+
+
 def connect_error(error: OSError | None) -> DownloadError:
     """Say why there is no connection."""
     if isinstance(error, TimeoutError):
         return DownloadError(Reason.TIMEOUT, "no connection within the timeout", passing=True, unreachable=True)
-    exhausted = error is not None and error.errno in _OUT_OF_DESCRIPTORS
+    exhausted = is_exhausted(error)
     detail = "the name has no address" if error is None else error.strerror or str(error)
     return DownloadError(Reason.CONNECT, detail, passing=True, unreachable=not exhausted, exhausted=exhausted)
 
