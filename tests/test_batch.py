@@ -17,13 +17,12 @@ from typing import Any
 
 import pytest
 
-from conftest import leftovers, urls_of
+from conftest import SETTINGS, leftovers, urls_of
 from image_loader import batch, load
 from image_loader.errors import DirectoryError, IndexFileError, LoaderError, OptionError, UrlFileError
 from image_loader.model import Line, Outcome, Reason, Settings, Status
 from image_loader.url import parse
-from server import Server
-from test_transport import SETTINGS, connections_to
+from server import Server, connections_to
 
 
 @pytest.fixture

@@ -17,15 +17,15 @@ from typing import Any
 
 import pytest
 
-from conftest import leftovers
+from conftest import SETTINGS, leftovers
+from exchange import PNG, End, Request, chunked, head, length, png, whole
 from image_loader.directory import Directory
 from image_loader.download import Downloader
 from image_loader.errors import DirectoryError
 from image_loader.model import Failure, Image, Job, Locked, Name, NotModified, Reason, Result, Saved, Validators
 from image_loader.transport import Transport
 from image_loader.url import parse
-from server import PNG, End, Request, Server, chunked, head, length, png, whole
-from test_transport import SETTINGS, Scripted, plays
+from server import Scripted, Server, plays
 
 BODY = png("download", 4000)
 TAG = '"strong"'

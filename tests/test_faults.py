@@ -23,8 +23,10 @@ from subprocess import run as call
 import pytest
 import trustme
 
+from behaviours import BEHAVIOURS
 from conftest import MODULE, SOURCES, Loader, Row, Run, leftovers, urls_of
-from server import BEHAVIOURS, Server, etag, refusing_port, silent_port, unaccepting_port
+from exchange import etag
+from server import Server, refusing_port, silent_port, unaccepting_port
 
 RETRIES = 1
 TIMEOUT = 1.0

@@ -30,8 +30,9 @@ import trustme
 
 import image_loader
 from conftest import MODULE, SOURCES, SUMMARY, Loader, Run, leftovers, urls_of
+from exchange import etag
 from image_loader import errors, load
-from server import Server, etag, refusing_port, silent_port
+from server import Server, refusing_port, silent_port
 
 SCRIPT = (sys.executable, str(SOURCES / "image_loader" / "loader.py"))
 INSTALLED = Path(sys.executable).with_name("loader")

@@ -6,22 +6,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conftest import SETTINGS
 from image_loader.errors import DirectoryError
-from image_loader.model import Failure, Job, Layout, Locked, Name, Reason, Result, Settings, Validators
+from image_loader.model import Failure, Job, Locked, Name, Reason, Result, Validators
 from image_loader.scheduler import Finished, Scheduler
 from image_loader.url import parse
 
-SETTINGS = Settings(
-    directory=Path("unused"), force=False, revalidate=False, threads=8, per_host=4, timeout=1, max_time=1, retries=2,
-    max_size=1, headers={}, user_agent="", ca_bundle=None, insecure=False, public_only=False, layout=Layout.FLAT,
-    verify=False, index_file=None, window=100, batch=10, chunk=1, pool_hosts=1, host_failures=3, host_patience=30.0,
-    backoff_cap=60.0, retry_after_cap=120.0, redirects=1, flush_interval=1,
-)  # fmt: skip
 ANSWER = Locked("another run is downloading it")
 RESET = Failure(Reason.CONNECT, "reset", passing=True, unreachable=True)
 BUSY = Failure(Reason.HTTP_STATUS, "HTTP status 503", 503, passing=True)
@@ -72,7 +66,7 @@ class House(Executor):
     meanwhile: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        self.settings = SETTINGS._replace(**self.changes)
+        self.settings = SETTINGS._replace(**{"retries": 2, **self.changes})
         self.scheduler = Scheduler(self, self.attempt, self.settings, clock=lambda: self.now, jitter=lambda: 1.0)
 
     def attempt(self, _: Job) -> Result:

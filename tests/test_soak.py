@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
+from behaviours import BEHAVIOURS
 from conftest import SOURCES, Loader, Running, leftovers, urls_of
 from image_loader.model import Reason
-from server import BEHAVIOURS, Server, refusing_port, silent_port
+from server import Server, refusing_port, silent_port
 
 pytestmark = pytest.mark.slow
 

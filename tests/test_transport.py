@@ -27,53 +27,19 @@ from typing import Any
 import pytest
 import trustme
 
+from conftest import SETTINGS
+from exchange import PNG, End, Request, chunked, head, length, png, whole
 from image_loader.errors import DownloadError, OptionError
-from image_loader.model import Failure, Layout, Reason, Settings
+from image_loader.model import Failure, Reason
 from image_loader.transport import Transport, coding
 from image_loader.transport.connection import is_public
 from image_loader.transport.response import ClosedEarlyError, Response
 from image_loader.transport.watchdog import Watch, Watchdog
 from image_loader.url import parse
-from server import (
-    PNG,
-    End,
-    Request,
-    Server,
-    Steps,
-    chunked,
-    head,
-    length,
-    png,
-    refusing_port,
-    silent_port,
-    unaccepting_port,
-    whole,
-)
+from server import Scripted, Server, connections_to, plays, refusing_port, silent_port, unaccepting_port
 
-SETTINGS = Settings(
-    directory=Path("unused"), force=False, revalidate=False, threads=8, per_host=4, timeout=5.0, max_time=10.0,
-    retries=0, max_size=10_000_000, headers={}, user_agent="test/1", ca_bundle=None, insecure=False, public_only=False,
-    layout=Layout.FLAT, verify=False, index_file=None, window=100, batch=10, chunk=65536, pool_hosts=256,
-    host_failures=3, host_patience=30.0, backoff_cap=60.0, retry_after_cap=120.0, redirects=10, flush_interval=1.0,
-)  # fmt: skip
 BODY = png("transport", 3000)
 OK = "HTTP/1.1 200 OK\r\n"
-
-
-class Scripted(Server):
-    """A server that answers its requests with one script after the other; the last one serves for all further ones."""
-
-    def __init__(self, *scripts: Callable[[Request], Iterable[Any]], **settings: Any) -> None:
-        super().__init__(**settings)
-        self._scripts = scripts
-
-    def steps(self, request: Request) -> Steps:
-        return iter(self._scripts[min(len(self.requests), len(self._scripts)) - 1](request))
-
-
-def plays(*steps: Any) -> Callable[[Request], Iterable[Any]]:
-    """Return a script of these steps, whatever is asked."""
-    return lambda request: steps
 
 
 @dataclass(frozen=True)
@@ -583,13 +549,6 @@ def test_connections_that_are_dropped_are_closed_at_once_and_made_again(asking: 
         finally:
             gc.enable()
         assert get(asking, server.url("/b")).body == BODY
-
-
-def connections_to(port: int) -> int:
-    """Count the connections of this process to a port."""
-    ours = {str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(int(row[2].rpartition(":")[2], 16) == port and f"socket:[{row[9]}]" in ours for row in rows)
 
 
 def test_attempts_that_fail_leave_no_connection(tls: ssl.SSLContext) -> None:

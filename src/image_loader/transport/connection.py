@@ -213,13 +213,13 @@ def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
         return socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except UnicodeError as error:
         raise DownloadError(Reason.BAD_URL, "bad host name") from error
-    except socket.gaierror as error:
+    except OSError as error:
         # The resolver does not tell a descriptor that it lacks from a server that it misses.
         if (lack := _lack_of_descriptors()) is not None:
             raise connect_error(lack) from error
-        detail = error.strerror or "unknown name"
-        raise DownloadError(Reason.DNS, detail, passing=True, unreachable=True) from error
-    except OSError as error:
+        if isinstance(error, socket.gaierror):
+            detail = error.strerror or "unknown name"
+            raise DownloadError(Reason.DNS, detail, passing=True, unreachable=True) from error
         raise connect_error(error) from error
 
 
