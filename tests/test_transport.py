@@ -19,7 +19,7 @@ import tracemalloc
 import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from image_loader.model import Failure, Reason
 from image_loader.transport import Transport, coding
 from image_loader.transport.connection import is_public
 from image_loader.transport.response import ClosedEarlyError, Response
-from image_loader.transport.watchdog import Watch, Watchdog
+from image_loader.transport.watchdog import Watchdog
 from image_loader.url import parse
 from server import Scripted, Server, connections_to, plays, refusing_port, silent_port, unaccepting_port
 
@@ -811,12 +811,12 @@ def test_a_watch_may_be_ended_while_its_attempt_comes_and_goes() -> None:
     try:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            watch = Watch(watchdog, 1.0, time.monotonic() + 100)
+            watch = watchdog.watch()
             done = threading.Event()
 
             def come_and_go() -> None:
                 while not done.is_set():
-                    with watch, suppress(DownloadError):
+                    with closing(watch), suppress(DownloadError):
                         watch.guard(ours)
 
             thread = threading.Thread(target=come_and_go)

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -185,18 +184,15 @@ def _interrupted(line: Line) -> Outcome:
 def _outcome(end: Finished) -> Outcome:
     """Say how a job ended, in one row."""
     job, result = end.job, end.result
-    row = partial(Outcome, job.line, job.url.text, attempts=end.attempts, seconds=round(end.seconds, 3))
+    line, url, seconds = job.line, job.url.text, round(end.seconds, 3)
     if isinstance(result, Saved | NotModified):
         image = result.image
-        return row(
-            image.file,
-            Status.SAVED if isinstance(result, Saved) else Status.FRESH,
-            http_status=result.http_status,
-            media_type=image.media_type,
-            bytes=image.size,
-            sha256=image.sha256,
-        )
+        status = Status.SAVED if isinstance(result, Saved) else Status.FRESH
+        found = (result.http_status, image.media_type, image.size, image.sha256)
+        return Outcome(line, url, image.file, status, None, None, *found, end.attempts, seconds)
     file = job.name.path if job.name.complete else None
     if isinstance(result, Locked):
-        return row(file, Status.SKIPPED, Reason.LOCKED, result.detail)
-    return row(file, Status.FAILED, result.reason, result.detail, http_status=result.http_status)
+        why, http_status = (Status.SKIPPED, Reason.LOCKED, result.detail), None
+    else:
+        why, http_status = (Status.FAILED, result.reason, result.detail), result.http_status
+    return Outcome(line, url, file, *why, http_status, attempts=end.attempts, seconds=seconds)

@@ -110,7 +110,9 @@ def renewed(image: Image, headers: Headers, requested: float, received: float) -
     Fields that came replace the stored ones; those that did not come stay. None: the 304 speaks of another version than
     ours (its ETag does not match by the weak comparison of RFC 9110, 8.8.3.2), so it tells nothing about our file.
     """
-    ours, theirs = image.validators, validators(headers)
+    ours = image.validators
+    unchanged = ours == (headers.get("etag"), headers.get("last-modified"))
+    theirs = ours if unchanged else validators(headers)
     if ours.etag and theirs.etag and ours.etag.removeprefix("W/") != theirs.etag.removeprefix("W/"):
         return None
     end = image.fresh_until

@@ -150,8 +150,10 @@ class Index:
             self._connection.close()
 
     def _select(self, digests: Sequence[bytes]) -> dict[bytes, Record]:
-        rows = (row for part in _parts(digests) for row in self._connection.execute(_LOOK_UP + _marks(part), part))
-        return {row[0]: _record(row) for row in rows}
+        found: dict[bytes, Record] = {}
+        for part in _parts(digests):
+            found.update(map(_record, self._connection.execute(_LOOK_UP + _marks(part), part)))
+        return found
 
     def _insert(self, digest: bytes, name: Name, key: str) -> Record | None:
         own, first, last = _reserved(key, complete=name.complete)
@@ -318,15 +320,15 @@ def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:
     return key + ".*", key + ".", key + "/"
 
 
-def _record(row: tuple[Any, ...]) -> Record:
-    _, number, name, complete, *values = row
-    size, mtime_ns, media_type, sha256, etag, last_modified, fresh_until, saved, checked = values
-    if size is None:
-        return Record(number, Name(name, bool(complete)), None)
-    validators = Validators(etag, last_modified)
-    sha256 = None if sha256 is None else sha256.hex()
-    image = Image(name, size, mtime_ns, media_type, sha256, validators, fresh_until, saved, checked)
-    return Record(number, Name(name, complete=True), image)
+def _record(row: tuple[Any, ...]) -> tuple[bytes, Record]:
+    (digest, number, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified,
+     fresh_until, saved, checked) = row  # fmt: skip
+    image = None
+    if size is not None:
+        validators = Validators(etag, last_modified)
+        sha256 = sha256 and sha256.hex()
+        image = Image(name, size, mtime_ns, media_type, sha256, validators, fresh_until, saved, checked)
+    return digest, Record(number, Name(name, complete == 1), image)
 
 
 def _values(digest: bytes, image: Image) -> tuple[str | int | float | bytes | None, ...]:

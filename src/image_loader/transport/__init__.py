@@ -9,9 +9,9 @@ import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 from urllib.parse import unquote_to_bytes, urljoin
 
 import requests
@@ -49,17 +49,32 @@ class Answer:
     """A response as its reader sees it: ``status``, header ``fields`` by lower-case name, and the body in chunks.
 
     ``requested`` and ``received`` are the times of the request and of the response's head, in seconds since the epoch.
+    It is read in a ``with`` block; when that ends, the attempt is over.
     """
 
-    def __init__(self, pool: connection.WatchedPool, link: connection.WatchedConnection, requested: float) -> None:
+    def __init__(
+        self, pool: connection.WatchedPool, link: connection.WatchedConnection, watch: Watch, requested: float
+    ) -> None:
         self._pool = pool
         self._link = link
+        self._watch = watch
         self._response = link.response
         self.status = self._response.status
         self.fields = self._response.fields
         self.length = self._response.length
         self.requested = requested
         self.received = time.time()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.release()
+        finally:
+            self._watch.close()
 
     def chunks(self, size: int) -> Iterator[bytes]:
         """Yield the body, decoded, in pieces of at most ``size`` bytes; raise ``DownloadError`` where it breaks off."""
@@ -80,13 +95,13 @@ class Answer:
             while data := self._response.read(size):
                 yield data
         except DownloadError:
-            self._link.watch.check()
+            self._watch.check()
             raise
         except OSError as error:
-            self._link.watch.check()
+            self._watch.check()
             raise _translated(error, answered=True) from error
         # A connection that was shut down from outside looks like one that ended well.
-        self._link.watch.check()
+        self._watch.check()
 
 
 class Transport:
@@ -101,15 +116,14 @@ class Transport:
         self._watchdog = Watchdog(settings.timeout, settings.max_time)
         self._route = functools.lru_cache(settings.pool_hosts)(self._new_route)
 
-    @contextmanager
-    def exchange(self, url: Url, fields: Mapping[str, str]) -> Iterator[Answer]:
-        """Ask for ``url`` and give its final answer, redirects followed; ``DownloadError`` where there is none."""
-        with self._watchdog.watch() as watch:
-            answer = self._follow(url, fields, watch)
-            try:
-                yield answer
-            finally:
-                answer.release()
+    def exchange(self, url: Url, fields: Mapping[str, str]) -> Answer:
+        """Ask for ``url`` and return its final answer, redirects followed; ``DownloadError`` where there is none."""
+        watch = self._watchdog.watch()
+        try:
+            return self._follow(url, fields, watch)
+        except BaseException:
+            watch.close()
+            raise
 
     def interrupt(self) -> None:
         """End all attempts, running ones within moments."""
@@ -158,7 +172,7 @@ class Transport:
             except (OSError, urllib3.exceptions.HTTPError, http.client.HTTPException, ValueError) as error:
                 watch.check()
                 raise _translated(error, answered=False) from error
-            return Answer(route.pool, link, requested)
+            return Answer(route.pool, link, watch, requested)
 
     def _new_route(self, origin: str, userinfo: str, own: bool) -> _Route:  # noqa: FBT001 (a key of the cache)
         """Ask the session, as it would ask itself for each request: proxies, ``.netrc``, CA files, headers, pool."""

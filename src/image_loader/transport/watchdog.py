@@ -6,7 +6,6 @@ import contextlib
 import socket
 import threading
 import time
-from types import TracebackType
 
 from image_loader.errors import DownloadError
 from image_loader.model import Reason
@@ -29,13 +28,8 @@ class Watch:
         self.socket: socket.socket | None = None
         self.ended: Reason | None = None
 
-    def __enter__(self) -> Watch:
-        self._watchdog.add(self)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Watch no longer."""
         self._watchdog.remove(self)
         self.let_go()
 
@@ -86,17 +80,15 @@ class Watchdog:
         threading.Thread(target=self._run, name="image_loader-watchdog", daemon=True).start()
 
     def watch(self) -> Watch:
-        """Return a watch whose time runs from now."""
-        return Watch(self, self._timeout, time.monotonic() + self._max_time)
-
-    def add(self, watch: Watch) -> None:
-        """Begin to watch."""
+        """Return a watch whose time runs from now; it is to be closed."""
+        watch = Watch(self, self._timeout, time.monotonic() + self._max_time)
         self._watches[id(watch)] = watch
         if self._interrupted:
             watch.ended = Reason.INTERRUPTED
+        return watch
 
     def remove(self, watch: Watch) -> None:
-        """Watch no longer."""
+        """Forget a watch that is closed."""
         self._watches.pop(id(watch), None)
 
     def interrupt(self) -> None:
