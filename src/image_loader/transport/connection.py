@@ -20,6 +20,7 @@ from image_loader.model import Reason
 from image_loader.transport.response import ClosedEarlyError, Response
 from image_loader.transport.watchdog import Watch
 
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # What IANA has given out so far, less what Python 3.11 does not yet know to be reserved (RFC 9637).
@@ -45,7 +46,7 @@ class WatchedConnection(HTTPConnection):
         if type(self.sock) is not socket.socket:
             return super().is_connected
         try:
-            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            self.sock.recv(1, _PEEK)
         except BlockingIOError:
             return True
         except OSError:

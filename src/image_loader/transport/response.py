@@ -19,8 +19,8 @@ _FIELDS_LIMIT = 262144
 _FIELD_OVERHEAD = 32
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: [^\r\n\x00]*)?\r?\n")
-_FIELD_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\x00]*)\r?\n")
-_CONTINUATION = re.compile(rb"[ \t]([^\r\n\x00]*)\r?\n")
+_FIELD_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\x00]*)\r?\n")
+_CONTINUATION = re.compile(r"[ \t]([^\r\n\x00]*)\r?\n")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 # Fields that must not contradict themselves; two validators are none, two lengths are judged with the frame.
@@ -110,33 +110,35 @@ class Response:
     def _read_fields(self) -> dict[str, str]:
         """Read header or trailer fields; at once where all of them are there, and nothing about them is odd."""
         end = self._buffer.find(b"\r\n\r\n", self._at) + 2
-        block = self._buffer[self._at : end]
+        block = self._buffer[self._at : end].decode("latin-1")
         found = _FIELD_LINE.findall(block)
-        if found and sum(map(len, itertools.chain.from_iterable(found))) + 3 * len(found) == len(block):
-            self._at = end + 2
-            return _fields(found)
+        if sum(map(len, itertools.chain.from_iterable(found))) + 3 * len(found) == len(block):
+            fields = {name.lower(): value.strip(" \t") for name, value in found}
+            if fields and len(fields) == len(found):
+                self._at = end + 2
+                return fields
         return _fields(self._field_lines())
 
-    def _field_lines(self) -> Iterator[tuple[bytes, bytes]]:
+    def _field_lines(self) -> Iterator[tuple[str, str]]:
         """Yield names and values line by line; a name is empty where the line continues the one before."""
         room, first = _FIELDS_LIMIT, True
-        while (line := self._head_line()) not in (b"\r\n", b"\n"):
+        while (line := self._head_line()) not in ("\r\n", "\n"):
             room -= len(line) + _FIELD_OVERHEAD
             if room < 0:
                 raise DownloadError(Reason.PROTOCOL, "the header fields never end")
             if match := _FIELD_LINE.fullmatch(line):
                 yield match[1], match[2]
             elif not first and (match := _CONTINUATION.fullmatch(line)):
-                yield b"", match[1]
+                yield "", match[1]
             else:
                 raise DownloadError(Reason.PROTOCOL, "a header line that is none")
             first = False
 
-    def _head_line(self) -> bytes:
+    def _head_line(self) -> str:
         line = self._line()
         if not line.endswith(b"\n"):
             raise DownloadError(Reason.PROTOCOL, "the connection ended inside the head", passing=True)
-        return line
+        return line.decode("latin-1")
 
     def _frame(self) -> None:
         """Find where the body ends (RFC 9112, 6.3); trust no length that is not beyond doubt."""
@@ -217,12 +219,12 @@ class Response:
         return line
 
 
-def _fields(lines: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def _fields(lines: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return the fields by lower-case name (RFC 9112, 5; RFC 9110, 5.3)."""
     fields: dict[str, str] = {}
     last = ""
     for raw_name, raw_value in lines:
-        name, value = raw_name.decode("ascii").lower(), raw_value.strip(b" \t").decode("latin-1")
+        name, value = raw_name.lower(), raw_value.strip(" \t")
         if not name:
             fields[last] = f"{fields[last]} {value}"
             continue
