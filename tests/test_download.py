@@ -85,7 +85,7 @@ def house(make_house: Callable[..., House]) -> House:
 
 def job(server: Server, **changes: Any) -> Job:
     """Return a job for an image of which nothing is known."""
-    new = Job(1, parse(server.url("/a.png")), Name("a.png", complete=True), None, Validators(), new=True)
+    new = Job(1, parse(server.url("/a.png")), 1, Name("a.png", complete=True), None, Validators(), new=True)
     return new._replace(**changes)
 
 

@@ -80,13 +80,19 @@ def claimed_path(index: Index, url: str, *names: str) -> str | None:
     return None if name is None else name.path
 
 
+def record(index: Index, url: str, image: Image) -> None:
+    """Record the image of a URL that has a name."""
+    key = digest(url)
+    index.record(index.look_up([key])[key].row, image)
+
+
 def fill(path: Path, count: int) -> list[bytes]:
     """Make an index of so many images; return their URLs' digests."""
     digests = [digest(str(number)) for number in range(count)]
     with Index(path, NEVER) as index:
-        index.claim([(key, [Name(f"{key.hex()}.jpg", complete=True)]) for key in digests], str.casefold)
-        for key in digests:
-            index.record(key, IMAGE._replace(file=f"{key.hex()}.jpg"))
+        records = index.claim([(key, [Name(f"{key.hex()}.jpg", complete=True)]) for key in digests], str.casefold)
+        for record in records.values():
+            index.record(record.row, IMAGE._replace(file=record.name.path))
     return digests
 
 
@@ -124,7 +130,7 @@ def is_sound(path: Path) -> bool:
 def test_an_image_comes_back_as_it_was_recorded(path: Path, image: Image) -> None:
     with Index(path, NEVER) as index:
         claim(index, "u", "a.jpg")
-        index.record(digest("u"), image)
+        record(index, "u", image)
     with Index(path, NEVER) as index:
         assert index.look_up([digest("u")]) == {digest("u"): Record(1, Name("a.jpg", complete=True), image)}
 
@@ -133,7 +139,7 @@ def test_an_image_comes_back_as_it_was_recorded(path: Path, image: Image) -> Non
 def test_a_file_time_beyond_what_sqlite_counts_is_never_taken_for_the_files(path: Path, mtime_ns: int) -> None:
     with Index(path, NEVER) as index:
         claim(index, "u", "a.jpg")
-        index.record(digest("u"), IMAGE._replace(mtime_ns=mtime_ns))
+        record(index, "u", IMAGE._replace(mtime_ns=mtime_ns))
         index.flush()
         image = index.look_up([digest("u")])[digest("u")].image
     assert image is not None
@@ -153,7 +159,7 @@ def test_more_urls_than_fit_one_query_are_looked_up(path: Path) -> None:
 def test_the_last_record_of_a_url_counts(index: Index) -> None:
     claim(index, "u", "a.jpg")
     for size in (1, 2):
-        index.record(digest("u"), IMAGE._replace(size=size))
+        record(index, "u", IMAGE._replace(size=size))
     index.flush()
     image = index.look_up([digest("u")])[digest("u")].image
     assert image is not None
@@ -162,7 +168,7 @@ def test_the_last_record_of_a_url_counts(index: Index) -> None:
 
 def test_nothing_is_written_before_the_flush_interval_has_passed(path: Path, index: Index) -> None:
     claim(index, "u", "a.jpg")
-    index.record(digest("u"), IMAGE)
+    record(index, "u", IMAGE)
     index.tick()
     with Index(path, NEVER) as other:
         assert other.look_up([digest("u")])[digest("u")].image is None
@@ -171,7 +177,7 @@ def test_nothing_is_written_before_the_flush_interval_has_passed(path: Path, ind
 def test_what_was_recorded_is_written_once_the_flush_interval_has_passed(path: Path) -> None:
     with Index(path, 0) as index, Index(path, NEVER) as other:
         claim(index, "u", "a.jpg")
-        index.record(digest("u"), IMAGE)
+        record(index, "u", IMAGE)
         index.tick()
         assert other.look_up([digest("u")])[digest("u")].image == IMAGE
 
@@ -180,7 +186,7 @@ def test_what_waits_to_be_written_is_bounded(path: Path, index: Index, monkeypat
     monkeypatch.setattr(index_module, "_PENDING_MAX", 3)
     for url in "abc":
         claim(index, url, f"{url}.jpg")
-        index.record(digest(url), IMAGE._replace(file=f"{url}.jpg"))
+        record(index, url, IMAGE._replace(file=f"{url}.jpg"))
     index.tick()
     with Index(path, NEVER) as other:
         assert all(record.image for record in other.look_up([digest(url) for url in "abc"]).values())
@@ -310,7 +316,7 @@ def test_a_name_without_extension_leaves_longer_names_alone(index: Index) -> Non
 
 def test_a_name_is_complete_once_its_image_is_recorded_and_still_holds_all_extensions(index: Index) -> None:
     assert claim(index, "u", "a-0f-?") == Name("a-0f", complete=False)
-    index.record(digest("u"), IMAGE._replace(file="a-0f.png"))
+    record(index, "u", IMAGE._replace(file="a-0f.png"))
     index.flush()
     assert index.look_up([digest("u")])[digest("u")].name == Name("a-0f.png", complete=True)
     assert claimed_path(index, "v", "a-0f.png", "a-0f.jpg", "b.jpg") == "b.jpg"
@@ -338,7 +344,7 @@ with Index(path, 0.0) as index:
             wanted.append((digest(url), (stem, plain, *hashed) if process > "1" else (plain, *hashed)))
         for given, record in index.claim(wanted, str.casefold).items():
             say(f"{given.hex()} {record.name.path} {record.name.complete}")
-            index.record(given, Image(record.name.file(".jpg"), 1, 1, None, None, Validators(), None, 0.0, 0.0))
+            index.record(record.row, Image(record.name.file(".jpg"), 1, 1, None, None, Validators(), None, 0.0, 0.0))
         index.tick()
 """
 
@@ -479,8 +485,8 @@ def test_damage_found_in_mid_run_ends_the_run_and_the_next_one_begins_anew(path:
         elif at == "claim":
             index.claim([(key, [Name("x.jpg", complete=True)]) for key in digests], str.casefold)
         else:
-            for key in digests:
-                index.record(key, IMAGE)
+            for row in range(1, len(digests) + 1):
+                index.record(row, IMAGE)
             index.flush()
     index.close()
     with Index(path, NEVER) as anew:
@@ -675,10 +681,10 @@ def test_a_full_disk_is_a_clear_error_and_what_was_recorded_stays(small_disk: Pa
 FLUSH = """
 index = Index(Path(sys.argv[1]), 3600.0)
 names = [f"{number:05}" for number in range(4000)]
-index.claim([(digest(name), [Name(name + ".jpg", complete=True)]) for name in names], str.casefold)
+records = index.claim([(digest(name), [Name(name + ".jpg", complete=True)]) for name in names], str.casefold)
 for size in range(1000):
-    for name in names:
-        index.record(digest(name), Image(name + ".jpg", size, 1, None, None, Validators(), None, 0.0, 0.0))
+    for record in records.values():
+        index.record(record.row, Image(record.name.path, size, 1, None, None, Validators(), None, 0.0, 0.0))
     say(size)
     index.flush()
 """
@@ -716,8 +722,8 @@ with Index(path, 0.5) as index:
         wanted = [(url, [Name(name, complete=True)]) for url, name in urls.items()]
         for record in index.claim(wanted, str.casefold).values():
             index.first_seen(record)
-        for url, name in urls.items():
-            index.record(url, Image(name, 1, 1, "image/jpeg", "00" * 32, Validators('"1"' * 9), 0.0, 0.0, 0.0))
+            validators = Validators('"1"' * 9)
+            index.record(record.row, Image(record.name.path, 1, 1, "image/jpeg", "00" * 32, validators, 0.0, 0.0, 0.0))
         index.tick()
         peaks.append(peak())
 say(json.dumps([peaks[len(peaks) // 3], peaks[-1]]))

@@ -146,7 +146,7 @@ class _Run:
         for end in finished:
             self._new -= end.job.new
             if isinstance(end.result, Saved | NotModified):
-                self._index.record(end.job.url.digest, end.result.image)
+                self._index.record(end.job.row, end.result.image)
             else:
                 self._discard(end)
         return [_outcome(end) for end in finished]

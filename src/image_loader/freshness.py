@@ -52,10 +52,10 @@ def fresh_until(headers: Headers, requested: float, received: float) -> float | 
     >>> fresh_until({"cache-control": "max-age=60, no-cache"}, requested=999.0, received=1000.0)
     """
     lifetime = _lifetime(headers, received)
-    age = _age(headers, requested, received)
-    if lifetime is None or age is None or "*" in _members(headers.get("vary", "")):
+    if lifetime is None or "*" in _members(headers.get("vary", "")):
         return None
-    return received + lifetime - age
+    age = _age(headers, requested, received)
+    return None if age is None else received + lifetime - age
 
 
 def validators(headers: Headers) -> Validators:

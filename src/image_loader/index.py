@@ -55,7 +55,7 @@ _LOOK_UP = """SELECT digest, rowid, name, complete, size, mtime_ns, media_type, 
 _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
     WHERE NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ?) ON CONFLICT DO NOTHING"""
 _RECORD = """UPDATE image SET name = ?, complete = 1, size = ?, mtime_ns = ?, media_type = ?, sha256 = ?, etag = ?,
-    last_modified = ?, fresh_until = ?, saved = ?, checked = ? WHERE digest = ?"""
+    last_modified = ?, fresh_until = ?, saved = ?, checked = ? WHERE rowid = ?"""
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _WAYS_OUT = {
@@ -83,7 +83,7 @@ class Index:
         self._path = Path(os.path.realpath(path))
         self._flush_interval = flush_interval
         self._flushed = time.monotonic()
-        self._pending: dict[bytes, Image] = {}
+        self._pending: dict[int, Image] = {}
         # A bit for each row, in parts, since other programs may have left gaps.
         self._seen: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(_SEEN_BYTES))
         self._connection = _open(self._path)
@@ -124,9 +124,9 @@ class Index:
                     records.update((digest, row) for row in islice(filter(None, rows), 1))
         return records
 
-    def record(self, digest: bytes, image: Image) -> None:
-        """Remember the image of a URL that has a name; it is written with the next flush."""
-        self._pending[digest] = image
+    def record(self, row: int, image: Image) -> None:
+        """Remember the image of a URL, which has a ``row`` since it has a name; it is written with the next flush."""
+        self._pending[row] = image
 
     def tick(self) -> None:
         """Flush, where the flush interval has passed since the last time, or much has come since."""
@@ -139,7 +139,7 @@ class Index:
         pending, self._pending = self._pending, {}
         if pending:
             with self._transaction("BEGIN IMMEDIATE"):
-                self._connection.executemany(_RECORD, [_values(digest, image) for digest, image in pending.items()])
+                self._connection.executemany(_RECORD, [_values(row, image) for row, image in pending.items()])
         self._flushed = time.monotonic()
 
     def close(self) -> None:
@@ -331,14 +331,14 @@ def _record(row: tuple[Any, ...]) -> tuple[bytes, Record]:
     return digest, Record(number, Name(name, complete == 1), image)
 
 
-def _values(digest: bytes, image: Image) -> tuple[str | int | float | bytes | None, ...]:
+def _values(row: int, image: Image) -> tuple[str | int | float | bytes | None, ...]:
     # A file's time may be of any year; SQLite's integers end in 2262. Cut off, it is never the file's: fetched anew.
     mtime_ns = max(-_INTEGER_MAX, min(image.mtime_ns, _INTEGER_MAX))
     sha256 = None if image.sha256 is None else bytes.fromhex(image.sha256)
     etag, last_modified = image.validators.etag, image.validators.last_modified
     return (
         *(image.file, image.size, mtime_ns, image.media_type, sha256, etag, last_modified),
-        *(image.fresh_until, image.saved, image.checked, digest),
+        *(image.fresh_until, image.saved, image.checked, row),
     )
 
 

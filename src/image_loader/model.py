@@ -132,12 +132,14 @@ class Resume(NamedTuple):
 class Job(NamedTuple):
     """One image to ask a server for.
 
-    ``image`` is what the index knows of the file in place, where that is as it was recorded; ``validators`` are sent
-    with the request (none: an unconditional request). ``new`` says that no file of that name stands there yet.
+    ``row`` is its number in the index. ``image`` is what that knows of the file in place, where it is as it was
+    recorded; ``validators`` are sent with the request (none: an unconditional request). ``new`` says that no file of
+    that name stands there yet.
     """
 
     line: int
     url: Url
+    row: int
     name: Name
     image: Image | None
     validators: Validators

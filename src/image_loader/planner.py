@@ -89,7 +89,7 @@ class Planner:
         validators = image.validators if image is not None and not settings.force else Validators()
         if _LOG.isEnabledFor(logging.DEBUG):
             _LOG.debug("line %d: %s: %s", line.number, name.path, _request_shown(state, validators))
-        plan.jobs.append(Job(line.number, url, name, image, validators, new=state is None))
+        plan.jobs.append(Job(line.number, url, record.row, name, image, validators, new=state is None))
 
 
 def _as_recorded(record: Record, state: FileState | None, now: float) -> Image | None:

@@ -458,12 +458,13 @@ class Scheduler:
                     self._put_back(turn)
 
     def _answered(self, host: _Host, *, grow: bool) -> None:
-        if host.failures >= self._settings.host_failures:
-            host.paused_until = 0.0
-        host.failures = 0
-        host.probe_pause = _FIRST_PAUSE
-        self._down.pop(host.origin, None)
-        if grow:
+        if host.failures:
+            if host.failures >= self._settings.host_failures:
+                host.paused_until = 0.0
+            host.failures = 0
+            host.probe_pause = _FIRST_PAUSE
+            self._down.pop(host.origin, None)
+        if grow and host.limit < self._settings.per_host:
             host.limit = min(self._settings.per_host, 2 * host.limit)
 
     def _missed(self, host: _Host, started: float) -> None:
