@@ -44,7 +44,9 @@ class Command:
 
 
 def _image_loader(task: Task) -> list[str]:
-    return [sys.executable, "-m", "image_loader", *task.options, str(task.urls), str(task.directory)]
+    """Do what the console script does, which may not be installed."""
+    script = "from image_loader.__main__ import main; main()"
+    return [sys.executable, "-c", script, *task.options, str(task.urls), str(task.directory)]
 
 
 def _wget(task: Task) -> list[str]:

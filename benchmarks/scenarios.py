@@ -16,6 +16,8 @@ DEFAULT_CONCURRENCY = 10  # image_loader's default for one host
 DEFAULT_CONCURRENCY_OF_MANY_HOSTS = 32  # and for all together
 AT_ONCE = 32
 AT_ONCE_OPTIONS = ("--threads", str(AT_ONCE), "--per-host", str(AT_ONCE))
+AT_ONCE_PEERS = ("wget2", "aria2c", "curl", "requests", "urllib3")  # wget has one connection: minutes for what is known
+LIST_PEERS = ("wget2", "aria2c", "curl")  # those that might get there
 DEAD_LINES = 1000
 GOOD_LINES = 1000
 DAY = 86_400
@@ -121,6 +123,7 @@ def hosts_40(bench: Bench) -> Iterator[Scenario]:
         bench.limit,
         originals,
         DEFAULT_CONCURRENCY_OF_MANY_HOSTS,
+        peers=AT_ONCE_PEERS,
         ideal=sum(SLOW_DELAY * (n % len(SLOW_HOSTS) + 1) for n in range(len(urls))) / DEFAULT_CONCURRENCY_OF_MANY_HOSTS,
     )
 
@@ -153,7 +156,8 @@ def dead_hosts(bench: Bench) -> Iterator[Scenario]:
             ("dead-hosts", f"{len(dead)} lines of two dead hosts before {len(good)} of 20 good hosts", dead + good),
         ):
             path, limit = bench.write_list(name, urls), bench.limit
-            yield Scenario(name, title, path, len(urls), limit, originals, DEFAULT_CONCURRENCY_OF_MANY_HOSTS)
+            concurrency, peers = DEFAULT_CONCURRENCY_OF_MANY_HOSTS, AT_ONCE_PEERS
+            yield Scenario(name, title, path, len(urls), limit, originals, concurrency, peers=peers)
 
 
 def list_fresh(bench: Bench) -> Iterator[Scenario]:
@@ -172,7 +176,7 @@ def list_refused(bench: Bench) -> Iterator[Scenario]:
         for length in bench.list_lengths:
             name, title = f"list-refused-{length}", f"a list of {length} lines, all refused"
             path = bench.write_list(name, (f"http://{host}/{n:07d}.png" for n in range(length)))
-            yield Scenario(name, title, path, length, bench.list_limit)
+            yield Scenario(name, title, path, length, bench.list_limit, peers=LIST_PEERS)
 
 
 def list_of_one(bench: Bench) -> Iterator[Scenario]:
@@ -182,7 +186,7 @@ def list_of_one(bench: Bench) -> Iterator[Scenario]:
 
 def _at_once(scenario: Scenario, latency: float) -> Scenario:
     ideal = scenario.lines / AT_ONCE * latency
-    return replace(scenario, concurrency=AT_ONCE, options=AT_ONCE_OPTIONS, ideal=ideal)
+    return replace(scenario, concurrency=AT_ONCE, options=AT_ONCE_OPTIONS, ideal=ideal, peers=AT_ONCE_PEERS)
 
 
 def _change_one_percent(originals: tuple[Path, ...], number: int) -> None:
