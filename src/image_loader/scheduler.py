@@ -19,9 +19,10 @@ from image_loader.errors import LoaderError
 from image_loader.model import Failure, Job, Reason, Result, Settings
 
 _LOG = logging.getLogger(__name__)
-# A host gets few attempts at once until it has answered, then twice as many with each answer: one that hangs holds
-# this many threads, not a third of them.
+# A host gets few attempts at once until it has answered, then many more with each answer: one that hangs holds this
+# many threads, not a third of them.
 _SLOW_START = 3
+_GROWTH = 4
 # A thread is given several jobs of a host at once, as long as they are a matter of milliseconds: handing each one over
 # costs about as much as fetching a small image from a near server.
 _LONGEST_SHARE = 16
@@ -465,7 +466,7 @@ class Scheduler:
             host.probe_pause = _FIRST_PAUSE
             self._down.pop(host.origin, None)
         if grow and host.limit < self._settings.per_host:
-            host.limit = min(self._settings.per_host, 2 * host.limit)
+            host.limit = min(self._settings.per_host, _GROWTH * host.limit)
 
     def _missed(self, host: _Host, started: float) -> None:
         """Count a failure to connect; a host with several in a row is asked by one job at a time, ever more rarely."""
