@@ -18,7 +18,7 @@ import image_loader
 PACKAGE = Path(image_loader.__file__).parent
 LAYERS = (
     ("url", "model", "errors", "formats"),
-    ("urlfile", "naming", "index", "freshness", "transport", "directory", "media"),
+    ("urlfile", "naming", "index", "freshness", "transport", "directory", "media", "processors"),
     ("planner", "scheduler", "download"),
     ("batch", "progress", "results", "report"),
     ("loader",),

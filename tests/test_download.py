@@ -66,11 +66,11 @@ class House:
 def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
     made: list[tuple[Transport, Directory]] = []
 
-    def make(**changes: Any) -> House:
+    def make(processors: frozenset[int] = frozenset(), **changes: Any) -> House:
         settings = SETTINGS._replace(**changes)
         transport, directory = Transport(settings), Directory(tmp_path / "images")
         made.append((transport, directory))
-        return House(Downloader(transport, directory, settings), directory)
+        return House(Downloader(transport, directory, settings, processors), directory)
 
     yield make
     for transport, directory in made:

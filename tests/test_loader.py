@@ -1127,13 +1127,11 @@ def test_the_library_raises_what_ends_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process choose its processors")
-def test_the_command_stays_on_one_of_the_processors_that_it_may_use() -> None:
-    script = """
-import os
-from image_loader import loader
-allowed = os.sched_getaffinity(0)
-assert loader._stay_on_one_processor() == allowed
-chosen = os.sched_getaffinity(0)
-assert len(chosen) == 1 and chosen <= allowed
-"""
-    subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(SOURCES)}, check=True)
+def test_the_command_stays_on_one_processor_while_it_downloads(loader: Loader, server: Server) -> None:
+    running = loader.start(urls_of(server, 1, "held"))
+    server.wait_for(lambda: server.at_work == 1)
+    threads = [int(task.name) for task in Path(f"/proc/{running.process.pid}/task").iterdir()]
+    bound = {frozenset(os.sched_getaffinity(thread)) for thread in threads}
+    server.gate.set()
+    assert running.finish().status == 0
+    assert [len(processors) for processors in bound] == [1]

@@ -165,16 +165,19 @@ class _Downloads:
         from concurrent.futures import ThreadPoolExecutor
 
         from image_loader.download import Downloader
+        from image_loader.processors import stay_on_one
         from image_loader.scheduler import Scheduler
         from image_loader.transport import Transport
 
         for module in _WANTED_LATER:
             importlib.import_module(module)
+        processors = stay_on_one() if settings.one_processor else frozenset()
         self.transport = Transport(settings)
         stack.callback(self.transport.close)
         executor = ThreadPoolExecutor(settings.threads, "image_loader")
         stack.callback(executor.shutdown, wait=False, cancel_futures=True)
-        self.scheduler = Scheduler(executor, Downloader(self.transport, directory, settings).attempt, settings)
+        downloader = Downloader(self.transport, directory, settings, processors)
+        self.scheduler = Scheduler(executor, downloader.attempt, settings)
 
 
 def _interrupted(line: Line) -> Outcome:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
 from image_loader import freshness, media
 from image_loader.directory import Directory, Partial
 from image_loader.errors import DownloadError, LoaderError, LockedError
 from image_loader.model import Failure, Image, Job, Locked, NotModified, Reason, Result, Resume, Saved, Settings
 from image_loader.naming import key
+from image_loader.processors import spread
 from image_loader.transport import Answer, Transport
 from image_loader.url import redacted
 
@@ -28,7 +25,11 @@ _PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 class Downloader:
     """Makes attempts, from any thread; shares nothing that changes but the transport and the directory."""
 
-    def __init__(self, transport: Transport, directory: Directory, settings: Settings) -> None:
+    def __init__(
+        self, transport: Transport, directory: Directory, settings: Settings, processors: frozenset[int] = frozenset()
+    ) -> None:
+        """``processors`` are those for work without Python's lock; none: it is done wherever its thread is."""
+        self._processors = processors
         self._transport = transport
         self._directory = directory
         self._settings = settings
@@ -90,7 +91,7 @@ class Downloader:
             if resume is not None and partial.size != resume.size:
                 raise _wrong_part()
             if (answer.length or 0) > self._settings.chunk:
-                with _spread(self._settings.processors):
+                with spread(self._processors):
                     sha256 = self._store(partial, answer)
             else:
                 sha256 = self._store(partial, answer)
@@ -120,7 +121,7 @@ class Downloader:
 
     def _put_in_place(self, partial: Partial, answer: Answer, file: str, media_type: str, sha256: str) -> Image:
         if self._settings.verify:
-            with _spread(self._settings.processors):
+            with spread(self._processors):
                 found = media.verify(partial.path, media_type)
             if found not in (None, media_type):
                 _LOG.info("%s: sent as %s, is %s", file, media_type, found)
@@ -137,22 +138,6 @@ class Downloader:
             saved=answer.received,
             checked=answer.received,
         )
-
-
-@contextmanager
-def _spread(processors: frozenset[int]) -> Iterator[None]:
-    """Let this thread run on any of ``processors`` meanwhile (``sched_setaffinity(2)``)."""
-    if sys.platform != "linux" or not processors:
-        yield
-        return
-    bound = os.sched_getaffinity(0)
-    with suppress(OSError):
-        os.sched_setaffinity(0, processors)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            os.sched_setaffinity(0, bound)
 
 
 def _request_fields(job: Job) -> dict[str, str]:

@@ -62,9 +62,9 @@ HOST_FAILURES = 5
 HOST_PATIENCE = 30.0
 """Seconds without any success after which such a host's images fail at once."""
 ONE_PROCESSOR = True
-"""Whether the command stays on one processor, but for large bodies. Only one thread runs Python at a time, and handing
-that right from one processor to another costs more than the other one brings; set it to False where that processor may
-be busy."""
+"""Whether the command stays on one processor once it downloads, but for large bodies. Only one thread runs Python at a
+time, and handing that right from one processor to another costs more than the other one brings; set it to False where
+that processor may be busy."""
 GARBAGE_INTERVAL = 10_000
 """Objects made between two searches for cyclic garbage, of which a run makes little: with Python's own 700, the command
 would spend a twentieth of its time there."""
@@ -167,8 +167,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
     """Make one run, and tell of it to the people and programs that want to know; return its counts."""
     settings = _settings(arguments.directory, **{name: getattr(arguments, name) for name in load.__kwdefaults__ or ()})
-    if ONE_PROCESSOR:
-        settings = settings._replace(processors=_stay_on_one_processor())
+    settings = settings._replace(one_processor=ONE_PROCESSOR)
     _take_descriptors()
     gc.set_threshold(GARBAGE_INTERVAL)
     started, tally = time.monotonic(), Tally()
@@ -181,19 +180,6 @@ def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
             for record in records:
                 record(outcome)
     return tally
-
-
-def _stay_on_one_processor() -> frozenset[int]:
-    """Bind this thread, and those that it will start, to one processor; return those that it might have had.
-
-    Runs at once should choose different ones.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError):
-            processors = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, {processors[os.getpid() % len(processors)]})
-            return frozenset(processors)
-    return frozenset()
 
 
 def _take_descriptors() -> None:

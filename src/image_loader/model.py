@@ -212,7 +212,7 @@ class Outcome(NamedTuple):
 class Settings(NamedTuple):
     """Everything a run can be told. The defaults stand at the top of ``loader.py``, nowhere else.
 
-    Times are in seconds, sizes in bytes. ``processors`` are those for work without Python's lock; none: any may do.
+    Times are in seconds, sizes in bytes.
     """
 
     directory: Path
@@ -242,4 +242,4 @@ class Settings(NamedTuple):
     retry_after_cap: float
     redirects: int
     flush_interval: float
-    processors: frozenset[int] = frozenset()
+    one_processor: bool = False

@@ -1,0 +1,45 @@
+"""Which processors a thread may run on: only one thread at a time runs Python, and that right travels badly."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def stay_on_one() -> frozenset[int]:
+    """Bind this thread, and those that it will start, to the processor that it is on; return those it might have had.
+
+    It is the one that the kernel found for it: runs at once have different ones. None are returned where there is no
+    choice (``sched_setaffinity(2)`` is Linux's own).
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            allowed = os.sched_getaffinity(0)
+            os.sched_setaffinity(0, {_current()})
+            return frozenset(allowed)
+    return frozenset()
+
+
+@contextmanager
+def spread(processors: frozenset[int]) -> Iterator[None]:
+    """Let this thread run on any of ``processors`` meanwhile; none: leave it where it is."""
+    if sys.platform != "linux" or not processors:
+        yield
+        return
+    bound = os.sched_getaffinity(0)
+    with suppress(OSError):
+        os.sched_setaffinity(0, processors)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setaffinity(0, bound)
+
+
+def _current() -> int:
+    """Return the processor that this thread runs on (``proc_pid_stat(5)``, field 39)."""
+    # The second field, the name of the program, is in parentheses and may hold anything.
+    return int(Path("/proc/thread-self/stat").read_text().rpartition(")")[2].split()[36])
