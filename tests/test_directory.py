@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
 import resource
@@ -317,6 +318,30 @@ def test_sweep_leaves_alone_what_is_no_file_of_ours(directory: Directory, tmp_pa
     directory.sweep()
     assert sorted(path.name for path in partials(directory)) == ["fifo", "folder", "link"]
     assert victim.read_bytes() == b"victim"
+
+
+def test_an_attempt_that_outlives_the_run_leaves_nothing_and_changes_nothing(directory: Directory) -> None:
+    with pytest.raises(DownloadError), opened(directory) as partial:
+        partial.write(b"new")
+        directory.close()
+        assert partials(directory) == []
+        partial.commit(None)
+    assert is_old(directory)
+    assert partials(directory) == []
+
+
+def test_close_leaves_alone_what_another_run_has_begun_under_the_same_name(directory: Directory) -> None:
+    with pytest.raises(DownloadError), opened(directory) as partial:
+        path = Path(partial.path)
+        path.rename(directory.path / "taken")
+        path.write_bytes(b"theirs")
+        with path.open("r+b") as theirs:
+            fcntl.flock(theirs, fcntl.LOCK_EX)
+            directory.close()
+            assert path.read_bytes() == b"theirs"
+        path.unlink()
+        partial.commit(None)
+    assert is_old(directory)
 
 
 def test_close_is_silent_when_the_directory_is_gone(directory: Directory) -> None:

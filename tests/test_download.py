@@ -298,6 +298,20 @@ def test_a_304_renews_what_is_known_and_touches_nothing(house: House) -> None:
     assert_untouched(house)
 
 
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(b"newer")])
+def test_a_304_about_a_file_that_is_no_longer_what_it_was_is_asked_again(
+    house: House, change: Callable[[Path], Any]
+) -> None:
+    def script(_: Request) -> Iterable[Any]:
+        change(house.directory.path / "a.png")
+        yield head('ETag: "old"', status="304 Not Modified")
+
+    with Scripted(script, plays(whole(BODY))) as server:
+        house.saved(known(server, house))
+        assert "if-none-match" not in server.requests[1].headers
+    assert house.content() == BODY
+
+
 def test_a_304_about_another_version_is_asked_again_without_conditions(house: House) -> None:
     with Scripted(plays(head('ETag: "other"', status="304 Not Modified")), plays(whole(BODY))) as server:
         house.saved(known(server, house))
@@ -465,14 +479,25 @@ def test_an_encoded_body_is_not_resumed(house: House) -> None:
 
 @pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(bytes(2000))])
 def test_a_partial_file_that_another_changed_is_not_resumed(house: House, change: Callable[[Path], Any]) -> None:
-    with Scripted(CUT, plays(rest()), plays(whole(BODY))) as server:
+    with Scripted(CUT, plays(whole(BODY))) as server:
         again = resumed(house, server)
         (name,) = leftovers(house.directory.path)
         change(house.directory.path / ".image_loader" / "partial" / name)
-        failure = house.failure(again)
-        assert (failure.passing, failure.resume) == (True, None)
-        house.saved(again._replace(resume=None))
+        house.saved(again)
+        assert "range" not in server.requests[1].headers
     assert house.content() == BODY
+
+
+def test_a_partial_file_that_another_changes_after_the_request_is_not_resumed(house: House) -> None:
+    def script(_: Request) -> Iterable[Any]:
+        (name,) = leftovers(house.directory.path)
+        (house.directory.path / ".image_loader" / "partial" / name).unlink()
+        yield rest()
+
+    with Scripted(CUT, script) as server:
+        failure = house.failure(resumed(house, server))
+    assert (failure.passing, failure.resume) == (True, None)
+    assert leftovers(house.directory.path) == []
 
 
 def test_the_rest_counts_towards_the_largest_size(make_house: Callable[..., House]) -> None:
@@ -481,3 +506,29 @@ def test_the_rest_counts_towards_the_largest_size(make_house: Callable[..., Hous
     with Scripted(plays(answer, End.CLOSE), plays(rest())) as server:
         assert house.failure(resumed(house, server)).reason is Reason.TOO_LARGE
     assert leftovers(house.directory.path) == []
+
+
+# A redirect on the way -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("redirect", "lifetime"),
+    [
+        ("Cache-Control: no-store", None),
+        ("Vary: Accept-Encoding", None),
+        ("Cache-Control: max-age=60", 60),
+        ("Cache-Control: max-age=90000", 3600),
+    ],
+)
+@pytest.mark.parametrize("changed", [False, True])
+def test_an_image_is_fresh_for_no_longer_than_the_redirect_that_leads_to_it(
+    house: House, redirect: str, lifetime: int | None, changed: bool
+) -> None:
+    kept = "Cache-Control: max-age=3600"
+    answer = whole(BODY, kept) if changed else head('ETag: "old"', kept, status="304 Not Modified")
+    moved = head("Location: /b.png", "Content-Length: 0", redirect, status="302 Found")
+    with Scripted(plays(moved), plays(answer)) as server:
+        result = house.attempt(known(server, house))
+    assert isinstance(result, Saved if changed else NotModified)
+    until = result.image.fresh_until
+    assert until == (None if lifetime is None else pytest.approx(result.image.checked + lifetime, abs=3))

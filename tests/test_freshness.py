@@ -243,9 +243,16 @@ def test_a_date_that_was_told_is_read_back(timestamp: int) -> None:
 
 
 def test_a_304_replaces_what_came_and_keeps_what_did_not() -> None:
-    headers = {"cache-control": "max-age=60", "last-modified": HOUR_BEFORE}
+    headers = {"cache-control": "max-age=60", "etag": '"1"', "last-modified": HOUR_BEFORE}
     expected = IMAGE._replace(validators=Validators('"1"', HOUR_BEFORE), fresh_until=NOW + 60, checked=NOW)
     assert freshness.renewed(IMAGE, headers, NOW, NOW) == expected
+
+
+@pytest.mark.parametrize("etag", [None, '"1"'])
+def test_a_304_that_tells_another_last_modified_and_no_etag_is_about_another_version(etag: str | None) -> None:
+    image = IMAGE._replace(validators=Validators(etag, DATE))
+    assert freshness.renewed(image, {"last-modified": HOUR_BEFORE}, NOW, NOW) is None
+    assert freshness.renewed(image, {"last-modified": DATE}, NOW, NOW) == image._replace(checked=NOW)
 
 
 def test_a_bare_304_renews_nothing_but_the_time_of_the_check() -> None:

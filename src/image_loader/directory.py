@@ -95,6 +95,7 @@ class Directory:
         self.hidden = path / _HIDDEN
         self._root = os.path.join(os.path.abspath(path), "")
         self._partials = os.path.join(self._root, _HIDDEN, "partial", "")
+        self._open_partials: dict[str, int] = {}
         self.translating = Translating(self._fault)
         try:
             self._make()
@@ -137,6 +138,13 @@ class Directory:
                     raise
             time.sleep(_LOCK_POLL)
 
+    def is_kept(self, resume: Resume) -> bool:
+        """Whether a partial file that was kept still is what it was."""
+        try:
+            return _is_as_kept(os.lstat(self._partial_path(resume.key)), resume)
+        except OSError:
+            return False
+
     def discard(self, key: str) -> None:
         """Remove a partial file that was kept to be resumed, and will not be."""
         _remove_leftover(self._partial_path(key))
@@ -148,7 +156,14 @@ class Directory:
                 _remove_leftover(self._partials + name)
 
     def close(self) -> None:
-        """Remove what was kept for attempts that never came."""
+        """Remove what was kept for attempts that never came, and what an attempt that nobody waits for still holds.
+
+        Such an attempt cannot put its image in place any more.
+        """
+        for path, inode in list(self._open_partials.items()):
+            with suppress(OSError):
+                if os.lstat(path).st_ino == inode:
+                    os.unlink(path)
         self.sweep()
 
     def replace(self, path: str, file: str) -> None:
@@ -158,6 +173,10 @@ class Directory:
         except FileNotFoundError:
             self._make_folders(file)
             os.replace(path, self._root + file)
+
+    def forget(self, path: str) -> None:
+        """Take note that a partial file is no longer open."""
+        self._open_partials.pop(path, None)
 
     def _make(self) -> None:
         for path in (self._root, self._partials):
@@ -210,6 +229,7 @@ class Directory:
             except BaseException:
                 os.close(descriptor)
                 raise
+        self._open_partials[path] = state.st_ino
         return Partial(self, file, key, path, descriptor=descriptor, size=size)
 
     def _fault(self, error: OSError) -> DirectoryError | DownloadError:
@@ -261,6 +281,7 @@ class Partial:
                     with suppress(FileNotFoundError):
                         os.unlink(self.path)
             finally:
+                self._directory.forget(self.path)
                 os.close(self._descriptor)
 
     def chunks(self) -> Iterator[bytes]:

@@ -61,6 +61,8 @@ class Downloader:
     def _attempt(self, job: Job) -> Result:
         if job.new and job.name.complete and self._directory.stat(job.name.path) is not None:
             return Locked("another run has just saved it")  # Overlapping runs share the work.
+        if job.resume is not None and not self._directory.is_kept(job.resume):
+            job = job._replace(resume=None)  # Another run has taken it for a leftover.
         result = self._ask(job, _request_fields(job))
         if result is None:
             result = self._ask(job, _UNCONDITIONAL)
@@ -72,12 +74,22 @@ class Downloader:
         """Ask once; None where a 304 came that says nothing about the file that is here."""
         with self._transport.exchange(job.url, fields) as answer:
             if answer.status == 304:
-                return _not_modified(job, answer, fields)
+                return self._not_modified(job, answer, fields)
             if answer.status == 200:
                 return self._receive(job, answer, None, None)
             if answer.status == 206 and job.resume is not None and "Range" in fields:
                 return self._receive(job, answer, job.resume, _whole_size(answer, job.resume))
             raise _status_error(answer, ranged="Range" in fields)
+
+    def _not_modified(self, job: Job, answer: Answer, fields: dict[str, str]) -> NotModified | None:
+        conditional = "If-None-Match" in fields or "If-Modified-Since" in fields
+        if job.image is None or not conditional:
+            return None
+        image = freshness.renewed(job.image, answer.fields, answer.requested, answer.received)
+        # Since the request was planned, the file may have been deleted, or another run may have saved a newer one.
+        if image is None or self._directory.stat(image.file) != (image.size, image.mtime_ns):
+            return None
+        return NotModified(image._replace(fresh_until=_at_the_earliest(image.fresh_until, answer)))
 
     def _receive(self, job: Job, answer: Answer, resume: Resume | None, size: int | None) -> Saved:
         """Save the body, which begins where ``resume`` ends, if given; then all of it makes ``size`` bytes."""
@@ -134,24 +146,28 @@ class Downloader:
             media_type=media_type,
             sha256=sha256,
             validators=validators,
-            fresh_until=freshness.fresh_until(answer.fields, answer.requested, answer.received),
+            fresh_until=_at_the_earliest(_own_lifetime(answer), answer),
             saved=answer.received,
             checked=answer.received,
         )
+
+
+def _own_lifetime(answer: Answer) -> float | None:
+    return freshness.fresh_until(answer.fields, answer.requested, answer.received)
+
+
+def _at_the_earliest(end: float | None, answer: Answer) -> float | None:
+    """Return when the first lifetime ends: the image's own, or that of a redirect, which may lead elsewhere by then."""
+    for redirect in answer.redirects:
+        other = _own_lifetime(redirect)
+        end = None if end is None or other is None else min(end, other)
+    return end
 
 
 def _request_fields(job: Job) -> dict[str, str]:
     if job.resume is not None:
         return {"Range": f"bytes={job.resume.size}-", "If-Range": job.resume.validator}
     return freshness.condition(job.validators)
-
-
-def _not_modified(job: Job, answer: Answer, fields: dict[str, str]) -> NotModified | None:
-    conditional = "If-None-Match" in fields or "If-Modified-Since" in fields
-    if job.image is None or not conditional:
-        return None
-    image = freshness.renewed(job.image, answer.fields, answer.requested, answer.received)
-    return None if image is None else NotModified(image)
 
 
 def _whole_size(answer: Answer, resume: Resume) -> int:

@@ -108,12 +108,16 @@ def renewed(image: Image, headers: Headers, requested: float, received: float) -
     """Return the image with what a 304 said of it (RFC 9111, 4.3.4).
 
     Fields that came replace the stored ones; those that did not come stay. None: the 304 speaks of another version than
-    ours (its ETag does not match by the weak comparison of RFC 9110, 8.8.3.2), so it tells nothing about our file.
+    ours (its ETag does not match by the weak comparison of RFC 9110, 8.8.3.2, or without one its Last-Modified: it may
+    have gone back), so it tells nothing about our file.
     """
     ours = image.validators
     unchanged = ours == (headers.get("etag"), headers.get("last-modified"))
     theirs = ours if unchanged else validators(headers)
-    if ours.etag and theirs.etag and ours.etag.removeprefix("W/") != theirs.etag.removeprefix("W/"):
+    if ours.etag and theirs.etag:
+        if ours.etag.removeprefix("W/") != theirs.etag.removeprefix("W/"):
+            return None
+    elif ours.last_modified and theirs.last_modified not in (None, ours.last_modified):
         return None
     end = image.fresh_until
     if not headers.keys().isdisjoint(("cache-control", "expires", "vary")):

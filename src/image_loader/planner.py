@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from image_loader import freshness, naming
 from image_loader.directory import Directory, FileState
+from image_loader.formats import EXTENSIONS
 from image_loader.index import Index
 from image_loader.model import Image, Job, Line, Name, Outcome, Reason, Record, Settings, Status, Validators
 from image_loader.url import Url
@@ -70,7 +71,8 @@ class Planner:
         plain = next(names)
         if plain.complete and self._directory.stat(plain.path) is not None:
             hashed = next(names)
-            in_place = self._directory.stat(hashed.file(Path(plain.path).suffix)) is not None
+            files = map(hashed.file, {Path(plain.path).suffix, *EXTENSIONS.values()})
+            in_place = any(self._directory.stat(file) is not None for file in files)
             yield from (hashed, plain) if in_place else (plain, hashed)
         else:
             yield plain

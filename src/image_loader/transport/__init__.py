@@ -49,7 +49,8 @@ class Answer:
     """A response as its reader sees it: ``status``, header ``fields`` by lower-case name, and the body in chunks.
 
     ``requested`` and ``received`` are the times of the request and of the response's head, in seconds since the epoch.
-    It is read in a ``with`` block; when that ends, the attempt is over.
+    ``redirects`` are the answers that led to it, in their order. It is read in a ``with`` block; when that ends, the
+    attempt is over.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Answer:
         self.length = self._response.length
         self.requested = requested
         self.received = time.time()
+        self.redirects: list[Answer] = []
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +143,7 @@ class Transport:
         self.drop_idle()
 
     def _follow(self, url: Url, fields: Mapping[str, str], watch: Watch) -> Answer:
-        hop = url
+        hop, redirects = url, list[Answer]()
         for _ in range(self._settings.redirects + 1):
             try:
                 answer = self._get(hop, fields, watch, own=hop.origin == url.origin)
@@ -150,7 +152,9 @@ class Transport:
                     raise DownloadError(Reason.REDIRECTS, f"redirected to a {error.failure.detail}") from error
                 raise
             if answer.status not in _REDIRECTS:
+                answer.redirects = redirects
                 return answer
+            redirects.append(answer)
             location = answer.fields.get("location")
             answer.release()
             hop = _target(hop, location, url)
