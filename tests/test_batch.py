@@ -230,6 +230,31 @@ def test_an_event_ends_the_run_and_every_line_that_was_read_is_told(server: Serv
     assert leftovers(directory) == []
 
 
+@pytest.mark.parametrize(("window_size", "ahead"), [(10_000, 2), (10**6, 8)])
+def test_very_long_urls_are_not_looked_at_far_ahead(
+    server: Server, directory: Path, window_size: int, ahead: int
+) -> None:
+    read = []
+
+    def lines() -> Iterator[list[Line]]:
+        for number in range(8):
+            read.append(number)
+            yield lines_of(urls_of(server, 1, f"gated/{number}", "?" + "x" * 9000), number + 1)
+        server.gate.set()
+
+    def waiting() -> Iterator[Outcome]:
+        yield from batch.run(lines(), settings_for(directory, window_size=window_size), threading.Event())
+
+    run = threading.Thread(target=lambda: told.extend(waiting()))
+    told: list[Outcome] = []
+    run.start()
+    server.wait_for(lambda: len(server.requests) == min(ahead, 4))
+    assert len(read) == ahead
+    server.gate.set()
+    run.join()
+    assert [outcome.status for outcome in told] == [Status.SAVED] * 8
+
+
 def _broken_list(groups: Sequence[list[Line]], error: Exception) -> Iterator[list[Line]]:
     yield from groups
     raise error

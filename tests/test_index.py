@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -12,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -627,6 +629,36 @@ def test_a_lock_that_is_never_released_is_a_clear_error(path: Path, monkeypatch:
         with pytest.raises(IndexFileError, match="another program has kept it locked"):
             claim(index, "u", "a.jpg")
         said(holder, "go\n")
+
+
+def test_a_run_that_ends_does_not_wait_for_a_lock(path: Path) -> None:
+    fill(path, 10)
+    with start(HOLD, path) as holder, Index(path, NEVER, is_ending=lambda: True) as index:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        begun = time.monotonic()
+        with pytest.raises(IndexFileError, match="locked"):
+            claim(index, "u", "a.jpg")
+        assert time.monotonic() - begun < 10
+        said(holder, "go\n")
+
+
+def test_a_directory_that_another_program_has_locked_is_used_all_the_same(path: Path) -> None:
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        fill(path, 1)
+    finally:
+        os.close(directory)
+
+
+def test_a_file_adopted_while_another_run_saved_it_keeps_its_type_and_hash(index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    record(index, "u", IMAGE)
+    index.flush()
+    record(index, "u", IMAGE._replace(media_type=None, sha256=None, checked=3.0))
+    index.flush()
+    assert index.look_up([digest("u")])[digest("u")].image == IMAGE._replace(checked=3.0)
 
 
 FULL = """

@@ -52,7 +52,7 @@ def run(
         directory = Directory(settings.directory)
         stack.callback(directory.close)
         path = settings.index_file or directory.hidden / "index.sqlite3"
-        index = stack.enter_context(Index(path, settings.flush_interval))
+        index = stack.enter_context(Index(path, settings.flush_interval, stop.is_set))
         yield from _Run(settings, directory, index, stack, tick).outcomes(chain(first, lines), stop)
 
 
@@ -70,6 +70,7 @@ class _Run:
         self._tick = tick
         self._downloads: _Downloads | None = None
         self._new = 0
+        self._size = 0
 
     def outcomes(self, lines: Iterable[Sequence[Line]], stop: threading.Event) -> Iterator[Outcome]:
         """Yield the outcomes; whatever ends the run, every line that was read is accounted for."""
@@ -111,6 +112,7 @@ class _Run:
         if self._downloads is not None:
             self._downloads.scheduler.add(plan.jobs)
             self._new += sum(job.new for job in plan.jobs)
+            self._size += sum(len(job.url.text) for job in plan.jobs)
         yield from plan.outcomes
         if self._downloads is not None:
             # Jobs that run may hold their inode already.
@@ -122,13 +124,17 @@ class _Run:
         self._tick()
         while self._downloads is not None and not stop.is_set():
             scheduler = self._downloads.scheduler
-            yield from self._record(scheduler.advance(wait if scheduler.pending <= room else _WAIT))
+            yield from self._record(scheduler.advance(wait if self._has_room(room) else _WAIT))
             self._index.tick()
             self._tick()
             if scheduler.error is not None:
                 raise scheduler.error
-            if scheduler.pending <= room:
+            if self._has_room(room):
                 return
+
+    def _has_room(self, room: int) -> bool:
+        pending = self._downloads.scheduler.pending if self._downloads is not None else 0
+        return pending <= room and (self._size <= self._settings.window_size or not pending)
 
     def _cut_off(self) -> list[Outcome]:
         """Give up the downloads that wait, end those that run, and return how each ended."""
@@ -145,6 +151,7 @@ class _Run:
     def _record(self, finished: Sequence[Finished]) -> list[Outcome]:
         for end in finished:
             self._new -= end.job.new
+            self._size -= len(end.job.url.text)
             if isinstance(end.result, Saved | NotModified):
                 self._index.record(end.job.row, end.result.image)
             else:

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 from image_loader.errors import IndexFileError
 from image_loader.model import Image, Name, Record, Validators
+
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
@@ -24,6 +26,12 @@ _APPLICATION_ID = 0x696D6C64
 _VERSION = 1
 _LOCK_PATIENCE = 60.0
 """Seconds to wait for another program's write; a run of ours holds the lock for some milliseconds."""
+_LAST_PATIENCE = 1.0
+"""Seconds to wait for it when the run was told to end."""
+_BUSY_TIMEOUT = 0.5
+"""Seconds of that patience which are SQLite's own: as long as it waits, no signal is heard."""
+_LOCK_POLL = 0.02
+"""Seconds between two tries."""
 _PENDING_MAX = 5000
 """Images recorded but not yet written, whatever the flush interval: bounds the memory."""
 _VARIABLES = 500
@@ -54,8 +62,10 @@ _LOOK_UP = """SELECT digest, rowid, name, complete, size, mtime_ns, media_type, 
     fresh_until, saved, checked FROM image WHERE digest IN """
 _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
     WHERE NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ?) ON CONFLICT DO NOTHING"""
-_RECORD = """UPDATE image SET name = ?, complete = 1, size = ?, mtime_ns = ?, media_type = ?, sha256 = ?, etag = ?,
-    last_modified = ?, fresh_until = ?, saved = ?, checked = ? WHERE rowid = ?"""
+# A file that another program saved is recorded without type and hash; another run may know them by now.
+_RECORD = """UPDATE image SET name = ?, complete = 1, size = ?, mtime_ns = ?, media_type = coalesce(?, media_type),
+    sha256 = coalesce(?, sha256), etag = ?, last_modified = ?, fresh_until = ?, saved = ?, checked = ?
+    WHERE rowid = ?"""
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _WAYS_OUT = {
@@ -74,10 +84,11 @@ class Index:
     before, so that the next run begins anew.
     """
 
-    def __init__(self, path: Path, flush_interval: float) -> None:
+    def __init__(self, path: Path, flush_interval: float, is_ending: Callable[[], bool] = lambda: False) -> None:
         """Open the index, or make it with mode 0600; ``flush_interval`` is in seconds.
 
-        A damaged one is moved aside with a warning, and a new one begun; the images are not touched.
+        A damaged one is moved aside with a warning, and a new one begun; the images are not touched. ``is_ending`` says
+        that there is no time left to wait for other programs.
         """
         # Absolute: SQLite gives a meaning of their own to names such as ":memory:" and "file:a?b".
         self._path = Path(os.path.realpath(path))
@@ -86,7 +97,8 @@ class Index:
         self._pending: dict[int, Image] = {}
         # A bit for each row, in parts, since other programs may have left gaps.
         self._seen: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(_SEEN_BYTES))
-        self._connection = _open(self._path)
+        self._wait = _Patience(is_ending)
+        self._connection = _open(self._path, self._wait)
         self._inode = _inode(self._path)
 
     def __enter__(self) -> Self:
@@ -165,7 +177,7 @@ class Index:
     def _transaction(self, begin: str) -> Iterator[None]:
         try:
             with self._connection:
-                self._connection.execute(begin)
+                self._wait.out(lambda: self._connection.execute(begin))
                 yield
         except sqlite3.Error as error:
             if _is_damage(error):
@@ -184,10 +196,29 @@ class Index:
         ) from error
 
 
-def _open(path: Path) -> sqlite3.Connection:
+class _Patience:
+    """Waits for what another program has locked."""
+
+    def __init__(self, is_ending: Callable[[], bool]) -> None:
+        self._is_ending = is_ending
+
+    def out(self, attempt: Callable[[], T]) -> T:
+        """Return what ``attempt`` returns, once SQLite finds nothing locked any more; raise its error at the end."""
+        begun = time.monotonic()
+        while True:
+            try:
+                return attempt()
+            except sqlite3.OperationalError as error:
+                patience = _LAST_PATIENCE if self._is_ending() else _LOCK_PATIENCE
+                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() - begun > patience:
+                    raise
+            time.sleep(_LOCK_POLL)
+
+
+def _open(path: Path, wait: _Patience) -> sqlite3.Connection:
     try:
         with _alone(path.parent):
-            return _connect_or_begin_anew(path)
+            return wait.out(lambda: _connect_or_begin_anew(path))
     except sqlite3.Error as error:
         raise _failure(path, error) from error
 
@@ -209,20 +240,31 @@ def _alone(directory: Path) -> Iterator[None]:
 
     Without it, two that find the same damage move aside each other's new index; and the switch to WAL fails at once
     where another makes it, since SQLite's busy timeout does not cover it (3.40). Some network file systems lock no
-    directory: there, this is a hope.
+    directory: there, this is a hope. It is one as well where a program that is none of ours keeps the lock, such as
+    ``flock(1)``.
     """
     with ExitStack() as stack:
         with suppress(OSError):
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            give_up = time.monotonic() + _LAST_PATIENCE
+            while not _locks(descriptor) and time.monotonic() < give_up:
+                time.sleep(_LOCK_POLL)
         yield
+
+
+def _locks(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     _require_file(path)
     # An iterator that loads images may be handed from thread to thread.
-    connection = sqlite3.connect(path, timeout=_LOCK_PATIENCE, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
         _prepare(connection, path)
     except BaseException:
@@ -294,15 +336,20 @@ def _inode(path: Path) -> int | None:
     return None
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
+def _code(error: sqlite3.Error) -> int | None:
+    """Return SQLite's primary result code; the module's own complaint about text that is not UTF-8 bears none."""
     code = getattr(error, "sqlite_errorcode", None)
-    # The module's own complaint about text that is not UTF-8 bears no code.
-    return isinstance(error, sqlite3.OperationalError) if code is None else code & 0xFF in _DAMAGE
+    return None if code is None else code & 0xFF
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    code = _code(error)
+    return isinstance(error, sqlite3.OperationalError) if code is None else code in _DAMAGE
 
 
 def _failure(path: Path, error: sqlite3.Error) -> IndexFileError:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    return IndexFileError(f"{path}: the index cannot be used: {_WAYS_OUT.get(code, 'an error of SQLite')} ({error})")
+    way_out = _WAYS_OUT.get(_code(error) or sqlite3.SQLITE_ERROR, "an error of SQLite")
+    return IndexFileError(f"{path}: the index cannot be used: {way_out} ({error})")
 
 
 def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:

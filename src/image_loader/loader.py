@@ -49,6 +49,8 @@ CHUNK = 262_144
 """Bytes of a body that one thread holds in memory at once."""
 WINDOW = 10_000
 """Lines of the list looked at ahead of the slowest download; some 1 kB each."""
+WINDOW_SIZE = 4_000_000
+"""Characters of the URLs that are looked at ahead; where they are very long, fewer lines are."""
 BATCH = 100
 """Lines read, looked up in the index and decided upon together."""
 FLUSH_INTERVAL = 1.0
@@ -157,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         status = stop.status or (1 if failed else 0)
     except LoaderError as error:
         _LOG.error("%s", error)
-        status = 2
+        status = stop.status or 2
     logging.shutdown()
     # Python's own way out would wait for threads that are blocked in a name look-up, which nothing can cut short; and
     # it takes a tenth of a run that has nothing to do.
@@ -291,6 +293,7 @@ def _settings(
         index_file=None if index is None else Path(index),
         layout=Layout(layout),
         window=max(WINDOW, BATCH),
+        window_size=WINDOW_SIZE,
         batch=BATCH,
         chunk=CHUNK,
         pool_hosts=POOL_HOSTS,

@@ -233,6 +233,7 @@ class Settings(NamedTuple):
     verify: bool
     index_file: Path | None
     window: int
+    window_size: int
     batch: int
     chunk: int
     pool_hosts: int
