@@ -657,6 +657,17 @@ def test_a_deleted_index_costs_a_conditional_request(server: Server, loader: Loa
     assert loader.run(urls).counts == (0, 20, 0, 0)
 
 
+def test_a_deleted_index_is_no_loss_where_names_bear_a_hash_either(server: Server, loader: Loader) -> None:
+    shared = [server.url(f"/image/{folder}/photo.JPG?type=webp") for folder in "ab"]
+    nameless = [server.url(f"/image/{number}") for number in range(5)]
+    first = loader.run([*shared, *nameless])
+    _forget(loader)
+    second = loader.run([*reversed(nameless), *reversed(shared)])
+    assert first.counts == (7, 0, 0, 0)
+    assert second.counts == (0, 7, 0, 0)
+    assert {row["url"]: row["file"] for row in second.rows} == {row["url"]: row["file"] for row in first.rows}
+
+
 @pytest.mark.parametrize("content", [b"", b"no database", b"SQLite format 3\0" + bytes(8000)])
 def test_a_damaged_index_is_moved_aside_and_the_images_stay(server: Server, loader: Loader, content: bytes) -> None:
     urls = urls_of(server, 20)

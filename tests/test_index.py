@@ -626,7 +626,7 @@ def test_a_lock_that_is_never_released_is_a_clear_error(path: Path, monkeypatch:
     with start(HOLD, path) as holder, Index(path, NEVER) as index:
         assert holder.stdout is not None
         holder.stdout.readline()
-        with pytest.raises(IndexFileError, match="another program has kept it locked"):
+        with pytest.raises(IndexFileError, match="another program keeps it locked"):
             claim(index, "u", "a.jpg")
         said(holder, "go\n")
 

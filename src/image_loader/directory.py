@@ -104,6 +104,11 @@ class Directory:
             raise self._end_of_run(error) from error
         self.sweep()
 
+    def is_empty(self) -> bool:
+        """Whether nothing is there but what is hidden."""
+        with self.translating, os.scandir(self._root) as entries:
+            return all(entry.name.startswith(".") for entry in entries)
+
     def stat(self, file: str) -> FileState | None:
         """Return the state of a regular file; None where there is none, or a link, directory or FIFO in its place."""
         try:

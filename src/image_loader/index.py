@@ -69,7 +69,7 @@ _RECORD = """UPDATE image SET name = ?, complete = 1, size = ?, mtime_ns = ?, me
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _WAYS_OUT = {
-    sqlite3.SQLITE_BUSY: f"another program has kept it locked for {_LOCK_PATIENCE:.0f} s; end that, or use --index",
+    sqlite3.SQLITE_BUSY: "another program keeps it locked; end that, or use --index",
     sqlite3.SQLITE_FULL: "no space left, on its disk or on that of temporary files (SQLITE_TMPDIR names another)",
     sqlite3.SQLITE_IOERR: "it cannot be read or written; its disk, or that of temporary files, may be full or failing",
     sqlite3.SQLITE_READONLY: "it is read-only now; check its permissions and its disk, or use --index",
@@ -106,6 +106,11 @@ class Index:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.close()
+
+    def is_empty(self) -> bool:
+        """Whether nothing is known of any URL: it was begun just now, or all that it knew is lost."""
+        with self._transaction("BEGIN"):
+            return self._connection.execute("SELECT 1 FROM image LIMIT 1").fetchone() is None
 
     def first_seen(self, record: Record) -> bool:
         """Tell whether this run sees the record for the first time, and remember it, by one bit of memory."""

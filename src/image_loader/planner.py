@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from image_loader import freshness, naming
 from image_loader.directory import Directory, FileState
-from image_loader.formats import EXTENSIONS
+from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
 from image_loader.index import Index
 from image_loader.model import Image, Job, Line, Name, Outcome, Reason, Record, Settings, Status, Validators
 from image_loader.url import Url
@@ -32,6 +31,8 @@ class Planner:
         self._settings = settings
         self._directory = directory
         self._index = index
+        # The images of an index that was lost are found again by their names.
+        self._index_lost = index.is_empty() and not directory.is_empty()
 
     def plan(self, group: Sequence[Line]) -> Plan:
         """Decide about a group of lines, at one price: a few queries, and a look at each file."""
@@ -68,15 +69,21 @@ class Planner:
         Should the index have been lost, the plain name's file may be another URL's; one with the hash is its own.
         """
         names = naming.candidates(url, self._settings.layout, self._directory.max_name_bytes)
-        plain = next(names)
-        if plain.complete and self._directory.stat(plain.path) is not None:
+        preferred = next(names)
+        if preferred.complete and self._directory.stat(preferred.path) is not None:
             hashed = next(names)
-            files = map(hashed.file, {Path(plain.path).suffix, *EXTENSIONS.values()})
-            in_place = any(self._directory.stat(file) is not None for file in files)
-            yield from (hashed, plain) if in_place else (plain, hashed)
+            yield from self._standing(hashed)
+            yield from (preferred, hashed)
         else:
-            yield plain
+            if self._index_lost and not preferred.complete:
+                yield from self._standing(preferred)
+            yield preferred
         yield from names
+
+    def _standing(self, hashed: Name) -> Iterator[Name]:
+        """Yield the name under which an image of this URL was saved, if there is one: its type gave the extension."""
+        files = map(hashed.file, sorted({*EXTENSIONS.values(), UNKNOWN_EXTENSION}))
+        return (Name(file, complete=True) for file in files if self._directory.stat(file) is not None)
 
     def _decide(self, line: Line, url: Url, record: Record, now: float, plan: Plan) -> None:
         """Say that the file in place is fresh, or what to ask for (RFC 9111, 4)."""
