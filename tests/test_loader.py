@@ -128,10 +128,16 @@ def test_verbose_tells_of_each_image_and_ends_with_the_summary(server: Server, l
     assert SUMMARY.search(again.stderr.splitlines()[-1])
 
 
-def test_more_verbose_tells_what_was_decided(server: Server, loader: Loader) -> None:
-    loader.run(urls_of(server, 1))
-    told = loader.run(urls_of(server, 1), "-vv").stderr
-    assert etag(server.image("/image/0000.png")) in told
+def test_more_verbose_tells_what_was_decided_and_why(server: Server, loader: Loader) -> None:
+    urls = urls_of(server, 1)
+    assert "since it is not there" in loader.run(urls, "-vv").stderr
+    assert etag(server.image("/image/0000.png")) in loader.run(urls, "-vv").stderr
+    assert "by force" in loader.run(urls, "-vv", "--force").stderr
+    (loader.directory / "0000.png").write_bytes(b"edited")
+    assert "not as it was saved" in loader.run(urls, "-vv").stderr
+    server.headers["/image/0000.png"] = {"Cache-Control": "max-age=3600"}
+    loader.run(urls, "--revalidate")
+    assert re.search("fresh for another 3[0-9]{3} s", loader.run(urls, "-vv").stderr)
 
 
 WRONG_USE = [
@@ -164,6 +170,49 @@ def test_wrong_use_ends_before_anything_is_asked(server: Server, loader: Loader,
     assert run.status == 2
     assert run.stderr.strip()
     assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--forse", "list", "images"], "did you mean --force?"),
+        (["--layout", "round", "list", "images"], "'flat', 'host', 'hash'"),
+        (["--threads", "many", "list", "images"], "'many' is no whole number"),
+        (["--threads", "0", "list", "images"], "--threads: 0 will not do; it takes a number, at least 1"),
+        (["--timeout", "soon", "list", "images"], "no number of seconds"),
+        (["list", ""], "an empty name"),
+        (["", "images"], "an empty name"),
+        (["http://user:secret@host/a.jpg?secret=1", "images"], "http://host/a.jpg?…: a URL, where a file of URLs"),
+        (["images", "list"], "the list comes first"),
+        (["missing", "list"], "the list comes first"),
+        (["-H", "Authorization secret", "list", "images"], "no colon after 'Authorization'"),
+        (["-A", "\u2603", "list", "images"], "--user-agent"),
+    ],
+    ids=repr,
+)
+def test_wrong_use_is_told_with_what_to_type_instead(loader: Loader, arguments: list[str], hint: str) -> None:
+    (loader.home / "list").write_text("http://127.0.0.1:1/a.jpg\n")
+    (loader.home / "images").mkdir()
+    run = loader.bare(*arguments)
+    assert run.status == 2
+    assert hint in run.stderr
+    assert "loader: " in run.stderr
+    assert "secret" not in run.stderr
+    assert list((loader.home / "images").iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [["--failed", "kept.csv"], ["--results", "kept.csv"]])
+def test_a_run_that_cannot_start_empties_no_file(loader: Loader, options: list[str]) -> None:
+    (loader.home / "kept.csv").write_text("kept")
+    assert loader.bare(*options, "missing.txt", "images").status == 2
+    assert (loader.home / "kept.csv").read_text() == "kept"
+
+
+def test_failures_that_are_not_shown_are_counted(server: Server, loader: Loader) -> None:
+    run = loader.run(urls_of(server, 8, "status-404"))
+    assert sum(line.startswith("failed ") for line in run.stderr.splitlines()) == 3
+    assert "5 more that failed are not shown" in run.stderr
+    assert "not shown" not in loader.run(urls_of(server, 8, "status-404"), "-v").stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["only-one"], ["one", "two", "three"]])
@@ -1103,7 +1152,7 @@ def test_the_library_cleans_up_when_its_caller_stops_early(server: Server, tmp_p
     before = threading.active_count()
     outcomes = load([server.url("/a.png"), *urls_of(server, 20, "gated")], tmp_path / "images")
     assert next(iter(outcomes)).file == "a.png"
-    outcomes.close()  # type: ignore[attr-defined]
+    outcomes.close()
     assert leftovers(tmp_path / "images") == []
     # Threads that have nothing left to do end by themselves, some moments later.
     server.wait_for(lambda: threading.active_count() <= before + server.at_work + 1)

@@ -14,6 +14,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -71,16 +72,15 @@ class Terminal:
         self.stream: TextIO = os.fdopen(slave, "w", encoding="utf-8")
         self.resize(columns)
         self._received = b""
+        self._lock = threading.Lock()
 
     def resize(self, columns: int) -> None:
         termios.tcsetwinsize(self._master, (ROWS, columns))
 
     def received(self) -> str:
-        try:
+        with self._lock, suppress(BlockingIOError):
             while chunk := os.read(self._master, 65536):
                 self._received += chunk
-        except BlockingIOError:
-            pass
         return self._received.decode()
 
     def screen(self) -> list[str]:
@@ -241,26 +241,37 @@ def pipe() -> Iterator[tuple[int, TextIO]]:
     os.close(read)
 
 
-def log_failures(logger: logging.Logger, stream: TextIO, level: int, reason: Reason = Reason.TIMEOUT) -> None:
+def log_failures(logger: logging.Logger, stream: TextIO, level: int, *reasons: Reason) -> OutcomeLog:
+    """Log 500 outcomes, half of them failures of each reason in turn."""
     logger.setLevel(level)
     logger.addHandler(LogHandler(Console(stream)))
     log = OutcomeLog(logger)
     for number in range(500):
-        log.write(saved(number) if number % 2 else failed(number, reason))
+        log.write(saved(number) if number % 2 else failed(number, reasons[number // 2 % len(reasons)]))
+    return log
 
 
-def test_a_cron_mail_holds_the_first_ten_failures(logger: logging.Logger, pipe: tuple[int, TextIO]) -> None:
+def test_a_cron_mail_holds_the_first_failures_of_each_kind(logger: logging.Logger, pipe: tuple[int, TextIO]) -> None:
     read, stream = pipe
-    log_failures(logger, stream, logging.WARNING)
+    log = log_failures(logger, stream, logging.WARNING, Reason.TIMEOUT, Reason.DNS)
     lines = written(read).splitlines()
-    assert len(lines) == 10
     assert all(line.startswith("failed ") for line in lines)
+    assert [sum(reason in line for line in lines) for reason in ("timeout", "dns")] == [3, 3]
+    assert log.left_out == 250 - 6
+
+
+def test_a_cron_mail_holds_ten_failures_at_most(logger: logging.Logger, pipe: tuple[int, TextIO]) -> None:
+    read, stream = pipe
+    log = log_failures(logger, stream, logging.WARNING, *(reason for reason in Reason if reason != "interrupted"))
+    assert len(written(read).splitlines()) == 10
+    assert log.left_out == 240
 
 
 def test_a_verbose_log_holds_each_outcome(logger: logging.Logger, pipe: tuple[int, TextIO]) -> None:
     read, stream = pipe
-    log_failures(logger, stream, logging.INFO)
+    log = log_failures(logger, stream, logging.INFO, Reason.TIMEOUT)
     assert len(written(read).splitlines()) == 500
+    assert log.left_out == 0
 
 
 def test_an_interrupted_run_does_not_warn_of_what_it_left_undone(
@@ -386,10 +397,10 @@ def test_a_character_that_the_encoding_lacks_is_escaped(pipe: tuple[int, TextIO]
 @pytest.mark.parametrize(
     ("columns", "text"),
     [
-        (20, "2250/5000, 12 faile"),
+        (20, "2250/5000, 12 fai"),
         (40, "2250/5000, 12 failed, 00:02 left"),
         (60, "2250/5000, 1119 images/s, 1.1 MB/s, 12 failed, 00:02 left"),
-        (80, " 45%|██████▊        | 2250/5000, 1119 images/s, 1.1 MB/s, 12 failed, 00:02 left"),
+        (80, " 45%|█████▊       | 2250/5000, 1119 images/s, 1.1 MB/s, 12 failed, 00:02 left"),
     ],
 )
 def test_the_bar_fits_the_terminal(terminal: Terminal, clock: Clock, columns: int, text: str) -> None:
@@ -401,7 +412,17 @@ def test_the_bar_fits_the_terminal(terminal: Terminal, clock: Clock, columns: in
     clock.now += 2
     bar.tick()
     assert terminal.screen() == [text]
-    assert len(text) < columns
+    assert len(text) + len("^C") < columns
+
+
+def test_the_bar_says_for_how_long_all_that_is_left_has_to_wait(terminal: Terminal, clock: Clock) -> None:
+    bar = Bar(Console(terminal.stream), Tally(), 5000, clock)
+    clock.now += 2
+    bar.tick(25.0)
+    assert terminal.screen()[-1].endswith("0 failed, waits 00:25")
+    clock.now += 2
+    bar.tick()
+    assert terminal.screen()[-1].endswith("? left")
 
 
 def test_the_bar_fits_a_terminal_that_is_resized(terminal: Terminal, clock: Clock) -> None:
@@ -412,7 +433,7 @@ def test_the_bar_fits_a_terminal_that_is_resized(terminal: Terminal, clock: Cloc
         clock.now += 1
         bar.tick()
         widths.append(len(terminal.screen()[-1]))
-    assert widths == [199, 24, 119]
+    assert widths == [197, 24, 117]
 
 
 def test_log_lines_stand_whole_above_the_bar(terminal: Terminal, logger: logging.Logger, clock: Clock) -> None:

@@ -411,6 +411,17 @@ def test_a_turn_does_not_go_on_with_a_host_that_is_paused() -> None:
     assert not house.running
 
 
+def test_it_is_told_how_long_nothing_can_come() -> None:
+    house = House()
+    house.add(*urls("host", 1))
+    assert house.scheduler.waits() == 0
+    house.answer(Failure(Reason.HTTP_STATUS, "", 503, passing=True, retry_after=20.0))
+    house.advance(1.0)
+    assert house.scheduler.waits() == 19
+    house.add(*urls("other", 1))
+    assert house.scheduler.waits() == 0
+
+
 def test_what_waits_in_a_turn_when_its_host_is_paused_waits_with_the_others() -> None:
     house = House({"per_host": 2})
     house.add(*urls("near", 100))

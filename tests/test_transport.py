@@ -1319,6 +1319,14 @@ def test_netrc_lends_user_and_password_to_its_host_alone(asking: Transport, tmp_
     ]  # fmt: skip
 
 
+def test_netrc_does_not_go_before_what_the_user_asks_for(tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login user password pass\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    with Scripted(served()) as server, transport(headers={"authorization": "Bearer token"}) as asking:
+        get(asking, server.url("/a"))
+    assert server.requests[0].headers["authorization"] == "Bearer token"
+
+
 @pytest.mark.parametrize("content", ["machine", "machine 127.0.0.1 login", "\x00\xff"])
 def test_a_netrc_that_is_none_does_no_harm(asking: Transport, tmp_path: Path, content: str) -> None:
     (tmp_path / ".netrc").write_text(content)

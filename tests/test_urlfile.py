@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from image_loader.errors import UrlFileError
 from image_loader.model import Line
-from image_loader.urlfile import LIMIT, count, from_strings, read
+from image_loader.urlfile import LIMIT, POLL, count, from_strings, read
 
 BYTES = st.one_of(
     st.binary(),
@@ -74,6 +74,15 @@ def through_a_pipe(pieces: list[bytes]) -> list[Line]:
     finally:
         thread.join()
         os.close(reader)
+
+
+def test_strings_that_come_slowly_are_handed_on_one_by_one() -> None:
+    def slowly() -> Iterator[str]:
+        for number in range(3):
+            time.sleep(2 * POLL)
+            yield f"http://host/{number}.jpg"
+
+    assert [len(group) for group in from_strings(slowly(), 100)] == [1, 1, 1]
 
 
 def test_blank_lines_and_comments_are_passed_over_but_counted(urlfile: Path) -> None:

@@ -37,13 +37,16 @@ _GRACE = 1.5
 
 
 def run(
-    lines: Iterable[Sequence[Line]], settings: Settings, stop: threading.Event, tick: Callable[[], None] = lambda: None
+    lines: Iterable[Sequence[Line]],
+    settings: Settings,
+    stop: threading.Event,
+    tick: Callable[[float], None] = lambda _: None,
 ) -> Generator[Outcome, None, None]:
     """Yield the outcome of every line, as images end, until the list ends or ``stop`` is set.
 
     ``lines`` come in groups; an empty group says that none is there yet. ``tick`` is called several times a second,
-    also while nothing ends. Raises ``LoaderError`` for what ends the run; what was saved until then is in place and in
-    the index.
+    also while nothing ends, with the seconds for which nothing can, since all that is left has to wait. Raises
+    ``LoaderError`` for what ends the run; what was saved until then is in place and in the index.
     """
     lines = iter(lines)
     # Read before anything is made: a list that is not there leaves no directory behind.
@@ -60,7 +63,7 @@ class _Run:
     """One run, in the main thread: it reads, decides, schedules and records."""
 
     def __init__(
-        self, settings: Settings, directory: Directory, index: Index, stack: ExitStack, tick: Callable[[], None]
+        self, settings: Settings, directory: Directory, index: Index, stack: ExitStack, tick: Callable[[float], None]
     ) -> None:
         self._settings = settings
         self._directory = directory
@@ -121,12 +124,12 @@ class _Run:
     def _advance(self, stop: threading.Event, room: int, wait: float) -> Iterator[Outcome]:
         """Let downloads go on until at most ``room`` are left, and until one ends, for ``wait`` seconds at the most."""
         self._index.tick()
-        self._tick()
+        self._tick(0.0)
         while self._downloads is not None and not stop.is_set():
             scheduler = self._downloads.scheduler
             yield from self._record(scheduler.advance(wait if self._has_room(room) else _WAIT))
             self._index.tick()
-            self._tick()
+            self._tick(scheduler.waits())
             if scheduler.error is not None:
                 raise scheduler.error
             if self._has_room(room):

@@ -18,13 +18,13 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
 from image_loader import __version__, batch, urlfile
-from image_loader.errors import LoaderError, OptionError
+from image_loader.errors import LoaderError, OptionError, UrlFileError
 from image_loader.model import Layout, Outcome, Settings
 from image_loader.progress import Bar, Console, LogHandler, OutcomeLog, Tally
 
@@ -116,14 +116,14 @@ def load(
     layout: Layout | str = LAYOUT,
     verify: bool = False,
     index: str | os.PathLike[str] | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Download images into ``directory`` and yield the outcome of each line as it ends.
 
     ``urls`` is the path of a list, or the URLs themselves. Times are in seconds, sizes in bytes. The options are those
     of the command. Nothing is printed, no signal handler set; closing the iterator early ends the downloads that run.
 
-    Raises ``LoaderError`` (one of those in ``image_loader.errors``), when the first outcome is asked for or later, if
-    the run cannot start or cannot go on.
+    Raises ``OptionError`` for an option that makes no sense; when the first outcome is asked for or later, another
+    ``LoaderError`` (those in ``image_loader.errors``) if the run cannot start or cannot go on.
     """
     settings = _settings(
         directory,
@@ -158,12 +158,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             failed = _run(arguments, console, stop).failed
         status = stop.status or (1 if failed else 0)
     except LoaderError as error:
-        _LOG.error("%s", error)
+        _LOG.error("loader: %s%s", error, _order_hint(error, arguments))
         status = stop.status or 2
     logging.shutdown()
     # Python's own way out would wait for threads that are blocked in a name look-up, which nothing can cut short; and
     # it takes a tenth of a run that has nothing to do.
     os._exit(status)
+
+
+def _order_hint(error: LoaderError, arguments: argparse.Namespace) -> str:
+    swapped = arguments.directory.is_file() or Path(arguments.urls).is_dir()
+    return "; the list comes first: loader URLFILE DIRECTORY" if isinstance(error, UrlFileError) and swapped else ""
 
 
 def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
@@ -172,10 +177,10 @@ def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
     settings = settings._replace(one_processor=ONE_PROCESSOR)
     _take_descriptors()
     gc.set_threshold(GARBAGE_INTERVAL)
-    started, tally = time.monotonic(), Tally()
+    started, tally, log = time.monotonic(), Tally(), OutcomeLog(_LOG)
     with ExitStack() as stack:
-        stack.callback(lambda: _summarize(tally, time.monotonic() - started))
-        records = [tally.add, OutcomeLog(_LOG).write, *_files(arguments, stack)]
+        stack.callback(lambda: _summarize(tally, log, time.monotonic() - started))
+        records = [tally.add, log.write, *_files(arguments, stack)]
         tick = _bar(arguments, console, tally, stack)
         lines = urlfile.read(arguments.urls, settings.batch)
         for outcome in stack.enter_context(closing(batch.run(lines, settings, stop.event, tick))):
@@ -196,8 +201,16 @@ def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Ou
 
     Most runs want none, and are over before what these would import is.
     """
-    _check_distinct(arguments.urls, results=arguments.results, failed=arguments.failed, report=arguments.report)
+    files = {"results": arguments.results, "failed": arguments.failed, "report": arguments.report}
+    if not any(files.values()):
+        return []
+    _check_distinct(arguments.urls, files)
+    urlfile.check(arguments.urls)  # For a run that cannot start, nothing is emptied.
     writers: list[Callable[[Outcome], None]] = []
+    if arguments.report is not None:
+        from image_loader.report import Report
+
+        writers.append(stack.enter_context(Report(arguments.report, arguments.directory)).write)
     if arguments.results is not None:
         from image_loader.results import ResultsFile
 
@@ -206,14 +219,10 @@ def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Ou
         from image_loader.results import FailedFile
 
         writers.append(stack.enter_context(FailedFile(arguments.failed)).write)
-    if arguments.report is not None:
-        from image_loader.report import Report
-
-        writers.append(stack.enter_context(Report(arguments.report, arguments.directory)).write)
     return writers
 
 
-def _check_distinct(urls: str, **files: Path | None) -> None:
+def _check_distinct(urls: str, files: Mapping[str, Path | None]) -> None:
     """Raise ``OptionError`` for a file that would be emptied while it is read, or written twice over."""
     used = [Path(urls)]
     for name, path in files.items():
@@ -230,11 +239,11 @@ def _same(path: Path, other: Path) -> bool:
         return False
 
 
-def _bar(arguments: argparse.Namespace, console: Console, tally: Tally, stack: ExitStack) -> Callable[[], None]:
+def _bar(arguments: argparse.Namespace, console: Console, tally: Tally, stack: ExitStack) -> Callable[[float], None]:
     """Set up the progress bar, if there is one; return what draws it when it is due."""
     wanted = console.redraws and not arguments.quiet if arguments.progress is None else arguments.progress
     if not wanted:
-        return lambda: None
+        return lambda _: None
     bar = stack.enter_context(Bar(console, tally))
 
     def count() -> None:
@@ -244,11 +253,13 @@ def _bar(arguments: argparse.Namespace, console: Console, tally: Tally, stack: E
     return bar.tick
 
 
-def _summarize(tally: Tally, seconds: float) -> None:
+def _summarize(tally: Tally, log: OutcomeLog, seconds: float) -> None:
     if not tally.done and sys.exc_info()[0] is not None:
         return  # The run never began.
     for line in tally.summary(seconds):
         _LOG.log(logging.WARNING if tally.failed else logging.INFO, "%s", line)
+    if log.left_out:
+        _LOG.warning("%d more that failed are not shown; -v shows them, --failed FILE keeps them", log.left_out)
 
 
 class _Stop:
@@ -286,6 +297,10 @@ def _settings(
     **options: Any,
 ) -> Settings:
     """Put the options and the constants together; raise ``OptionError`` for values that make no sense."""
+    if not os.fspath(directory):
+        raise OptionError("DIRECTORY is empty; write '.' for the one you are in")
+    if layout not in set(Layout):
+        raise OptionError(f"--layout: {layout!r} is none of {', '.join(Layout)}")
     settings = Settings(
         directory=Path(directory),
         headers=dict(headers or {}),
@@ -311,11 +326,15 @@ def _settings(
 
 def _check(settings: Settings) -> None:
     for name, least in _LEAST.items():
-        if not least <= getattr(settings, name) <= _MOST:
-            raise OptionError(f"--{name.replace('_', '-')}: a number from {least:g} to {_MOST:g}")
-    for name, value in {**settings.headers, "User-Agent": settings.user_agent}.items():
+        value = getattr(settings, name)
+        if not isinstance(value, int | float) or not least <= value <= _MOST:
+            limit = f"at most {_MOST}" if isinstance(value, int | float) and value > _MOST else f"at least {least:g}"
+            raise OptionError(f"--{name.replace('_', '-')}: {value!r} will not do; it takes a number, {limit}")
+    for name, value in settings.headers.items():
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             raise OptionError(f"--header: {name!r} or its value is no header that can be sent")
+    if not _HEADER_VALUE.fullmatch(settings.user_agent):
+        raise OptionError("--user-agent: it holds characters that no header can have")
     if settings.ca_bundle is not None and not Path(settings.ca_bundle).exists():
         raise OptionError(f"--ca-bundle: {settings.ca_bundle}: no such file or directory")
     if settings.verify:
@@ -332,9 +351,23 @@ def _log_to(console: Console, level: int) -> None:
     _LOG.propagate = False
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says of a mistyped option which one may be meant."""
+
+    def error(self, message: str) -> NoReturn:
+        from difflib import get_close_matches
+
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        typed = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        meant = [match for word in typed if word not in known for match in get_close_matches(word, known, 1)]
+        hint = f"did you mean {' '.join(meant)}? " if meant else ""
+        self.print_usage(sys.stderr)
+        self.exit(2, f"loader: {message}\n{hint}'loader --help' shows all options\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; the man page and the shells' completions are made from it, too."""
-    command = argparse.ArgumentParser(
+    command = _Parser(
         "loader",
         usage="loader [options] URLFILE DIRECTORY",
         description="Download the images of a list of URLs into a directory, and keep them current on each run.",
@@ -354,8 +387,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_positional(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("urls", metavar="URLFILE", help="one URL a line, plain or gzip; '-' is standard input")
-    group.add_argument("directory", metavar="DIRECTORY", type=Path, help="where the images go; made if it is not there")
+    group.add_argument(
+        "urls", metavar="URLFILE", type=_name, help="one URL a line, plain or gzip; '-' is standard input"
+    )
+    group.add_argument(
+        "directory", metavar="DIRECTORY", type=_path, help="where the images go; made if it is not there"
+    )
 
 
 def _add_freshness(group: argparse._ArgumentGroup) -> None:
@@ -377,32 +414,32 @@ def _add_freshness(group: argparse._ArgumentGroup) -> None:
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "-t", "--threads", type=int, default=THREADS, metavar="N", help="downloads at once (default: %(default)s)"
+        "-t", "--threads", type=_whole, default=THREADS, metavar="N", help="downloads at once (default: %(default)s)"
     )
     group.add_argument(
         "--per-host",
-        type=int,
+        type=_whole,
         default=PER_HOST,
         metavar="N",
         help="downloads at once from one host (default: %(default)s)",
     )
     group.add_argument(
         "--timeout",
-        type=float,
+        type=_seconds,
         default=TIMEOUT,
         metavar="SECONDS",
         help="to connect, and between two bytes (default: %(default)g)",
     )
     group.add_argument(
         "--max-time",
-        type=float,
+        type=_seconds,
         default=MAX_TIME,
         metavar="SECONDS",
         help="for one attempt at one image (default: %(default)g)",
     )
     group.add_argument(
         "--retries",
-        type=int,
+        type=_whole,
         default=RETRIES,
         metavar="N",
         help="further attempts after a passing failure (default: %(default)s)",
@@ -427,7 +464,7 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         metavar="TEXT",
         help="who servers are told we are (default: %(default)s)",
     )
-    group.add_argument("--ca-bundle", metavar="FILE", help="whom to trust for HTTPS")
+    group.add_argument("--ca-bundle", type=_name, metavar="FILE", help="whom to trust for HTTPS")
     group.add_argument("--insecure", action="store_true", help="trust any certificate")
     group.add_argument("--public-only", action="store_true", help="refuse addresses that are not public")
 
@@ -435,21 +472,20 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
 def _add_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--layout",
-        type=Layout,
-        choices=list(Layout),
-        default=LAYOUT,
+        choices=[layout.value for layout in Layout],
+        default=LAYOUT.value,
         help="name; host/name; ab/cd/name (default: %(default)s)",
     )
-    group.add_argument("--results", type=Path, metavar="FILE", help="write one row per URL, as .jsonl or .csv")
+    group.add_argument("--results", type=_path, metavar="FILE", help="write one row per URL, as .jsonl or .csv")
     group.add_argument(
-        "--failed", type=Path, metavar="FILE", help="write the URLs that failed: a list for the next run"
+        "--failed", type=_path, metavar="FILE", help="write the URLs that failed: a list for the next run"
     )
     group.add_argument(
-        "--report", type=Path, metavar="FILE", help="write a web page, .html, to look at (needs the extra 'report')"
+        "--report", type=_path, metavar="FILE", help="write a web page, .html, to look at (needs the extra 'report')"
     )
     group.add_argument(
         "--index",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="where to remember what is known of each image (default: DIRECTORY/.image_loader/index.sqlite3)",
     )
@@ -463,6 +499,30 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("-h", "--help", action="help", help="show this text and exit")
     group.add_argument("--version", action="version", version=f"image_loader {__version__}", help="show it and exit")
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name; is a variable not set? ('.' is the directory that you are in)")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_name(text))
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number; write it like 8") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; write it like 10 or 0.5") from None
 
 
 def _size(text: str) -> int:
@@ -480,7 +540,8 @@ def _size(text: str) -> int:
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon:
-        raise argparse.ArgumentTypeError(f"{text!r} has no colon; write it like 'Referer: https://example.com/'")
+        # The rest may be a secret.
+        raise argparse.ArgumentTypeError(f"no colon after {text.partition(' ')[0]!r}; write it like 'Name: value'")
     return name.strip(), value.strip()
 
 

@@ -90,7 +90,7 @@ def require_verify() -> None:
         for module in ("PIL.Image", "defusedxml.ElementTree"):
             importlib.import_module(module)
     except ImportError as error:
-        raise OptionError(f"--verify needs more: pip install 'image_loader[verify]' ({error})") from error
+        raise OptionError(f"--verify needs more: pip install Pillow defusedxml ({error})") from error
 
 
 def load_decoders() -> None:

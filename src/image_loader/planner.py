@@ -92,12 +92,14 @@ class Planner:
         image = _as_recorded(record, state, now)
         if image is not None and not (settings.force or settings.revalidate) and freshness.is_fresh(image, now):
             if _LOG.isEnabledFor(logging.DEBUG):
-                _LOG.debug("line %d: %s: its headers call it fresh", line.number, image.file)
+                left = (image.fresh_until or now) - now
+                _LOG.debug("line %d: %s: fresh for another %.0f s by its headers", line.number, image.file, left)
             plan.outcomes.append(_fresh(line, image))
             return
         validators = image.validators if image is not None and not settings.force else Validators()
         if _LOG.isEnabledFor(logging.DEBUG):
-            _LOG.debug("line %d: %s: %s", line.number, name.path, _request_shown(state, validators))
+            why = _request_shown(validators, state, changed=image is None and record.image is not None)
+            _LOG.debug("line %d: %s: %s", line.number, name.path, "asked for, by force" if settings.force else why)
         plan.jobs.append(Job(line.number, url, record.row, name, image, validators, new=state is None))
 
 
@@ -118,10 +120,12 @@ def _as_recorded(record: Record, state: FileState | None, now: float) -> Image |
     return image if (image.size, image.mtime_ns) == (state.size, state.mtime_ns) else None
 
 
-def _request_shown(state: FileState | None, validators: Validators) -> str:
+def _request_shown(validators: Validators, state: FileState | None, *, changed: bool) -> str:
     if validators:
         return "asked whether it changed: " + ", ".join(map(": ".join, freshness.condition(validators).items()))
-    return "asked for, since it is not there" if state is None else "asked for, whatever stands there"
+    if state is None:
+        return "asked for, since it is not there"
+    return f"asked for, since {'the file is not as it was saved' if changed else 'nothing is known to ask with'}"
 
 
 def _fresh(line: Line, image: Image) -> Outcome:

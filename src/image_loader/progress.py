@@ -17,6 +17,7 @@ from image_loader.model import Outcome, Reason, Status
 from image_loader.url import printable, redacted
 
 _FAILURES_LOGGED = 10  # as warnings; a cron mail stays short, and the summary tells the rest
+_EXAMPLES_LOGGED = 3  # of each reason
 _COUNTED_HOSTS = 10_000  # pairs of reason and host, some 250 bytes each; hosts beyond are counted together
 _HOSTS_SHOWN = 3  # for each reason in the summary
 _LONGEST_SHOWN = 200  # characters of a URL or a detail in a log line
@@ -134,24 +135,32 @@ class Tally:
 
 
 class OutcomeLog:
-    """The log of a run's outcomes: all of them at INFO, but the first few failures as warnings."""
+    """The log of a run's outcomes: all of them at INFO, but the first few failures of each kind as warnings.
+
+    ``left_out`` counts the failures that nobody was shown.
+    """
 
     def __init__(self, logger: logging.Logger) -> None:
+        self.left_out = 0
         self._logger = logger
-        self._warnings = 0
+        self._warnings: Counter[Reason] = Counter()
 
     def write(self, outcome: Outcome) -> None:
         """Log one outcome; its line is made only where someone wants to see it."""
         level = self._level(outcome)
         if self._logger.isEnabledFor(level):
             self._logger.log(level, "%s", describe(outcome))
+        elif outcome.status is Status.FAILED and self._logger.isEnabledFor(logging.WARNING):
+            self.left_out += outcome.reason is not Reason.INTERRUPTED
 
     def _level(self, outcome: Outcome) -> int:
         # Who interrupts a run knows why its images failed.
-        if outcome.status is not Status.FAILED or outcome.reason is Reason.INTERRUPTED:
+        if outcome.status is not Status.FAILED or outcome.reason in (None, Reason.INTERRUPTED):
             return logging.INFO
-        self._warnings += 1
-        return logging.WARNING if self._warnings <= _FAILURES_LOGGED else logging.INFO
+        if self._warnings[outcome.reason] == _EXAMPLES_LOGGED or self._warnings.total() == _FAILURES_LOGGED:
+            return logging.INFO
+        self._warnings[outcome.reason] += 1
+        return logging.WARNING
 
 
 class Console:
@@ -311,12 +320,15 @@ class Bar:
         self._samples = deque([self._start], maxlen=_SPEED_SAMPLES)
         self._due = self._start.time + self._interval
 
-    def tick(self) -> None:
-        """Draw the bar anew if it is time; cheap enough to be called for each outcome, and while nothing comes."""
+    def tick(self, waits: float = 0.0) -> None:
+        """Draw the bar anew if it is time; cheap enough to be called for each outcome, and while nothing comes.
+
+        ``waits`` is for how many seconds nothing can come, since all that is left has to wait.
+        """
         if self._clock() < self._due:
             return
         now = self._sample()
-        self._console.show(self._line(self._samples[0], now))
+        self._console.show(self._line(self._samples[0], now, waits))
         self._samples.append(now)
         self._due = now.time + self._interval
 
@@ -334,7 +346,7 @@ class Bar:
     def _sample(self) -> _Sample:
         return _Sample(self._clock(), self._tally.done, self._tally.images, self._tally.bytes_saved)
 
-    def _line(self, since: _Sample, now: _Sample, *, final: bool = False) -> str:
+    def _line(self, since: _Sample, now: _Sample, waits: float = 0.0, *, final: bool = False) -> str:
         # A list that grew while it was read has no known end any more.
         total = self.total if self.total is not None and now.done <= self.total else None
         speed = now.per_second(since)
@@ -345,6 +357,8 @@ class Bar:
             f"{self._tally.failed} failed",
             self._elapsed(now) if final or total is None else self._left(total - now.done, speed.lines),
         ]
+        if waits >= 1:
+            words[-1] = f"waits {self._tqdm.format_interval(waits)}"
         return self._drawn(now.done, total, words) if self._console.redraws else ", ".join(words)
 
     def _elapsed(self, now: _Sample) -> str:
@@ -354,7 +368,8 @@ class Bar:
         return f"{self._tqdm.format_interval(lines / lines_per_second) if lines_per_second else '?'} left"
 
     def _drawn(self, done: int, total: int | None, words: Sequence[str]) -> str:
-        width = max(self._console.width - 1, 1)  # a line that fills the terminal would wrap on some
+        # A line that fills the terminal would wrap on some; and "^C" is echoed behind it.
+        width = max(self._console.width - 3, 1)
         text = _fitted(words, width)
         if total is None or len("100%|| ") + _NARROWEST_GRAPH + len(text) > width:
             return text[:width]

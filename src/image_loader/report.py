@@ -38,7 +38,7 @@ def require_report() -> None:
     try:
         import jinja2  # noqa: F401
     except ImportError as error:
-        raise OptionError(f"--report needs more: pip install 'image_loader[report]' ({error})") from error
+        raise OptionError(f"--report needs more: pip install Jinja2 ({error})") from error
 
 
 class Report:
@@ -155,7 +155,7 @@ class Histogram:
     def median(self) -> float:
         """The middle value, as near as a bin tells: two digits."""
         middle = next(i for i, below in enumerate(itertools.accumulate(self._counts)) if 2 * below >= self.total)
-        return float(f"{self._least * 10 ** ((middle + 0.5) / _BINS_PER_DECADE):.2g}")
+        return min(float(f"{self._least * 10 ** ((middle + 0.5) / _BINS_PER_DECADE):.2g}"), self.largest)
 
     def add(self, value: float) -> None:
         """Count one value."""

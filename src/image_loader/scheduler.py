@@ -246,6 +246,10 @@ class Scheduler:
         self._collect(timeout)
         return self._taken()
 
+    def waits(self) -> float:
+        """Return for how many seconds nothing can begin or end: every job waits for its host or its next attempt."""
+        return self._timers[0][0] - self._clock() if self._timers and not self._turns and not self._ready else 0.0
+
     @property
     def running(self) -> int:
         """How many attempts are under way, or over but not taken in."""

@@ -8,6 +8,7 @@ import os
 import re
 import select
 import sys
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from image_loader.errors import UrlFileError
 from image_loader.model import Line
-from image_loader.url import parse
+from image_loader.url import parse, redacted
 
 LIMIT = 65536
 """Longest line, in bytes."""
@@ -44,11 +45,25 @@ def read(path: str | os.PathLike[str], batch: int) -> Iterator[list[Line]]:
             yield lines[start : start + batch]
 
 
+def check(path: str | os.PathLike[str]) -> None:
+    """Raise ``UrlFileError`` if the list cannot be opened; a pipe is left alone, since its writer would notice."""
+    if os.fspath(path) != _STANDARD_INPUT and not Path(path).is_fifo():
+        with _told(path), _opened(path):
+            pass
+
+
 def from_strings(urls: Iterable[str], batch: int) -> Iterator[list[Line]]:
-    """Yield the same for strings as ``read`` does for the lines of a file."""
-    numbered = enumerate(urls, 1)
-    while chunk := list(itertools.islice(numbered, batch)):
-        yield [line for number, text in chunk if (line := _line(number, text.encode("utf-8", "surrogatepass")))]
+    """Yield the same for strings as ``read`` does for the lines of a file; those that come slowly, one by one."""
+    group: list[Line] = []
+    begun = time.monotonic()
+    for number, text in enumerate(urls, 1):
+        if line := _line(number, text.encode("utf-8", "surrogatepass")):
+            group.append(line)
+        if len(group) >= batch or time.monotonic() - begun > POLL:
+            yield group
+            group, begun = [], time.monotonic()
+    if group:
+        yield group
 
 
 def count(path: str | os.PathLike[str]) -> int | None:
@@ -86,13 +101,24 @@ def _text(raw: bytes) -> str:
 
 
 def _raw_lines(path: str | os.PathLike[str]) -> Iterator[list[bytes]]:
+    with _told(path), _opened(path) as descriptor:
+        yield from _split(_plain(_chunks(descriptor)))
+
+
+@contextmanager
+def _told(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise what goes wrong with the list as ``UrlFileError``."""
     try:
-        with _opened(path) as descriptor:
-            yield from _split(_plain(_chunks(descriptor)))
+        yield
     except (OSError, EOFError, zlib.error) as error:
-        name = "standard input" if os.fspath(path) == _STANDARD_INPUT else path
+        name = os.fspath(path)
+        if "://" in name:
+            text = "a URL, where a file of URLs is wanted; pipe it in: echo URL | loader - DIRECTORY"
+            raise UrlFileError(f"{redacted(name)}: {text}") from error
         reason = error.strerror if isinstance(error, OSError) else f"gzip data damaged or cut off ({error})"
-        raise UrlFileError(f"{name}: cannot be read: {reason}") from error
+        raise UrlFileError(
+            f"{'standard input' if name == _STANDARD_INPUT else name}: cannot be read: {reason}"
+        ) from error
 
 
 @contextmanager

@@ -184,6 +184,8 @@ class Transport:
         # As bytes, since requests would encode text in Latin-1; RFC 7617 has UTF-8.
         auth: Any = (unquote_to_bytes(user), unquote_to_bytes(password)) if userinfo else None
         headers = self._settings.headers if own else {}
+        if auth is None and any(name.lower() == "authorization" for name in headers):
+            auth = _as_it_is  # Else a line in .netrc would go before what the user asked for.
         try:
             request = self._session.prepare_request(requests.Request("GET", origin + "/", headers=headers, auth=auth))
         except (requests.RequestException, UnicodeError) as error:
@@ -255,6 +257,10 @@ def _tls_context(verify: bool | str | None) -> ssl.SSLContext:  # noqa: FBT001 (
             raise connection.connect_error(error) from error
         raise OptionError(f"{path}: no certificates can be read from it; name another with --ca-bundle") from error
     return context
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
 
 
 def _lines(fields: Mapping[str, str]) -> str:
