@@ -588,6 +588,20 @@ def test_a_read_only_index_is_a_clear_error(folder_mode: int, file_mode: int | N
     assert left == ([] if file_mode is None else [path.name])
 
 
+def test_a_file_that_the_user_named_and_that_is_no_database_is_left_alone(path: Path) -> None:
+    path.write_text("http://example.com/a.jpg\n")
+    with pytest.raises(IndexFileError, match="--index"):
+        Index(path, NEVER, named=True)
+    assert [file.read_text() for file in path.parent.iterdir()] == ["http://example.com/a.jpg\n"]
+
+
+def test_a_damaged_index_that_the_user_named_is_moved_aside_like_any_other(path: Path) -> None:
+    fill(path, 10)
+    path.write_bytes(path.read_bytes()[:16] + bytes(5000))
+    Index(path, NEVER, named=True).close()
+    assert len(list(path.parent.glob("*.damaged-*"))) == 1
+
+
 HOLD = """
 import sqlite3
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)

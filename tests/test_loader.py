@@ -185,6 +185,8 @@ def test_wrong_use_ends_before_anything_is_asked(server: Server, loader: Loader,
         (["http://user:secret@host/a.jpg?secret=1", "images"], "http://host/a.jpg?…: a URL, where a file of URLs"),
         (["images", "list"], "the list comes first"),
         (["missing", "list"], "the list comes first"),
+        (["list", "images", "--index", "list"], "no index, but another file"),
+        (["list", "http://host/a.jpg"], "DIRECTORY is a URL"),
         (["-H", "Authorization secret", "list", "images"], "no colon after 'Authorization'"),
         (["-A", "\u2603", "list", "images"], "--user-agent"),
     ],
@@ -198,7 +200,9 @@ def test_wrong_use_is_told_with_what_to_type_instead(loader: Loader, arguments: 
     assert hint in run.stderr
     assert "loader: " in run.stderr
     assert "secret" not in run.stderr
-    assert list((loader.home / "images").iterdir()) == []
+    assert [path.name for path in (loader.home / "images").iterdir()] in ([], [".image_loader"])
+    assert (loader.home / "list").read_text() == "http://127.0.0.1:1/a.jpg\n"
+    assert sorted(path.name for path in loader.home.iterdir()) == ["images", "list"]
 
 
 @pytest.mark.parametrize("options", [["--failed", "kept.csv"], ["--results", "kept.csv"]])

@@ -54,8 +54,9 @@ def run(
     with ExitStack() as stack:
         directory = Directory(settings.directory)
         stack.callback(directory.close)
-        path = settings.index_file or directory.hidden / "index.sqlite3"
-        index = stack.enter_context(Index(path, settings.flush_interval, stop.is_set))
+        named = settings.index_file
+        path = named or directory.hidden / "index.sqlite3"
+        index = stack.enter_context(Index(path, settings.flush_interval, stop.is_set, named=named is not None))
         yield from _Run(settings, directory, index, stack, tick).outcomes(chain(first, lines), stop)
 
 

@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
+_MAGIC = b"SQLite format 3\0"
 _APPLICATION_ID = 0x696D6C64
 _VERSION = 1
 _LOCK_PATIENCE = 60.0
@@ -84,11 +85,14 @@ class Index:
     before, so that the next run begins anew.
     """
 
-    def __init__(self, path: Path, flush_interval: float, is_ending: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, path: Path, flush_interval: float, is_ending: Callable[[], bool] = lambda: False, *, named: bool = False
+    ) -> None:
         """Open the index, or make it with mode 0600; ``flush_interval`` is in seconds.
 
-        A damaged one is moved aside with a warning, and a new one begun; the images are not touched. ``is_ending`` says
-        that there is no time left to wait for other programs.
+        A damaged one is moved aside with a warning, and a new one begun; the images are not touched. Where the user has
+        ``named`` it, a file that never was a database is left alone. ``is_ending`` says that there is no time left to
+        wait for other programs.
         """
         # Absolute: SQLite gives a meaning of their own to names such as ":memory:" and "file:a?b".
         self._path = Path(os.path.realpath(path))
@@ -98,7 +102,7 @@ class Index:
         # A bit for each row, in parts, since other programs may have left gaps.
         self._seen: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(_SEEN_BYTES))
         self._wait = _Patience(is_ending)
-        self._connection = _open(self._path, self._wait)
+        self._connection = _open(self._path, self._wait, named=named)
         self._inode = _inode(self._path)
 
     def __enter__(self) -> Self:
@@ -220,20 +224,22 @@ class _Patience:
             time.sleep(_LOCK_POLL)
 
 
-def _open(path: Path, wait: _Patience) -> sqlite3.Connection:
+def _open(path: Path, wait: _Patience, *, named: bool) -> sqlite3.Connection:
     try:
         with _alone(path.parent):
-            return wait.out(lambda: _connect_or_begin_anew(path))
+            return wait.out(lambda: _connect_or_begin_anew(path, named=named))
     except sqlite3.Error as error:
         raise _failure(path, error) from error
 
 
-def _connect_or_begin_anew(path: Path) -> sqlite3.Connection:
+def _connect_or_begin_anew(path: Path, *, named: bool) -> sqlite3.Connection:
     try:
         return _connect(path)
     except sqlite3.Error as error:
         if not _is_damage(error):
             raise
+        if named and not _was_database(path):
+            raise IndexFileError(f"{path}: no index, but another file; name another one with --index") from error
         aside = _move_aside(path)
     _logger.warning("%s: the index is damaged; moved aside to %s, and begun anew", path, aside.name)
     return _connect(path)
@@ -333,6 +339,11 @@ def _move_aside(path: Path) -> Path:
             f"{path}: the index is damaged, and cannot be moved aside ({error.strerror}); remove it"
         ) from error
     return aside
+
+
+def _was_database(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def _inode(path: Path) -> int | None:

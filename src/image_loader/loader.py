@@ -299,6 +299,8 @@ def _settings(
     """Put the options and the constants together; raise ``OptionError`` for values that make no sense."""
     if not os.fspath(directory):
         raise OptionError("DIRECTORY is empty; write '.' for the one you are in")
+    if os.fspath(directory).startswith(("http:/", "https:/")):
+        raise OptionError("DIRECTORY is a URL; the order is: loader URLFILE DIRECTORY")
     if layout not in set(Layout):
         raise OptionError(f"--layout: {layout!r} is none of {', '.join(Layout)}")
     settings = Settings(

@@ -202,7 +202,9 @@ class Transport:
             pool: Any = self._adapter.get_connection_with_tls_context(request, **found)
         except (OSError, urllib3.exceptions.HTTPError, ValueError, TypeError) as error:
             # What requests and urllib3 raise for the URL of a proxy that is none; the URL may hold a password.
-            raise DownloadError(Reason.CONNECT, "the URL of the proxy is none") from error
+            raise DownloadError(
+                Reason.CONNECT, "the proxy's URL cannot be used; write it like http://host:3128"
+            ) from error
         tunnel = connection_requires_http_tunnel(pool.proxy, pool.proxy_config, base.partition(":")[0])
         fields = {"Host": base.partition("://")[2]} if "Host" not in request.headers else {}
         fields.update(request.headers)
