@@ -664,6 +664,7 @@ def test_a_directory_that_another_program_has_locked_is_used_all_the_same(path: 
         fill(path, 1)
     finally:
         os.close(directory)
+    assert is_sound(path)
 
 
 def test_a_file_adopted_while_another_run_saved_it_keeps_its_type_and_hash(index: Index) -> None:

@@ -201,7 +201,8 @@ def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Ou
 
     Most runs want none, and are over before what these would import is.
     """
-    files = {"results": arguments.results, "failed": arguments.failed, "report": arguments.report}
+    names = ("results", "failed", "report", "index")
+    files = {name: getattr(arguments, name) for name in names}
     if not any(files.values()):
         return []
     _check_distinct(arguments.urls, files)
