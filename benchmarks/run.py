@@ -28,7 +28,7 @@ TMPFS = Path("/dev/shm")  # noqa: S108 (a private directory is made in it)
 SPACE_PER_IMAGE = 2_500_000  # bytes: the large images twice, or two directories for the longest list
 ROUNDS, QUICK_ROUNDS = 3, 1
 IMAGES, QUICK_IMAGES = 5000, 300
-LIMIT, LIST_LIMIT, QUICK_LIMIT = 45.0, 300.0, 2.0  # seconds for one run
+LIMIT, LIST_LIMIT, QUICK_LIMIT = 45.0, 120.0, 2.0  # seconds for one run
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,12 @@ def again_304(bench: Bench) -> Iterator[Scenario]:
     yield replace(bench.download("again-304", "second run, 304 for each", bench.small), again=True)
 
 
+def again_304_near(bench: Bench) -> Iterator[Scenario]:
+    """Show the same at the latency of a server in the same building."""
+    scenario = bench.download("again-304-near", "second run, 304 for each, 1 ms to the first byte", bench.small, "1ms/")
+    yield replace(scenario, again=True)
+
+
 def again_fresh(bench: Bench) -> Iterator[Scenario]:
     """Show what heeding the headers of the first run saves."""
     title = "second run, fresh by Cache-Control"
@@ -202,6 +208,7 @@ SCENARIOS: dict[str, Callable[[Bench], Iterator[Scenario]]] = {
     "latency-200": latency_200,
     "hosts-40": hosts_40,
     "again-304": again_304,
+    "again-304-near": again_304_near,
     "again-fresh": again_fresh,
     "again-changed": again_changed,
     "dead-hosts": dead_hosts,

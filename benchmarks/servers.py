@@ -50,6 +50,7 @@ http {{
     root {root};
     server {{
         {listen}
+        location /1ms/ {{ access_by_lua_block {{ ngx.sleep(0.001) }} alias {root}/; }}
         location /50ms/ {{ access_by_lua_block {{ ngx.sleep(0.05) }} alias {root}/; }}
         location /200ms/ {{ access_by_lua_block {{ ngx.sleep(0.2) }} alias {root}/; }}
         location /fresh/ {{ add_header Cache-Control max-age=86400; alias {root}/; }}

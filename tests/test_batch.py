@@ -22,7 +22,7 @@ from image_loader import batch, load
 from image_loader.errors import DirectoryError, IndexFileError, LoaderError, OptionError, UrlFileError
 from image_loader.model import Line, Outcome, Reason, Settings, Status
 from image_loader.url import parse
-from server import Server, connections_to
+from server import Server, connections_to, refusing_port
 
 
 @pytest.fixture
@@ -252,6 +252,26 @@ def test_very_long_urls_are_not_looked_at_far_ahead(
     server.gate.set()
     run.join()
     assert [outcome.status for outcome in told] == [Status.SAVED] * 8
+
+
+def test_a_host_that_was_given_up_costs_its_further_lines_no_name(server: Server, directory: Path) -> None:
+    told: list[Outcome] = []
+
+    def lines(port: int) -> Iterator[list[Line]]:
+        yield lines_of([f"http://127.0.0.1:{port}/{number}.png" for number in range(3)])
+        while len(told) < 3:
+            yield []
+        yield lines_of([f"http://127.0.0.1:{port}/{number}.png" for number in (3, 4, 4)] + urls_of(server, 1), 4)
+
+    with refusing_port() as port:
+        settings = settings_for(directory, host_failures=1, host_patience=0.0)
+        for outcome in batch.run(lines(port), settings, threading.Event()):
+            told.append(outcome)
+    last = sorted(told)[3:]
+    assert [outcome.reason for outcome in last] == [Reason.HOST_DOWN, Reason.HOST_DOWN, Reason.DUPLICATE, None]
+    with closing(sqlite3.connect(directory / ".image_loader/index.sqlite3")) as index:
+        names = {name for (name,) in index.execute("SELECT name FROM image")}
+    assert names == {"0.png", "1.png", "2.png", last[-1].file}
 
 
 def _broken_list(groups: Sequence[list[Line]], error: Exception) -> Iterator[list[Line]]:

@@ -107,7 +107,10 @@ class _Run:
     def _take_on(self, group: Sequence[Line]) -> Iterator[Outcome]:
         """Yield the outcomes of the lines that need no request, and have the others downloaded."""
         try:
-            plan = self._planner.plan(group)
+            if self._downloads is None:
+                plan = self._planner.plan(group)
+            else:
+                plan = self._planner.plan(group, self._downloads.scheduler.verdict)
             if plan.jobs and self._downloads is None:
                 self._downloads = _Downloads(self._settings, self._directory, self._stack)
         except LoaderError:

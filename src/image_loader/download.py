@@ -89,7 +89,9 @@ class Downloader:
         # Since the request was planned, the file may have been deleted, or another run may have saved a newer one.
         if image is None or self._directory.stat(image.file) != (image.size, image.mtime_ns):
             return None
-        return NotModified(image._replace(fresh_until=_at_the_earliest(image.fresh_until, answer)))
+        if answer.redirects:
+            image = image._replace(fresh_until=_at_the_earliest(image.fresh_until, answer))
+        return NotModified(image)
 
     def _receive(self, job: Job, answer: Answer, resume: Resume | None, size: int | None) -> Saved:
         """Save the body, which begins where ``resume`` ends, if given; then all of it makes ``size`` bytes."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 
 from image_loader.model import Image, Validators
 
@@ -28,10 +27,11 @@ _DELTA_SECONDS = re.compile(r"[0-9]+")
 _DIRECTIVE = re.compile(r"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*)))?(?:[\s,]+|$)""")
 
 _CLOCK = r"(?P<hour>[01][0-9]|2[0-3]):(?P<minute>[0-5][0-9]):(?P<second>[0-5][0-9])"
+# Compiled when the first date comes, like all that only answers of servers need: many runs ask for nothing.
 _DATES = (
-    re.compile(rf"[A-Z][a-z]+, (?P<day>[0-9]{{1,2}}) (?P<month>[A-Z][a-z]+) (?P<year>[0-9]{{4}}) {_CLOCK} GMT"),
-    re.compile(rf"[A-Z][a-z]+, (?P<day>[0-9]{{2}})-(?P<month>[A-Z][a-z]+)-(?P<year>[0-9]{{2}}) {_CLOCK} GMT"),
-    re.compile(rf"[A-Z][a-z]+ (?P<month>[A-Z][a-z]+) (?P<day>[ 0-9][0-9]) {_CLOCK} (?P<year>[0-9]{{4}})"),
+    rf"[A-Z][a-z]+, (?P<day>[0-9]{{1,2}}) (?P<month>[A-Z][a-z]+) (?P<year>[0-9]{{4}}) {_CLOCK} GMT",
+    rf"[A-Z][a-z]+, (?P<day>[0-9]{{2}})-(?P<month>[A-Z][a-z]+)-(?P<year>[0-9]{{2}}) {_CLOCK} GMT",
+    rf"[A-Z][a-z]+ (?P<month>[A-Z][a-z]+) (?P<day>[ 0-9][0-9]) {_CLOCK} (?P<year>[0-9]{{4}})",
 )
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -216,7 +216,9 @@ def _epoch(text: str) -> float | None:
 
     Not ``email.utils``, which reads two dates as one, a 31st of February, and 25:61 o'clock.
     """
-    match = next(filter(None, (form.fullmatch(text.strip()) for form in _DATES)), None)
+    from datetime import UTC, datetime
+
+    match = next(filter(None, (re.fullmatch(form, text.strip()) for form in _DATES)), None)
     if match is None or match["month"] not in _MONTHS:
         return None
     year, month = int(match["year"]), _MONTHS.index(match["month"]) + 1

@@ -20,7 +20,8 @@ _UP_TO_TRAILING_DOTS = re.compile(r".*[^\s.]", re.DOTALL)
 _NAMELESS = "image"
 _HASH_DIGITS = (8, 16, 32, 64)
 # Invisible marks outside the format category, which ext4's case-folding directories pass over when they compare.
-_IGNORABLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+# Compiled with the first name beyond ASCII.
+_IGNORABLE = "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 
 
 def candidates(url: Url, layout: Layout, max_bytes: int = 255) -> Iterator[Name]:
@@ -67,7 +68,7 @@ def key(path: str) -> str:
 
 def _folded(path: str) -> str:
     # upper() first: it joins what casefold() alone keeps apart, such as i and dotless i.
-    return _IGNORABLE.sub("", unicodedata.normalize("NFKD", path)).upper().casefold()
+    return re.sub(_IGNORABLE, "", unicodedata.normalize("NFKD", path)).upper().casefold()
 
 
 def _stem_and_extension(segment: str) -> tuple[str, str]:

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from image_loader import freshness, naming
 from image_loader.directory import Directory, FileState
 from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
 from image_loader.index import Index
-from image_loader.model import Image, Job, Line, Name, Outcome, Reason, Record, Settings, Status, Validators
+from image_loader.model import (
+    Failure,
+    Image,
+    Job,
+    Line,
+    Name,
+    Outcome,
+    Reason,
+    Record,
+    Settings,
+    Status,
+    Validators,
+)
 from image_loader.url import Url
 
 _LOG = logging.getLogger(__name__)
+
+Verdict = Callable[[str], Failure | None]
+"""Tells of an origin that it is down, and what becomes of its images; None where it may be asked."""
 
 
 class Plan(NamedTuple):
@@ -34,7 +49,7 @@ class Planner:
         # The images of an index that was lost are found again by their names.
         self._index_lost = index.is_empty() and not directory.is_empty()
 
-    def plan(self, group: Sequence[Line]) -> Plan:
+    def plan(self, group: Sequence[Line], verdict: Verdict = lambda _: None) -> Plan:
         """Decide about a group of lines, at one price: a few queries, and a look at each file."""
         plan = Plan([], [])
         urls: dict[bytes, tuple[Line, Url]] = {}
@@ -43,25 +58,38 @@ class Planner:
                 plan.outcomes.append(_failed(line, Reason.BAD_URL, line.fault))
             elif urls.setdefault(line.url.digest, (line, line.url))[0] is not line:
                 plan.outcomes.append(_duplicate(line))
-        records = self._records(urls)
+        records = self._records(urls, verdict, plan)
         now = time.time()
         for digest, (line, url) in urls.items():
             record = records.get(digest)
             if record is None:
-                plan.outcomes.append(_failed(line, Reason.WRITE, "every name that it may have is taken"))
-            elif self._index.first_seen(record):
+                continue  # Its outcome is told.
+            if self._index.first_seen(record):
                 self._decide(line, url, record, now, plan)
             else:
                 plan.outcomes.append(_duplicate(line))
         return plan
 
-    def _records(self, urls: dict[bytes, tuple[Line, Url]]) -> dict[bytes, Record]:
-        """Return what the index knows of each URL; those that it does not know get their names."""
+    def _records(self, urls: dict[bytes, tuple[Line, Url]], verdict: Verdict, plan: Plan) -> dict[bytes, Record]:
+        """Return what the index knows of each URL; those that it does not know get their names.
+
+        A name costs more than all else about a line that is not downloaded: where the host is down, none is given.
+        """
         records = self._index.look_up(list(urls))
-        unknown = [(digest, self._names(url)) for digest, (_, url) in urls.items() if digest not in records]
-        if unknown:
-            records.update(self._index.claim(unknown, naming.key))
-        return records
+        if len(records) == len(urls):
+            return records
+        wanted = {}
+        for digest, (line, url) in urls.items():
+            if digest not in records:
+                if down := verdict(url.origin):
+                    plan.outcomes.append(_failed(line, down.reason, down.detail))
+                else:
+                    wanted[digest] = self._names(url)
+        claimed = self._index.claim(list(wanted.items()), naming.key) if wanted else {}
+        for digest in wanted:
+            if digest not in claimed:
+                plan.outcomes.append(_failed(urls[digest][0], Reason.WRITE, "every name that it may have is taken"))
+        return records | claimed
 
     def _names(self, url: Url) -> Iterator[Name]:
         """Yield the names that ``url`` may get, best first.

@@ -208,6 +208,10 @@ class Scheduler:
             host = self._hosts[origin] = _Host(origin, min(_SLOW_START, self._settings.per_host))
         return host
 
+    def verdict(self, origin: str) -> Failure | None:
+        """Return what becomes of the jobs of a host that was given up; None for any other."""
+        return _host_down() if origin in self._down else None
+
     def advance(self, timeout: float) -> list[Finished]:
         """Start what can start, wait at most ``timeout`` seconds for something to end, and return what has ended."""
         self._recall()

@@ -28,7 +28,7 @@ _CHUNK = 65536
 _SHOWN_OF_LONG_LINE = 200
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE = "[\ud800-\udfff]"  # compiled with the first bad line
 
 
 def read(path: str | os.PathLike[str], batch: int) -> Iterator[list[Line]]:
@@ -81,11 +81,11 @@ def _line(number: int, raw: bytes) -> Line | None:
     if not _is_entry(text):
         return None
     if len(raw) > LIMIT:
-        return Line(number, _SURROGATE.sub("\ufffd", text), None, "line longer than 64 KiB")
+        return Line(number, re.sub(_SURROGATE, "\ufffd", text), None, "line longer than 64 KiB")
     try:
         return Line(number, text, parse(text))
     except ValueError as error:
-        return Line(number, _SURROGATE.sub("\ufffd", text), None, str(error))
+        return Line(number, re.sub(_SURROGATE, "\ufffd", text), None, str(error))
 
 
 def _is_entry(text: str) -> bool:
