@@ -17,6 +17,11 @@ _COMPLETIONS = {
     "zsh": "zsh/site-functions/_loader",
     "fish": "fish/vendor_completions.d/loader.fish",
 }
+# argparse-manpage leaves this one out.
+_VERSION_ENTRY = ".TP\n\\fB\\-\\-version\\fR\n"
+_HELP_ENTRY = ".TP\n\\fB\\-h\\fR, \\fB\\-\\-help\\fR\nshow the options and exit\n\n"
+# Bash completes file names itself where shtab's script knows nothing: after -vv, and after --option=.
+_BASH_FALLBACK = "complete -o bashdefault ", "complete -o bashdefault -o default "
 _COMPLETED = {"FILE": shtab.FILE, "URLFILE": shtab.FILE, "DIRECTORY": shtab.DIRECTORY}
 
 
@@ -28,7 +33,8 @@ def completion(shell: str) -> str:
             action.help = str(action.metavar)  # zsh shows shtab's escapes of anything longer
         if action.metavar in _COMPLETED:
             action.complete = _COMPLETED[action.metavar]  # type: ignore[attr-defined]
-    return shtab.complete(command, shell, root_prefix="loader")
+    script = shtab.complete(command, shell, root_prefix="loader")
+    return script.replace(*_BASH_FALLBACK) if shell == "bash" else script
 
 
 def manual() -> str:
@@ -38,7 +44,8 @@ def manual() -> str:
     page = Manpage(command, {"project_name": "image_loader", "version": __version__, "manual_title": "User Commands"})
     page.date = ""  # a page that is generated anew is the same
     page.description = "turn a list of image URLs into a directory of whole, current images"
-    return str(page) + "".join(map(_section, epilog.strip().split("\n\n")))
+    text = str(page).replace(_VERSION_ENTRY, _HELP_ENTRY + _VERSION_ENTRY)
+    return text + "".join(map(_section, epilog.strip().split("\n\n")))
 
 
 def _section(paragraph: str) -> str:

@@ -265,8 +265,7 @@ def test_a_host_that_was_given_up_costs_its_further_lines_no_name(server: Server
 
     with refusing_port() as port:
         settings = settings_for(directory, host_failures=1, host_patience=0.0)
-        for outcome in batch.run(lines(port), settings, threading.Event()):
-            told.append(outcome)
+        told.extend(batch.run(lines(port), settings, threading.Event()))
     last = sorted(told)[3:]
     assert [outcome.reason for outcome in last] == [Reason.HOST_DOWN, Reason.HOST_DOWN, Reason.DUPLICATE, None]
     with closing(sqlite3.connect(directory / ".image_loader/index.sqlite3")) as index:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import pty
 import re
 import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -95,8 +98,7 @@ def test_the_manual_page_has_every_option_and_nothing_that_groff_warns_of() -> N
     for title in ("SYNOPSIS", "EXAMPLES", "EXIT STATUS"):
         assert f"\n{title}\n" in text
     for option in options():
-        if option.dest != "help":  # which whoever reads this does not need
-            assert ", ".join(option.option_strings) in re.sub(r" [A-Z]+(?=,)", "", text)
+        assert ", ".join(option.option_strings) in re.sub(r" [A-Z]+(?=,)", "", text)
 
 
 @pytest.mark.parametrize("shell", [pytest.param(shell, marks=needs(shell)) for shell in ("bash", "fish")])
@@ -107,6 +109,30 @@ def test_a_shell_completes_options_choices_files_and_directories(shell: str, hom
     assert completed(shell, "--failed", "", cwd=home) == {"urls.txt", "images"}
     assert completed(shell, "", cwd=home) >= {"urls.txt", "images"}
     assert completed(shell, "urls.txt", "", cwd=home) == {"images"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("urls.txt im", "urls.txt images/"),
+        ("-vv urls.txt im", "-vv urls.txt images/"),
+        ("--layout=hash urls.txt im", "--layout=hash urls.txt images/"),
+        ("--failed=url", "--failed=urls.txt"),
+    ],
+)
+def test_bash_completes_names_whatever_stands_before_them(words: str, expected: str, home: Path) -> None:
+    """It is Readline that completes names, so this takes a terminal."""
+    ours, theirs = pty.openpty()
+    command = ("bash", "--norc", "--noprofile", "-i")
+    typed = f'. {COMPLETIONS["bash"]}; loader() {{ echo "<$*>"; exit; }}\nloader {words}\t\n'
+    with subprocess.Popen(command, cwd=home, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True):
+        os.close(theirs)
+        os.write(ours, typed.encode())
+        with os.fdopen(ours, "rb", buffering=0) as screen, suppress(OSError):  # EIO: the shell has ended.
+            shown = bytearray()
+            while chunk := screen.read(1024):
+                shown += chunk
+    assert f"<{expected}>" in shown.decode()
 
 
 @needs("zsh")
