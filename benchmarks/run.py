@@ -74,7 +74,7 @@ def parse() -> Options:
     if unknown := set(options.scenario) - set(SCENARIOS):
         parser.error(f"no such scenario: {' '.join(unknown)}")
     if options.plot and not importlib.util.find_spec("matplotlib"):
-        raise servers.MissingError("matplotlib is missing: pip install 'image_loader[benchmark]'")
+        raise servers.MissingError("matplotlib is missing: pip install '.[benchmark]'")
     return Options(
         rounds=options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS),
         images=options.images or (QUICK_IMAGES if options.quick else IMAGES),

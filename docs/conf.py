@@ -1,5 +1,9 @@
 """How Sphinx builds the documentation: ``sphinx-build -W docs docs/_build``, with the package installed."""
 
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
 from image_loader import __version__
 
 project = "image_loader"
@@ -13,3 +17,12 @@ autodoc_typehints = "description"
 
 html_theme = "alabaster"
 html_sidebars = {"**": ["about.html", "localtoc.html", "navigation.html", "searchbox.html"]}
+
+
+def setup(app: Sphinx) -> None:
+    """Find the pictures of the README, which names them from where it stands."""
+    app.connect("include-read", _from_here)
+
+
+def _from_here(_app: Sphinx, _path: Path, _parent: str, content: list[str]) -> None:
+    content[0] = content[0].replace(".. image:: docs/", ".. image:: ")
