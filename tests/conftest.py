@@ -38,6 +38,9 @@ SETTINGS = Settings(
 )  # fmt: skip
 """Those of a short run; a test changes what it is about."""
 
+# A shell that starts the tests in the background has them, and all that they start, ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # A test is about what is right; how long it takes is the machine's matter.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
