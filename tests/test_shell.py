@@ -111,6 +111,7 @@ def test_a_shell_completes_options_choices_files_and_directories(shell: str, hom
     assert completed(shell, "urls.txt", "", cwd=home) == {"images"}
 
 
+@needs("bash")
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
