@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from image_loader import freshness
-from image_loader.model import Image, Validators
+from image_loader.model import Image, NotModified, Validators
 
 NOW = 1_700_000_000.0
 DATE = "Tue, 14 Nov 2023 22:13:20 GMT"
@@ -244,7 +244,7 @@ def test_a_date_that_was_told_is_read_back(timestamp: int) -> None:
 
 def test_a_304_replaces_what_came_and_keeps_what_did_not() -> None:
     headers = {"cache-control": "max-age=60", "etag": '"1"', "last-modified": HOUR_BEFORE}
-    expected = IMAGE._replace(validators=Validators('"1"', HOUR_BEFORE), fresh_until=NOW + 60, checked=NOW)
+    expected = NotModified(IMAGE, Validators('"1"', HOUR_BEFORE), fresh_until=NOW + 60, checked=NOW)
     assert freshness.renewed(IMAGE, headers, NOW, NOW) == expected
 
 
@@ -252,18 +252,20 @@ def test_a_304_replaces_what_came_and_keeps_what_did_not() -> None:
 def test_a_304_that_tells_another_last_modified_and_no_etag_is_about_another_version(etag: str | None) -> None:
     image = IMAGE._replace(validators=Validators(etag, DATE))
     assert freshness.renewed(image, {"last-modified": HOUR_BEFORE}, NOW, NOW) is None
-    assert freshness.renewed(image, {"last-modified": DATE}, NOW, NOW) == image._replace(checked=NOW)
+    renewed = freshness.renewed(image, {"last-modified": DATE}, NOW, NOW)
+    assert renewed == NotModified(image, image.validators, image.fresh_until, NOW)
 
 
 def test_a_bare_304_renews_nothing_but_the_time_of_the_check() -> None:
-    assert freshness.renewed(IMAGE, {}, NOW, NOW) == IMAGE._replace(checked=NOW)
+    renewed = freshness.renewed(IMAGE, {}, NOW, NOW)
+    assert renewed == NotModified(IMAGE, IMAGE.validators, IMAGE.fresh_until, NOW)
 
 
 @pytest.mark.parametrize("headers", [{"cache-control": "no-cache"}, {"vary": "*"}, {"cache-control": "public"}])
 def test_a_304_can_end_a_lifetime(headers: dict[str, str]) -> None:
-    image = freshness.renewed(IMAGE._replace(fresh_until=NOW + 500), headers, NOW, NOW)
-    assert image is not None
-    assert image.fresh_until is None
+    renewed = freshness.renewed(IMAGE._replace(fresh_until=NOW + 500), headers, NOW, NOW)
+    assert renewed is not None
+    assert renewed.fresh_until is None
 
 
 @pytest.mark.parametrize(("stored", "told"), [('"1"', '"2"'), ('W/"1"', '"2"'), ('"1"', 'W/"2"')])
@@ -274,15 +276,15 @@ def test_a_304_for_another_etag_renews_nothing(stored: str, told: str) -> None:
 
 @pytest.mark.parametrize("told", ['"1"', 'W/"1"'])
 def test_a_304_for_our_etag_matches_weakly(told: str) -> None:
-    image = freshness.renewed(IMAGE, {"etag": told}, NOW, NOW)
-    assert image is not None
-    assert image.validators.etag == told
+    renewed = freshness.renewed(IMAGE, {"etag": told}, NOW, NOW)
+    assert renewed is not None
+    assert renewed.validators.etag == told
 
 
 def test_a_304_gives_an_etag_to_an_image_that_had_none() -> None:
-    image = freshness.renewed(IMAGE._replace(validators=Validators(None, DATE)), {"etag": '"9"'}, NOW, NOW)
-    assert image is not None
-    assert image.validators == Validators('"9"', DATE)
+    renewed = freshness.renewed(IMAGE._replace(validators=Validators(None, DATE)), {"etag": '"9"'}, NOW, NOW)
+    assert renewed is not None
+    assert renewed.validators == Validators('"9"', DATE)
 
 
 @pytest.mark.parametrize(

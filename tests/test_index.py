@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from image_loader import index as index_module
 from image_loader.errors import IndexFileError
 from image_loader.index import Index
-from image_loader.model import Image, Name, Record, Validators
+from image_loader.model import Image, Name, NotModified, Record, Validators
 
 SOURCES = Path(__file__).parents[1] / "src"
 NEVER = 3600.0
@@ -86,6 +86,19 @@ def record(index: Index, url: str, image: Image) -> None:
     """Record the image of a URL that has a name."""
     key = digest(url)
     index.record(index.look_up([key])[key].row, image)
+
+
+def renew(index: Index, url: str, renewed: NotModified) -> None:
+    """Remember a 304 for a URL that has a name."""
+    key = digest(url)
+    index.renew(index.look_up([key])[key].row, renewed)
+
+
+def known_image(index: Index, url: str) -> Image | None:
+    """Return what the index holds of the image of a URL, all of it written."""
+    index.flush()
+    key = digest(url)
+    return index.look_up([key])[key].image
 
 
 def fill(path: Path, count: int) -> list[bytes]:
@@ -166,6 +179,36 @@ def test_the_last_record_of_a_url_counts(index: Index) -> None:
     image = index.look_up([digest("u")])[digest("u")].image
     assert image is not None
     assert image.size == 2
+
+
+def test_a_304_renews_its_validators_its_lifetime_and_when_it_was_checked_and_nothing_else(index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    record(index, "u", IMAGE)
+    assert known_image(index, "u") == IMAGE
+    renew(index, "u", NotModified(IMAGE, Validators('"new"', None), 7.0, 8.0))
+    expected = IMAGE._replace(validators=Validators('"new"', None), fresh_until=7.0, checked=8.0)
+    assert known_image(index, "u") == expected
+
+
+@pytest.mark.parametrize("newer", [IMAGE._replace(size=1), IMAGE._replace(mtime_ns=1)])
+def test_a_304_about_an_image_that_another_run_has_replaced_meanwhile_changes_nothing(
+    path: Path, index: Index, newer: Image
+) -> None:
+    claim(index, "u", "a.jpg")
+    record(index, "u", IMAGE)
+    index.flush()
+    with Index(path, NEVER) as other:
+        record(other, "u", newer)
+    renew(index, "u", NotModified(IMAGE, Validators('"old"', None), 7.0, 8.0))
+    assert known_image(index, "u") == newer
+
+
+def test_a_304_about_a_file_that_another_program_had_saved_records_it(index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    adopted = IMAGE._replace(media_type=None, sha256=None, validators=Validators(None, "then"), fresh_until=None)
+    renew(index, "u", NotModified(adopted, Validators('"new"', "then"), 7.0, 8.0))
+    expected = adopted._replace(validators=Validators('"new"', "then"), fresh_until=7.0, checked=8.0)
+    assert known_image(index, "u") == expected
 
 
 def test_nothing_is_written_before_the_flush_interval_has_passed(path: Path, index: Index) -> None:

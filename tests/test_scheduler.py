@@ -13,7 +13,7 @@ import pytest
 from conftest import SETTINGS
 from image_loader.errors import DirectoryError
 from image_loader.model import Failure, Job, Locked, Name, Reason, Result, Validators
-from image_loader.scheduler import Finished, Scheduler
+from image_loader.scheduler import Scheduler, Task
 from image_loader.url import parse
 
 ANSWER = Locked("another run is downloading it")
@@ -59,7 +59,7 @@ class House(Executor):
     now: float = 0.0
     ahead: list[Turn] = field(default_factory=list)
     running: list[Turn] = field(default_factory=list)
-    finished: list[Finished] = field(default_factory=list)
+    finished: list[Task] = field(default_factory=list)
     most: int = 0
     result: Result | Exception = ANSWER
     pace: float = 0.0

@@ -32,6 +32,7 @@ from exchange import PNG, End, Request, chunked, head, length, png, whole
 from image_loader.errors import DownloadError, OptionError
 from image_loader.model import Failure, Reason
 from image_loader.transport import Transport, coding
+from image_loader.transport import response as response_module
 from image_loader.transport.connection import is_public
 from image_loader.transport.response import ClosedEarlyError, Response
 from image_loader.transport.watchdog import Watchdog
@@ -313,6 +314,39 @@ def test_repeated_fields_are_joined_and_spaces_around_values_dropped() -> None:
     with response_to(head("A:\t x  y \t", "a: z", "B:", "C: \xe4")) as response:
         response.read_head()
         assert response.fields == {"a": "x  y, z", "b": "", "c": "\xe4"}
+
+
+def test_header_fields_that_are_read_at_once_are_the_same_as_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fields(data: bytes, limit: int) -> Mapping[str, str] | str:
+        monkeypatch.setattr(response_module, "_USUAL_FIELDS", limit)
+        with response_to(data) as response:
+            try:
+                response.read_head()
+            except DownloadError as error:
+                return error.failure.detail
+            return response.fields
+
+    draw, understood = random.Random(1), 0
+    lines = [
+        "A: b",
+        "a:c",
+        "B-2: \t d: e \t",
+        "B:",
+        "C : x",
+        " folded",
+        ": x",
+        "no colon",
+        "D: \0",
+        "\xc4: x",
+        "E: \xc4\r",
+        "\n",
+    ]
+    for _ in range(1000):
+        data = head(*draw.sample(lines[:3], draw.randrange(3)), *draw.sample(lines, draw.randrange(3)))
+        at_once = fields(data, 8192)
+        assert at_once == fields(data, 0), data
+        understood += not isinstance(at_once, str)
+    assert 200 < understood < 800
 
 
 def test_a_body_that_has_arrived_is_passed_over_and_one_that_has_not_is_not_waited_for() -> None:

@@ -15,11 +15,13 @@ from image_loader.errors import LoaderError, UrlFileError
 from image_loader.index import Index
 from image_loader.model import (
     Failure,
+    Job,
     Line,
     Locked,
     NotModified,
     Outcome,
     Reason,
+    Result,
     Saved,
     Settings,
     Status,
@@ -27,10 +29,10 @@ from image_loader.model import (
 from image_loader.planner import Planner
 
 if TYPE_CHECKING:
-    from image_loader.scheduler import Finished
+    from image_loader.scheduler import Task
 
 # What would be imported later, when there may be no file descriptor left for it.
-_WANTED_LATER = ("filelock", "encodings.unicode_escape")
+_WANTED_LATER = ("encodings.unicode_escape",)
 # How soon an interruption is noticed, and how long attempts that were cut off get to clean up, in seconds.
 _WAIT = 0.1
 _GRACE = 1.5
@@ -155,20 +157,23 @@ class _Run:
             outcomes += self._record(scheduler.settle(_WAIT))
         return outcomes + self._record(scheduler.forsake())
 
-    def _record(self, finished: Sequence[Finished]) -> list[Outcome]:
-        for end in finished:
-            self._new -= end.job.new
-            self._size -= len(end.job.url.text)
-            if isinstance(end.result, Saved | NotModified):
-                self._index.record(end.job.row, end.result.image)
+    def _record(self, finished: Sequence[Task]) -> list[Outcome]:
+        for task in finished:
+            job, result = task.job, task.result
+            self._new -= job.new
+            self._size -= len(job.url.text)
+            if isinstance(result, Saved):
+                self._index.record(job.row, result.image)
+            elif isinstance(result, NotModified):
+                self._index.renew(job.row, result)
             else:
-                self._discard(end)
-        return [_outcome(end) for end in finished]
+                self._discard(job, result)
+        return [_outcome(task) for task in finished]
 
-    def _discard(self, end: Finished) -> None:
+    def _discard(self, job: Job, result: Result) -> None:
         """Remove what was kept to be resumed, and will not be."""
-        last = end.result.resume if isinstance(end.result, Failure) else None
-        if resume := last or end.job.resume:
+        last = result.resume if isinstance(result, Failure) else None
+        if resume := last or job.resume:
             self._directory.discard(resume.key)
 
 
@@ -198,18 +203,18 @@ def _interrupted(line: Line) -> Outcome:
     return Outcome(line.number, line.text, None, Status.FAILED, Reason.INTERRUPTED, "the run was ended")
 
 
-def _outcome(end: Finished) -> Outcome:
+def _outcome(task: Task) -> Outcome:
     """Say how a job ended, in one row."""
-    job, result = end.job, end.result
-    line, url, seconds = job.line, job.url.text, round(end.seconds, 3)
-    if isinstance(result, Saved | NotModified):
+    job, result = task.job, task.result
+    line, url, seconds = job.line, job.url.text, round(task.seconds, 3)
+    if isinstance(result, (Saved, NotModified)):
         image = result.image
         status = Status.SAVED if isinstance(result, Saved) else Status.FRESH
         found = (result.http_status, image.media_type, image.size, image.sha256)
-        return Outcome(line, url, image.file, status, None, None, *found, end.attempts, seconds)
+        return Outcome(line, url, image.file, status, None, None, *found, task.attempts, seconds)
     file = job.name.path if job.name.complete else None
     if isinstance(result, Locked):
         why, http_status = (Status.SKIPPED, Reason.LOCKED, result.detail), None
     else:
         why, http_status = (Status.FAILED, result.reason, result.detail), result.http_status
-    return Outcome(line, url, file, *why, http_status, attempts=end.attempts, seconds=seconds)
+    return Outcome(line, url, file, *why, http_status, attempts=task.attempts, seconds=seconds)

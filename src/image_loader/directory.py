@@ -328,10 +328,7 @@ class Partial:
 
 def _lock(descriptor: int, path: str) -> os.stat_result:
     """Lock an open file and return its state; ``LockedError`` if another holds it, or has moved it away meanwhile."""
-    # A run that finds every image fresh locks nothing, and does without the 40 ms of CPU time of this import (4.2).
-    from filelock import lock_descriptor
-
-    if not lock_descriptor(descriptor, blocking=False):
+    if not _lock_descriptor()(descriptor, blocking=False):
         raise LockedError(path)
     state = os.fstat(descriptor)
     try:
@@ -341,6 +338,18 @@ def _lock(descriptor: int, path: str) -> os.stat_result:
     if not os.path.samestat(stands, state):
         raise LockedError(path)
     return state
+
+
+def _lock_descriptor() -> Callable[..., bool]:
+    """Return filelock's function: a run that saves nothing locks nothing, and is spared the time of the import."""
+    try:
+        from filelock import lock_descriptor
+    except ModuleNotFoundError:
+        raise
+    except ImportError as error:
+        # For want of a file descriptor, some part of it was not to be had: another attempt imports the rest.
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
+    return lock_descriptor
 
 
 def _check_ours(state: os.stat_result, path: str) -> None:

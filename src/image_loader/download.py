@@ -83,15 +83,16 @@ class Downloader:
 
     def _not_modified(self, job: Job, answer: Answer, fields: dict[str, str]) -> NotModified | None:
         conditional = "If-None-Match" in fields or "If-Modified-Since" in fields
-        if job.image is None or not conditional:
+        image = job.image
+        if image is None or not conditional:
             return None
-        image = freshness.renewed(job.image, answer.fields, answer.requested, answer.received)
+        renewed = freshness.renewed(image, answer.fields, answer.requested, answer.received)
         # Since the request was planned, the file may have been deleted, or another run may have saved a newer one.
-        if image is None or self._directory.stat(image.file) != (image.size, image.mtime_ns):
+        if renewed is None or self._directory.stat(image.file) != (image.size, image.mtime_ns):
             return None
         if answer.redirects:
-            image = image._replace(fresh_until=_at_the_earliest(image.fresh_until, answer))
-        return NotModified(image)
+            renewed = renewed._replace(fresh_until=_at_the_earliest(renewed.fresh_until, answer))
+        return renewed
 
     def _receive(self, job: Job, answer: Answer, resume: Resume | None, size: int | None) -> Saved:
         """Save the body, which begins where ``resume`` ends, if given; then all of it makes ``size`` bytes."""

@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Mapping
 
-from image_loader.model import Image, Validators
+from image_loader.model import Image, NotModified, Validators
 
 Headers = Mapping[str, str]
 """Names in lower case; the lines of a repeated field joined with a comma and a space (RFC 9110, 5.3)."""
@@ -75,8 +75,12 @@ def condition(validators: Validators) -> dict[str, str]:
     >>> condition(Validators(etag='"1a"'))
     {'If-None-Match': '"1a"'}
     """
-    fields = {"If-None-Match": validators.etag, "If-Modified-Since": validators.last_modified}
-    return {name: value for name, value in fields.items() if value is not None}
+    fields = {}
+    if validators.etag is not None:
+        fields["If-None-Match"] = validators.etag
+    if validators.last_modified is not None:
+        fields["If-Modified-Since"] = validators.last_modified
+    return fields
 
 
 def modified_time(last_modified: str | None, now: float) -> float | None:
@@ -104,26 +108,22 @@ def http_date(timestamp: float) -> str:
     return formatdate(min(max(timestamp, 0.0), _LAST_SECOND), usegmt=True)
 
 
-def renewed(image: Image, headers: Headers, requested: float, received: float) -> Image | None:
-    """Return the image with what a 304 said of it (RFC 9111, 4.3.4).
+def renewed(image: Image, headers: Headers, requested: float, received: float) -> NotModified | None:
+    """Return what a 304 makes of what is stored with an image (RFC 9111, 4.3.4).
 
     Fields that came replace the stored ones; those that did not come stay. None: the 304 speaks of another version than
     ours (its ETag does not match by the weak comparison of RFC 9110, 8.8.3.2, or without one its Last-Modified: it may
     have gone back), so it tells nothing about our file.
     """
-    ours = image.validators
-    unchanged = ours == (headers.get("etag"), headers.get("last-modified"))
-    theirs = ours if unchanged else validators(headers)
-    if ours.etag and theirs.etag:
-        if ours.etag.removeprefix("W/") != theirs.etag.removeprefix("W/"):
-            return None
-    elif ours.last_modified and theirs.last_modified not in (None, ours.last_modified):
+    merged: Validators | None = image.validators
+    if merged != (headers.get("etag"), headers.get("last-modified")):
+        merged = _merged(image.validators, validators(headers))
+    if merged is None:
         return None
     end = image.fresh_until
-    if not headers.keys().isdisjoint(("cache-control", "expires", "vary")):
+    if "cache-control" in headers or "expires" in headers or "vary" in headers:
         end = fresh_until(headers, requested, received)
-    merged = Validators(theirs.etag or ours.etag, theirs.last_modified or ours.last_modified)
-    return image._replace(validators=merged, fresh_until=end, checked=received)
+    return NotModified(image, merged, end, received)
 
 
 def retry_after(value: str | None, now: float) -> float | None:
@@ -152,6 +152,15 @@ def resume_validator(headers: Headers) -> str | None:
     plain = headers.get("content-encoding", "").strip().lower() in ("", "identity")
     ranges = "bytes" in _members(headers.get("accept-ranges", ""))
     return etag if etag and etag.startswith('"') and plain and ranges else None
+
+
+def _merged(ours: Validators, theirs: Validators) -> Validators | None:
+    if ours.etag and theirs.etag:
+        if ours.etag.removeprefix("W/") != theirs.etag.removeprefix("W/"):
+            return None
+    elif ours.last_modified and theirs.last_modified not in (None, ours.last_modified):
+        return None
+    return Validators(theirs.etag or ours.etag, theirs.last_modified or ours.last_modified)
 
 
 def _lifetime(headers: Headers, received: float) -> float | None:

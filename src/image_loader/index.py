@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
 
 from image_loader.errors import IndexFileError
-from image_loader.model import Image, Name, Record, Validators
+from image_loader.model import Image, Name, NotModified, Record, Validators
 
 T = TypeVar("T")
 
@@ -67,6 +67,9 @@ _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
 _RECORD = """UPDATE image SET name = ?, complete = 1, size = ?, mtime_ns = ?, media_type = coalesce(?, media_type),
     sha256 = coalesce(?, sha256), etag = ?, last_modified = ?, fresh_until = ?, saved = ?, checked = ?
     WHERE rowid = ?"""
+# Another run may have recorded a newer file by now, which this says nothing about.
+_RENEW = """UPDATE image SET etag = ?, last_modified = ?, fresh_until = ?, checked = ?
+    WHERE rowid = ? AND size = ? AND mtime_ns = ?"""
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _WAYS_OUT = {
@@ -99,6 +102,7 @@ class Index:
         self._flush_interval = flush_interval
         self._flushed = time.monotonic()
         self._pending: dict[int, Image] = {}
+        self._renewed: dict[int, NotModified] = {}
         # A bit for each row, in parts, since other programs may have left gaps.
         self._seen: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(_SEEN_BYTES))
         self._wait = _Patience(is_ending)
@@ -149,18 +153,27 @@ class Index:
         """Remember the image of a URL, which has a ``row`` since it has a name; it is written with the next flush."""
         self._pending[row] = image
 
+    def renew(self, row: int, renewed: NotModified) -> None:
+        """Remember what a 304 said of the image of a URL."""
+        if renewed.image.sha256 is None:  # Nothing may be recorded yet of what another program saved.
+            self.record(row, renewed.image)
+        self._renewed[row] = renewed
+
     def tick(self) -> None:
         """Flush, where the flush interval has passed since the last time, or much has come since."""
-        if len(self._pending) >= _PENDING_MAX or time.monotonic() - self._flushed >= self._flush_interval:
+        much = len(self._pending) + len(self._renewed) >= _PENDING_MAX
+        if much or time.monotonic() - self._flushed >= self._flush_interval:
             self.flush()
 
     def flush(self) -> None:
         """Write what was recorded, in one transaction."""
         # Taken out first: what could not be written would only make close() fail once more.
         pending, self._pending = self._pending, {}
-        if pending:
+        renewed, self._renewed = self._renewed, {}
+        if pending or renewed:
             with self._transaction("BEGIN IMMEDIATE"):
                 self._connection.executemany(_RECORD, [_values(row, image) for row, image in pending.items()])
+                self._connection.executemany(_RENEW, [_renewal(row, answer) for row, answer in renewed.items()])
         self._flushed = time.monotonic()
 
     def close(self) -> None:
@@ -195,6 +208,7 @@ class Index:
 
     def _abandon(self, error: sqlite3.Error) -> NoReturn:
         self._pending.clear()
+        self._renewed.clear()
         self._connection.close()
         with _alone(self._path.parent):
             # Another process may have found the damage before us, and begun anew under the same name.
@@ -395,14 +409,22 @@ def _record(row: tuple[Any, ...]) -> tuple[bytes, Record]:
 
 
 def _values(row: int, image: Image) -> tuple[str | int | float | bytes | None, ...]:
-    # A file's time may be of any year; SQLite's integers end in 2262. Cut off, it is never the file's: fetched anew.
-    mtime_ns = max(-_INTEGER_MAX, min(image.mtime_ns, _INTEGER_MAX))
     sha256 = None if image.sha256 is None else bytes.fromhex(image.sha256)
     etag, last_modified = image.validators.etag, image.validators.last_modified
     return (
-        *(image.file, image.size, mtime_ns, image.media_type, sha256, etag, last_modified),
+        *(image.file, image.size, _integer(image.mtime_ns), image.media_type, sha256, etag, last_modified),
         *(image.fresh_until, image.saved, image.checked, row),
     )
+
+
+def _renewal(row: int, renewed: NotModified) -> tuple[str | int | float | None, ...]:
+    image, validators, fresh_until, checked, _ = renewed
+    return (*validators, fresh_until, checked, row, image.size, _integer(image.mtime_ns))
+
+
+def _integer(mtime_ns: int) -> int:
+    # A file's time may be of any year; SQLite's integers end in 2262. Cut off, it is never the file's: fetched anew.
+    return mtime_ns if abs(mtime_ns) <= _INTEGER_MAX else _INTEGER_MAX
 
 
 def _parts(digests: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

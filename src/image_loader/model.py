@@ -155,9 +155,12 @@ class Saved(NamedTuple):
 
 
 class NotModified(NamedTuple):
-    """The server answered 304: the file in place is current; ``image`` carries the renewed headers."""
+    """The server answered 304: ``image``, which is in place, is current; the rest renews what is stored with it."""
 
     image: Image
+    validators: Validators
+    fresh_until: float | None
+    checked: float
     http_status: int = 304
 
 

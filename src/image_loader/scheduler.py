@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
 
 from image_loader.errors import LoaderError
 from image_loader.model import Failure, Job, Reason, Result, Settings
@@ -40,19 +39,15 @@ _LONGEST_PROBE_PAUSE = 8.0
 _HOSTS_REMEMBERED = 10_000
 
 
-class Finished(NamedTuple):
-    """A job's last result, after so many ``attempts`` that took ``seconds`` together."""
+class Task:
+    """A job on its way through the scheduler: its ``attempts`` so far, which took ``seconds`` together.
 
-    job: Job
+    ``result`` is the last one, once the job is ``finished``. Only the scheduler's own thread writes here.
+    """
+
+    __slots__ = ("attempts", "finished", "host", "job", "result", "seconds")
+
     result: Result
-    attempts: int
-    seconds: float
-
-
-class _Task:
-    """A job on its way through the scheduler."""
-
-    __slots__ = ("attempts", "finished", "host", "job", "seconds")
 
     def __init__(self, job: Job, host: _Host) -> None:
         self.job = job
@@ -62,13 +57,8 @@ class _Task:
         self.finished = False
 
 
-class _Attempt(NamedTuple):
-    """How one attempt ended, when it was ``started`` and how many ``seconds`` it took, by the scheduler's clock."""
-
-    task: _Task
-    result: Result
-    started: float
-    seconds: float
+_Attempt = tuple[Task, Result, float, float]
+"""How one attempt ended, when it was started, and how many seconds it took, by the scheduler's clock."""
 
 
 class _Turn:
@@ -79,10 +69,10 @@ class _Turn:
 
     __slots__ = ("_waiting", "begun", "current", "host")
 
-    def __init__(self, host: _Host, tasks: Iterable[_Task]) -> None:
+    def __init__(self, host: _Host, tasks: Iterable[Task]) -> None:
         self.host = host
         self.begun = math.inf
-        self.current: _Task | None = None
+        self.current: Task | None = None
         self._waiting = deque(tasks)
 
     def take(
@@ -101,21 +91,21 @@ class _Turn:
             if not self._waiting:
                 tell_last(self)
             result = attempt(task.job)
-            ended.append(_Attempt(task, result, self.begun, clock() - self.begun))
+            ended.append((task, result, self.begun, clock() - self.begun))
             if isinstance(result, Failure):
                 return
 
-    def extend(self, tasks: Iterable[_Task]) -> None:
+    def extend(self, tasks: Iterable[Task]) -> None:
         """Add jobs; should the thread have left meanwhile, they can be recalled."""
         self._waiting.extend(tasks)
 
-    def recalled(self) -> Iterator[_Task]:
+    def recalled(self) -> Iterator[Task]:
         """Yield those that no attempt was begun at, the last one first; they are the turn's no more."""
         while self._waiting:
             with suppress(IndexError):
                 yield self._waiting.pop()
 
-    def _next(self) -> _Task | None:
+    def _next(self) -> Task | None:
         try:
             return self._waiting.popleft()
         except IndexError:
@@ -131,7 +121,7 @@ class _Host:
     def __init__(self, origin: str, limit: int) -> None:
         self.origin = origin
         self.limit = limit
-        self.waiting: deque[_Task] = deque()
+        self.waiting: deque[Task] = deque()
         self.running = 0
         self.pace: float | None = None
         self.retrying = 0
@@ -145,7 +135,7 @@ class _Host:
     def idle(self) -> bool:
         return not (self.waiting or self.running or self.retrying)
 
-    def share(self, slots: int) -> list[_Task]:
+    def share(self, slots: int) -> list[Task]:
         """Take the jobs that one thread is to do next, where so many ``slots`` share what waits."""
         size = 1 if self.pace is None else int(_SHARE_TIME / max(self.pace, _SHARE_TIME / _LONGEST_SHARE))
         fair = -(-len(self.waiting) // slots)
@@ -179,13 +169,13 @@ class Scheduler:
         self._hosts: dict[str, _Host] = {}
         self._down: dict[str, None] = {}
         self._ready: deque[_Host] = deque()
-        self._timers: list[tuple[float, int, _Host, _Task | None]] = []
+        self._timers: list[tuple[float, int, _Host, Task | None]] = []
         self._numbers = itertools.count()
         # What has ended is told without waking anyone; a turn that is over (then with its future), or about to be,
         # wakes the thread that waits here.
         self._ended: deque[_Attempt] = deque()
         self._told: SimpleQueue[tuple[_Turn, Future[None] | None]] = SimpleQueue()
-        self._finished: list[Finished] = []
+        self._finished: list[Task] = []
         self._turns: set[_Turn] = set()
         self._ending = False
         self.pending = 0
@@ -195,7 +185,7 @@ class Scheduler:
         """Take jobs; each runs as soon as the limits let it."""
         for job in jobs:
             self.pending += 1
-            task = _Task(job, self._host(job.url.origin))
+            task = Task(job, self._host(job.url.origin))
             if task.host.origin in self._down:
                 self._finish(task, _host_down())
             else:
@@ -212,7 +202,7 @@ class Scheduler:
         """Return what becomes of the jobs of a host that was given up; None for any other."""
         return _host_down() if origin in self._down else None
 
-    def advance(self, timeout: float) -> list[Finished]:
+    def advance(self, timeout: float) -> list[Task]:
         """Start what can start, wait at most ``timeout`` seconds for something to end, and return what has ended."""
         self._recall()
         self._start()
@@ -221,7 +211,7 @@ class Scheduler:
         self._start()
         return self._taken()
 
-    def abandon(self) -> list[Finished]:
+    def abandon(self) -> list[Task]:
         """Give up every job that is not running; return those. From here on nothing is started."""
         self._ending = True
         for turn in self._turns:
@@ -236,7 +226,7 @@ class Scheduler:
             self._finish(task, _interrupted())
         return self._taken()
 
-    def forsake(self) -> list[Finished]:
+    def forsake(self) -> list[Task]:
         """Wait no longer for those that run; return them as given up."""
         self._take_in()
         for turn in self._turns:
@@ -245,7 +235,7 @@ class Scheduler:
         self._turns.clear()
         return self._taken()
 
-    def settle(self, timeout: float) -> list[Finished]:
+    def settle(self, timeout: float) -> list[Task]:
         """Wait at most ``timeout`` seconds for a turn to be over; return what has ended."""
         self._collect(timeout)
         return self._taken()
@@ -259,7 +249,7 @@ class Scheduler:
         """How many attempts are under way, or over but not taken in."""
         return len(self._turns) + len(self._ended)
 
-    def _taken(self) -> list[Finished]:
+    def _taken(self) -> list[Task]:
         finished, self._finished = self._finished, []
         return finished
 
@@ -334,11 +324,13 @@ class Scheduler:
 
     def _take_in(self) -> None:
         while self._ended:
-            attempt = self._ended.popleft()
-            task = attempt.task
+            task, result, started, seconds = self._ended.popleft()
             task.attempts += 1
-            task.seconds += attempt.seconds
-            self._judge(task, attempt)
+            task.seconds += seconds
+            if isinstance(result, Failure):
+                self._judge(task, result, started)
+            else:
+                self._succeed(task, result, seconds)
 
     def _end(self, turn: _Turn, future: Future[None]) -> None:
         if turn not in self._turns:
@@ -371,22 +363,22 @@ class Scheduler:
         if turn.current is not None:
             self._finish(turn.current, _interrupted())
 
-    def _judge(self, task: _Task, attempt: _Attempt) -> None:
-        host, result = task.host, attempt.result
-        if not isinstance(result, Failure):
-            host.keep_pace(attempt.seconds)
-            self._answered(host, grow=True)
-            self._finish(task, result)
-            if self._threads < self._settings.threads:
-                self._grow()
-            return
+    def _succeed(self, task: Task, result: Result, seconds: float) -> None:
+        task.host.keep_pace(seconds)
+        self._answered(task.host, grow=True)
+        self._finish(task, result)
+        if self._threads < self._settings.threads:
+            self._grow()
+
+    def _judge(self, task: Task, result: Failure, started: float) -> None:
+        host = task.host
         # With nothing else to wait for, it is an attempt like any other: else there would be no end.
         others = self._threads > 1 or any(turn.current is not task for turn in self._turns)
         if result.exhausted and others and not self._ending:
-            self._shrink(task, attempt.started)
+            self._shrink(task, started)
             return
         if result.unreachable:
-            self._missed(host, attempt.started)
+            self._missed(host, started)
         else:
             self._answered(host, grow=not result.passing)
         if result.retry_after is not None:
@@ -397,24 +389,25 @@ class Scheduler:
         else:
             self._finish(task, result)
 
-    def _finish(self, task: _Task, result: Result) -> None:
+    def _finish(self, task: Task, result: Result) -> None:
         if task.finished:
             return
         task.finished = True
+        task.result = result
         self.pending -= 1
-        self._finished.append(Finished(task.job, result, task.attempts, task.seconds))
+        self._finished.append(task)
         self._forget_if_idle(task.host)
 
     def _forget_if_idle(self, host: _Host) -> None:
-        of_use = host.failures or host.paused_until > self._clock()
         # A timer may outlive its host: the one that bears its name by now stays.
-        known = self._hosts.get(host.origin) is host
-        if known and host.idle and (not of_use or len(self._hosts) > _HOSTS_REMEMBERED):
-            del self._hosts[host.origin]
+        if host.idle and self._hosts.get(host.origin) is host:
+            of_use = host.failures or host.paused_until > self._clock()
+            if not of_use or len(self._hosts) > _HOSTS_REMEMBERED:
+                del self._hosts[host.origin]
 
     # Retries.
 
-    def _retry(self, task: _Task, failure: Failure) -> None:
+    def _retry(self, task: Task, failure: Failure) -> None:
         """Have the task run again after 1, 2, 4 … seconds, with full jitter; meanwhile it holds no thread."""
         task.job = task.job._replace(resume=failure.resume)
         longest = min(self._settings.backoff_cap, 2.0 ** min(task.attempts - 1, 60))
@@ -423,7 +416,7 @@ class Scheduler:
         task.host.retrying += 1
         self._set_timer(delay, task.host, task)
 
-    def _shrink(self, task: _Task, started: float) -> None:
+    def _shrink(self, task: Task, started: float) -> None:
         """Out of descriptors: the attempt does not count, and fewer run at once for the time being."""
         threads = max(1, int(_SHRINKS_TO * min(self._threads, len(self._turns))))
         # Those that were already under way tell nothing new.
@@ -440,7 +433,7 @@ class Scheduler:
         if self._ended_well >= _GROWS_AFTER * self._threads:
             self._threads, self._ended_well = self._threads + 1, 0
 
-    def _set_timer(self, delay: float, host: _Host, task: _Task | None) -> None:
+    def _set_timer(self, delay: float, host: _Host, task: Task | None) -> None:
         heapq.heappush(self._timers, (self._clock() + delay, next(self._numbers), host, task))
 
     def _fire(self) -> None:

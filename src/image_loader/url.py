@@ -27,24 +27,23 @@ _SHOWN_AS_ESCAPE = (
 class Url(NamedTuple):
     """One http or https URL.
 
-    ``text`` is the line as given. ``authority`` is ``host`` or ``host:port``, in lower case, without a default port;
-    ``path`` is the request target in origin form (path and query), percent-encoded to ASCII.
+    ``text`` is the line as given. ``origin`` is its scheme, host and port, in lower case, without a default port: what
+    connections, limits and secrets belong to (RFC 9110, 4.3.1). ``path`` is the request target in origin form (path and
+    query), percent-encoded to ASCII.
+
+    >>> parse("HTTP://user:pw@Example.com:80/a b.jpg?q#f")[1:]
+    ('http://example.com', 'user:pw', '/a%20b.jpg?q')
     """
 
     text: str
-    scheme: str
+    origin: str
     userinfo: str
-    authority: str
     path: str
 
     @property
-    def origin(self) -> str:
-        """Scheme, host and port: what connections, limits and secrets belong to (RFC 9110, 4.3.1).
-
-        >>> parse("HTTP://user:pw@Example.com:80/a b.jpg?q#f").origin
-        'http://example.com'
-        """
-        return f"{self.scheme}://{self.authority}"
+    def authority(self) -> str:
+        """``host`` or ``host:port``."""
+        return self.origin.partition("://")[2]
 
     @property
     def host(self) -> str:
@@ -62,8 +61,9 @@ class Url(NamedTuple):
         >>> parse("HTTP://user:pw@Example.com:80/a b.jpg?q#f").canonical
         'http://user:pw@example.com/a%20b.jpg?q'
         """
-        secret = self.userinfo + "@" if self.userinfo else ""
-        return f"{self.scheme}://{secret}{self.authority}{self.path}"
+        if not self.userinfo:
+            return self.origin + self.path
+        return self.origin.replace("://", f"://{self.userinfo}@", 1) + self.path
 
     @property
     def sha256(self) -> str:
@@ -83,14 +83,12 @@ def parse(text: str) -> Url:
     match = _URL.fullmatch(text)
     if match is None:
         raise ValueError(_fault(text))
-    scheme, userinfo, host, port, path = match.groups()
-    scheme = scheme.lower()
-    path = path or "/"
-    if path[0] == "?":
+    scheme, userinfo, host, port, path = match.groups("")
+    if path[:1] != "/":
         path = "/" + path
     if not path.isascii() or _TO_ENCODE.search(path):
         path = _TO_ENCODE.sub(_percent_encoded, path)
-    return Url(text, scheme, userinfo or "", _authority(scheme, host.lower(), port), path)
+    return Url(text, _origin(scheme, host, port), userinfo, path)
 
 
 def redacted(text: str) -> str:
@@ -124,15 +122,16 @@ def _percent_encoded(match: re.Match[str]) -> str:
 
 
 @functools.lru_cache(1024)
-def _authority(scheme: str, host: str, port: str | None) -> str:
+def _origin(scheme: str, host: str, port: str) -> str:
+    scheme, host = scheme.lower(), host.lower()
     if host.isascii() and host[0] != "[" and not _HOST.fullmatch(host):
         raise ValueError("bad host name")
     if not port:
-        return host
+        return f"{scheme}://{host}"
     number = int(port) if len(port) <= 5 else 0
     if not 0 < number < 65536:
         raise ValueError("bad port")
-    return host if number == _DEFAULT_PORTS[scheme] else f"{host}:{number}"
+    return f"{scheme}://{host}" if number == _DEFAULT_PORTS[scheme] else f"{scheme}://{host}:{number}"
 
 
 def _fault(text: str) -> str:

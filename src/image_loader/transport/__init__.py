@@ -266,7 +266,7 @@ def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 def _lines(fields: Mapping[str, str]) -> str:
-    return "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
 
 
 def _target(base: Url, location: str | None, first: Url) -> Url:
