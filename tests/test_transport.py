@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -598,6 +599,27 @@ def test_attempts_that_fail_leave_no_connection(tls: ssl.SSLContext) -> None:
             assert [connections_to(port) for port in (secure.port, plain.port, silent)] == [0, 0, 0]
         finally:
             gc.enable()
+
+
+def test_attempts_that_fail_leave_no_circle_of_references() -> None:
+    # One would keep, until garbage is searched for, its pool with all connections.
+    with transport(timeout=0.1) as asking, Server() as plain, refusing_port() as refusing, silent_port() as silent:
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for url in (
+                f"http://127.0.0.1:{refusing}/a", f"http://127.0.0.1:{silent}/a", "http://no.such.invalid/a",
+                f"https://127.0.0.1:{plain.port}/a", plain.url("/garbage/a"), plain.url("/stalling-body/a"),
+                plain.url("/short-body/a"), plain.url("/redirect-loop/a"),
+            ):  # fmt: skip
+                with suppress(DownloadError):
+                    get(asking, url)
+            gc.collect()
+            frames = [frame for frame in gc.garbage if isinstance(frame, FrameType)]
+            assert [frame for frame in frames if "image_loader" in frame.f_code.co_filename] == []
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
 
 
 def test_a_connection_of_which_a_body_is_left_unread_is_not_used_again(asking: Transport) -> None:

@@ -206,15 +206,28 @@ def _interrupted(line: Line) -> Outcome:
 def _outcome(task: Task) -> Outcome:
     """Say how a job ended, in one row."""
     job, result = task.job, task.result
-    line, url, seconds = job.line, job.url.text, round(task.seconds, 3)
+    line, url, attempts, seconds = job.line, job.url.text, task.attempts, task.seconds
     if isinstance(result, (Saved, NotModified)):
         image = result.image
         status = Status.SAVED if isinstance(result, Saved) else Status.FRESH
-        found = (result.http_status, image.media_type, image.size, image.sha256)
-        return Outcome(line, url, image.file, status, None, None, *found, task.attempts, seconds)
+        return Outcome(
+            line,
+            url,
+            image.file,
+            status,
+            None,
+            None,
+            result.http_status,
+            image.media_type,
+            image.size,
+            image.sha256,
+            attempts,
+            seconds,
+        )
     file = job.name.path if job.name.complete else None
     if isinstance(result, Locked):
-        why, http_status = (Status.SKIPPED, Reason.LOCKED, result.detail), None
-    else:
-        why, http_status = (Status.FAILED, result.reason, result.detail), result.http_status
-    return Outcome(line, url, file, *why, http_status, attempts=task.attempts, seconds=seconds)
+        return Outcome(
+            line, url, file, Status.SKIPPED, Reason.LOCKED, result.detail, attempts=attempts, seconds=seconds
+        )
+    why = (result.reason, result.detail, result.http_status)
+    return Outcome(line, url, file, Status.FAILED, *why, attempts=attempts, seconds=seconds)

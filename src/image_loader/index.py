@@ -122,12 +122,11 @@ class Index:
 
     def first_seen(self, record: Record) -> bool:
         """Tell whether this run sees the record for the first time, and remember it, by one bit of memory."""
-        byte, bit = divmod(record.row, 8)
-        part, place = divmod(byte, _SEEN_BYTES)
-        seen = self._seen[part]
-        if seen[place] >> bit & 1:
+        byte, bit = record.row >> 3, 1 << (record.row & 7)
+        part, place = self._seen[byte // _SEEN_BYTES], byte % _SEEN_BYTES
+        if part[place] & bit:
             return False
-        seen[place] |= 1 << bit
+        part[place] |= bit
         return True
 
     def look_up(self, digests: Sequence[bytes]) -> dict[bytes, Record]:

@@ -67,7 +67,7 @@ ONE_PROCESSOR = True
 """Whether the command stays on one processor once it downloads, but for large bodies. Only one thread runs Python at a
 time, and handing that right from one processor to another costs more than the other one brings; set it to False where
 that processor may be busy."""
-GARBAGE_INTERVAL = 10_000
+GARBAGE_INTERVAL = 100_000
 """Objects made between two searches for cyclic garbage, of which a run makes little: with Python's own 700, the command
 would spend a twentieth of its time there."""
 REDIRECTS = 10
@@ -177,6 +177,7 @@ def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
     settings = settings._replace(one_processor=ONE_PROCESSOR)
     _take_descriptors()
     gc.set_threshold(GARBAGE_INTERVAL)
+    gc.enable()
     started, tally, log = time.monotonic(), Tally(), OutcomeLog(_LOG)
     with ExitStack() as stack:
         stack.callback(lambda: _summarize(tally, log, time.monotonic() - started))

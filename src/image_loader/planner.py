@@ -128,7 +128,7 @@ class Planner:
         if _LOG.isEnabledFor(logging.DEBUG):
             why = _request_shown(validators, state, changed=image is None and record.image is not None)
             _LOG.debug("line %d: %s: %s", line.number, name.path, "asked for, by force" if settings.force else why)
-        plan.jobs.append(Job(line.number, url, record.row, name, image, validators, new=state is None))
+        plan.jobs.append(Job(line.number, url, record.row, name, image, validators, state is None))
 
 
 def _as_recorded(record: Record, state: FileState | None, now: float) -> Image | None:
@@ -145,7 +145,7 @@ def _as_recorded(record: Record, state: FileState | None, now: float) -> Image |
             return None
         since = Validators(None, freshness.http_date(time_saved))
         return Image(record.name.path, state.size, state.mtime_ns, None, None, since, None, time_saved, time_saved)
-    return image if (image.size, image.mtime_ns) == (state.size, state.mtime_ns) else None
+    return image if state == (image.size, image.mtime_ns) else None
 
 
 def _request_shown(validators: Validators, state: FileState | None, *, changed: bool) -> str:

@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import os
 import queue
+import select
 import socket
 import ssl
 import struct
@@ -20,7 +21,6 @@ from image_loader.model import Reason
 from image_loader.transport.response import ClosedEarlyError, Response
 from image_loader.transport.watchdog import Watch
 
-_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # What IANA has given out so far, less what Python 3.11 does not yet know to be reserved (RFC 9637).
@@ -39,19 +39,12 @@ class WatchedConnection(HTTPConnection):
     response: Response
     public_only = False
     _used = False
+    _poll: select.poll
 
     @property
     def is_connected(self) -> bool:
-        """Whether the peer stays, and has said nothing unasked; one system call, where urllib3 makes a poll object."""
-        if type(self.sock) is not socket.socket:
-            return super().is_connected
-        try:
-            self.sock.recv(1, _PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        """Whether the peer stays, and has said nothing unasked; urllib3 makes a poll object for each such look."""
+        return self.sock is not None and not self._poll.poll(0)
 
     @property
     def reusable(self) -> bool:
@@ -67,6 +60,8 @@ class WatchedConnection(HTTPConnection):
         self._used = False
         super().connect()
         self._guard()
+        self._poll = select.poll()
+        self._poll.register(self.sock, select.POLLIN)
 
     def ask(self, request: bytes) -> None:
         """Send a request and read the head of its response; the body is left to the reader of ``response``."""
@@ -227,16 +222,20 @@ def _connected(host: str, port: int, connection: WatchedConnection) -> socket.so
     failure: OSError | None = None
     addresses = _addresses(host, port)
     give_up = time.monotonic() + connection.watch.remaining()
-    for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
-        if connection.public_only and not is_public(str(address[0])):
-            raise DownloadError(Reason.PRIVATE_ADDRESS, f"{host} is at an address that is not public")
-        try:
-            share = max(0.001, (give_up - time.monotonic()) / left)
-            return _connect(socket.socket(family, kind, protocol), address, connection, share)
-        except OSError as error:
-            failure = error
-            connection.watch.check()
-    raise connect_error(failure) from failure
+    try:
+        for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
+            if connection.public_only and not is_public(str(address[0])):
+                raise DownloadError(Reason.PRIVATE_ADDRESS, f"{host} is at an address that is not public")
+            try:
+                share = max(0.001, (give_up - time.monotonic()) / left)
+                return _connect(socket.socket(family, kind, protocol), address, connection, share)
+            except OSError as error:
+                failure = error
+                connection.watch.check()
+        raise connect_error(failure) from failure
+    finally:
+        # It knows this frame by its traceback: such a circle would keep the pool, with its open connections.
+        del failure
 
 
 def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:

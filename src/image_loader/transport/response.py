@@ -42,19 +42,21 @@ class Response:
     the number of body bytes announced, None where chunks or the end of the connection frame the body.
     """
 
+    # How each one begins; to set this again for every one of a million takes time.
+    status = 0
+    fields: dict[str, str]
+    length: int | None = None
+    complete = False
+    _buffer = b""
+    _at = 0
+    _minor_version = 1
+    _chunked = False
+    _left = 0
+    _ended = False
+    _torn = False
+
     def __init__(self, connection: socket.socket) -> None:
         self._receive = connection.recv
-        self._buffer = b""
-        self._at = 0
-        self.status = 0
-        self.fields: dict[str, str] = {}
-        self.length: int | None = None
-        self.complete = False
-        self._minor_version = 1
-        self._chunked = False
-        self._left = 0
-        self._ended = False
-        self._torn = False
 
     @property
     def reusable(self) -> bool:
