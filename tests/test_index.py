@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import random
 import signal
 import sqlite3
 import stat
@@ -169,6 +170,24 @@ def test_more_urls_than_fit_one_query_are_looked_up(path: Path) -> None:
     digests = fill(path, 1203)
     with Index(path, NEVER) as index:
         assert set(index.look_up(digests)) == set(digests)
+
+
+@pytest.mark.parametrize("order", ["as made", "backwards", "shuffled", "every second", "with others between"])
+def test_urls_are_looked_up_in_whatever_order(path: Path, order: str) -> None:
+    made = fill(path, 300)
+    digests = {
+        "as made": made,
+        "backwards": made[::-1],
+        "shuffled": random.Random(1).sample(made, 300),
+        "every second": made[::2],
+        "with others between": [key for number, each in enumerate(made) for key in (each, digest(f"new {number}"))],
+    }[order]
+    with Index(path, NEVER) as index:
+        for start in range(0, len(digests), 50):
+            wanted = digests[start : start + 50]
+            found = index.look_up(wanted)
+            expected = {key: f"{key.hex()}.jpg" for key in wanted if key in made}
+            assert {key: record.name.path for key, record in found.items()} == expected
 
 
 def test_the_last_record_of_a_url_counts(index: Index) -> None:

@@ -60,7 +60,7 @@ _SCHEMA = (
     f"PRAGMA user_version = {_VERSION}",
 )
 _LOOK_UP = """SELECT digest, rowid, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified,
-    fresh_until, saved, checked FROM image WHERE digest IN """
+    fresh_until, saved, checked FROM image WHERE """
 _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
     WHERE NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ?) ON CONFLICT DO NOTHING"""
 # A file that another program saved is recorded without type and hash; another run may know them by now.
@@ -105,6 +105,8 @@ class Index:
         self._renewed: dict[int, NotModified] = {}
         # A bit for each row, in parts, since other programs may have left gaps.
         self._seen: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(_SEEN_BYTES))
+        # The row that comes next, should the list be in the order in which the rows were made; None where it is not.
+        self._next_row: int | None = None
         self._wait = _Patience(is_ending)
         self._connection = _open(self._path, self._wait, named=named)
         self._inode = _inode(self._path)
@@ -132,7 +134,13 @@ class Index:
     def look_up(self, digests: Sequence[bytes]) -> dict[bytes, Record]:
         """Return what is known of these URLs, as of the last flush; one that has no name yet is missing from it."""
         with self._transaction("BEGIN"):
-            return self._select(digests)
+            found = self._following(digests)
+            if len(found) < len(digests):
+                found |= self._select([digest for digest in digests if digest not in found])
+        rows = [record.row for record in found.values()]
+        in_order = bool(rows) and max(rows) - min(rows) < 2 * len(rows)
+        self._next_row = max(rows) + 1 if in_order else None
+        return found
 
     def claim(self, wanted: Sequence[tuple[bytes, Iterable[Name]]], key: Callable[[str], str]) -> dict[bytes, Record]:
         """Give each URL, for good, the first of its names that no other URL holds, from whatever process.
@@ -182,10 +190,19 @@ class Index:
         finally:
             self._connection.close()
 
+    def _following(self, digests: Sequence[bytes]) -> dict[bytes, Record]:
+        """Select those that stand where they are to be expected: rows in a row are found at half the price."""
+        if self._next_row is None:
+            return {}
+        where = "rowid >= ? ORDER BY rowid LIMIT ?"
+        rows = {row[0]: row for row in self._connection.execute(_LOOK_UP + where, (self._next_row, len(digests)))}
+        return {digest: _record(rows[digest]) for digest in digests if digest in rows}
+
     def _select(self, digests: Sequence[bytes]) -> dict[bytes, Record]:
         found: dict[bytes, Record] = {}
         for part in _parts(digests):
-            found.update(map(_record, self._connection.execute(_LOOK_UP + _marks(part), part)))
+            rows = self._connection.execute(f"{_LOOK_UP} digest IN {_marks(part)}", part)
+            found.update((row[0], _record(row)) for row in rows)
         return found
 
     def _insert(self, digest: bytes, name: Name, key: str) -> Record | None:
@@ -396,15 +413,15 @@ def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:
     return key + ".*", key + ".", key + "/"
 
 
-def _record(row: tuple[Any, ...]) -> tuple[bytes, Record]:
-    (digest, number, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified,
+def _record(row: tuple[Any, ...]) -> Record:
+    (_, number, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified,
      fresh_until, saved, checked) = row  # fmt: skip
     image = None
     if size is not None:
         validators = Validators(etag, last_modified)
         sha256 = sha256 and sha256.hex()
         image = Image(name, size, mtime_ns, media_type, sha256, validators, fresh_until, saved, checked)
-    return digest, Record(number, Name(name, complete == 1), image)
+    return Record(number, Name(name, complete == 1), image)
 
 
 def _values(row: int, image: Image) -> tuple[str | int | float | bytes | None, ...]:
