@@ -317,35 +317,37 @@ def test_repeated_fields_are_joined_and_spaces_around_values_dropped() -> None:
         assert response.fields == {"a": "x  y, z", "b": "", "c": "\xe4"}
 
 
-def test_header_fields_that_are_read_at_once_are_the_same_as_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fields(data: bytes, limit: int) -> Mapping[str, str] | str:
-        monkeypatch.setattr(response_module, "_USUAL_FIELDS", limit)
+def test_a_head_that_is_read_at_once_is_the_same_as_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(data: bytes, limit: int) -> tuple[int, Mapping[str, str]] | str:
+        monkeypatch.setattr(response_module, "_USUAL_HEAD", limit)
         with response_to(data) as response:
             try:
                 response.read_head()
-            except DownloadError as error:
-                return error.failure.detail
-            return response.fields
+            except (DownloadError, ClosedEarlyError) as error:
+                return f"{type(error)}: {error}"
+            return response.status, response.fields
 
     draw, understood = random.Random(1), 0
-    lines = [
-        "A: b",
-        "a:c",
-        "B-2: \t d: e \t",
-        "B:",
-        "C : x",
-        " folded",
-        ": x",
-        "no colon",
-        "D: \0",
-        "\xc4: x",
-        "E: \xc4\r",
-        "\n",
+    statuses = [
+        "200 OK",
+        "200 OK",
+        "304",
+        "404 ",
+        "103 Early",
+        "20 OK",
+        "200\tOK",
+        "200 \xc4",
+        "200 O\nK",
+        "200 OK\r",
+        "99 no",
     ]
+    usual = ["A: b", "a:c", "B-2: \t d: e \t", "B:"]
+    odd = ["C : x", " folded", ": x", "no colon", "D: \0", "\xc4: x", "E: \xc4\r", "\n"]
     for _ in range(1000):
-        data = head(*draw.sample(lines[:3], draw.randrange(3)), *draw.sample(lines, draw.randrange(3)))
-        at_once = fields(data, 8192)
-        assert at_once == fields(data, 0), data
+        lines = [*draw.sample(usual, draw.randrange(3)), *draw.sample(usual + odd, draw.randrange(3))]
+        data = head(*lines, status=draw.choice(statuses)) + head()
+        at_once = read(data, 8192)
+        assert at_once == read(data, 0), data
         understood += not isinstance(at_once, str)
     assert 200 < understood < 800
 

@@ -15,12 +15,12 @@ from image_loader.model import Reason
 _BUFFER = 65536
 _LINE_LIMIT = 65536
 _FIELDS_LIMIT = 262144
-# Up to this size, the header fields are read at once where nothing about them is odd.
-_USUAL_FIELDS = 8192
+# Up to this size, a head is read at once where nothing about it is odd.
+_USUAL_HEAD = 8192
 # What each field counts for beside its length, as in HTTP/2 (RFC 9113, 6.5.2): many short ones cost as well.
 _FIELD_OVERHEAD = 32
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: [^\r\n\x00]*)?\r?\n")
+_STATUS_LINE = re.compile(r"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: [^\r\n\x00]*)?\r?\n")
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD_LINE = re.compile(rf"({_FIELD_NAME.pattern}):([^\r\n\x00]*)\r?\n")
 _CONTINUATION = re.compile(r"[ \t]([^\r\n\x00]*)\r?\n")
@@ -64,7 +64,7 @@ class Response:
 
         RFC 9112, 9.3 and 6.3.
         """
-        options = self.fields.get("connection", "").lower().replace(" ", "").split(",")
+        options = _options(self.fields.get("connection", ""))
         stays = "close" not in options if self._minor_version else "keep-alive" in options
         clear = not (self._chunked and "content-length" in self.fields) and self._at == len(self._buffer)
         return self.complete and stays and clear and not self._ended
@@ -72,8 +72,16 @@ class Response:
     def read_head(self) -> None:
         """Read the status line and the header fields, past any 1xx response (RFC 9110, 15.2)."""
         while True:
-            self._read_status_line()
-            self.fields = self._read_fields()
+            try:
+                if self._at == len(self._buffer):
+                    self._buffer, self._at = self._next(_BUFFER), 0
+                usual = self._read_usual_head()
+                if not usual:
+                    self._read_status_line()
+            except ConnectionError as error:
+                raise ClosedEarlyError(str(error)) from error
+            if not usual:
+                self.fields = _fields(self._field_lines())
             if self.status >= 200:
                 break
             if self.status == 101:
@@ -100,26 +108,24 @@ class Response:
             self._at += self._left
             self.complete = True
 
+    def _read_usual_head(self) -> bool:
+        """Read the head at once where all of it is there and nothing about it is odd; else tell so, and leave it."""
+        end = self._buffer.find(b"\r\n\r\n", self._at, self._at + _USUAL_HEAD)
+        head = _usual_head(self._buffer[self._at : end].decode("latin-1")) if end > 0 else None
+        if head is None:
+            return False
+        (self._minor_version, self.status), self.fields = head
+        self._at = end + 4
+        return True
+
     def _read_status_line(self) -> None:
-        try:
-            line = self._line()
-        except ConnectionError as error:
-            raise ClosedEarlyError(str(error)) from error
+        line = self._line()
         if not line:
             raise ClosedEarlyError("the server closed the connection without an answer")
-        status = _status(line)
+        status = _status(line.decode("latin-1"))
         if status is None:
             raise DownloadError(Reason.PROTOCOL, "no HTTP/1.x status line", passing=not line.endswith(b"\n"))
         self._minor_version, self.status = status
-
-    def _read_fields(self) -> dict[str, str]:
-        """Read header or trailer fields; at once where all of them are there, and nothing about them is odd."""
-        end = self._buffer.find(b"\r\n\r\n", self._at, self._at + _USUAL_FIELDS)
-        usual = _usual_fields(self._buffer[self._at : end].decode("latin-1")) if end > 0 else None
-        if usual is None:
-            return _fields(self._field_lines())
-        self._at = end + 4
-        return usual
 
     def _field_lines(self) -> Iterator[tuple[str, str]]:
         """Yield names and values line by line; a name is empty where the line continues the one before."""
@@ -167,7 +173,7 @@ class Response:
         if not self._left:
             self._left = self._chunk_size()
         if not self._left:
-            self._read_fields()
+            _fields(self._field_lines())
             self.complete = True
             return b""
         data = self._some(min(limit, self._left))
@@ -222,10 +228,16 @@ class Response:
 
 
 @functools.lru_cache(64)
-def _status(line: bytes) -> tuple[int, int] | None:
+def _status(line: str) -> tuple[int, int] | None:
     """Return the minor version and the status code of a status line (RFC 9112, 4); None where it is none."""
     match = _STATUS_LINE.fullmatch(line)
     return (int(match[1]), int(match[2])) if match else None
+
+
+@functools.lru_cache(64)
+def _options(connection: str) -> frozenset[str]:
+    """Return the connection options (RFC 9110, 7.6.1)."""
+    return frozenset(connection.lower().replace(" ", "").split(","))
 
 
 @functools.lru_cache(256)
@@ -234,13 +246,14 @@ def _field_name(text: str) -> str:
     return text.lower() if _FIELD_NAME.fullmatch(text) else ""
 
 
-def _usual_fields(block: str) -> dict[str, str] | None:
-    """Return the fields of some lines by lower-case name; None where their form is unusual, or a name comes twice.
+def _usual_head(text: str) -> tuple[tuple[int, int], dict[str, str]] | None:
+    """Return what the status line says, and the fields by lower-case name.
 
-    Half of the time that a pattern for the lines would take.
+    None where the form of a line is unusual, or a name comes twice. Half of the time that patterns would take.
     """
-    lines = block.split("\r\n")
-    if not block.count("\r") == block.count("\n") == len(lines) - 1 or "\0" in block:
+    status_line, *lines = text.split("\r\n")
+    status = _status(status_line + "\n")
+    if status is None or not text.count("\r") == text.count("\n") == len(lines) or "\0" in text:
         return None
     fields = {}
     for line in lines:
@@ -248,7 +261,7 @@ def _usual_fields(block: str) -> dict[str, str] | None:
         if not colon:
             return None
         fields[_field_name(name)] = value.strip(" \t")
-    return fields if "" not in fields and len(fields) == len(lines) else None
+    return (status, fields) if "" not in fields and len(fields) == len(lines) else None
 
 
 def _fields(lines: Iterable[tuple[str, str]]) -> dict[str, str]:
