@@ -38,6 +38,9 @@ SETTINGS = Settings(
 )  # fmt: skip
 """Those of a short run; a test changes what it is about."""
 
+CLOCK_STEP = 0.02
+"""Seconds after which a file system's clock, which is behind by some milliseconds, tells a later time than ours did."""
+
 # A shell that starts the tests in the background has them, and all that they start, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -17,12 +17,24 @@ from typing import Any
 
 import pytest
 
-from conftest import SETTINGS, leftovers
+from conftest import CLOCK_STEP, SETTINGS, leftovers
 from exchange import PNG, End, Request, chunked, head, length, png, whole
 from image_loader.directory import Directory
 from image_loader.download import Downloader
 from image_loader.errors import DirectoryError
-from image_loader.model import Failure, Image, Job, Locked, Name, NotModified, Reason, Result, Saved, Validators
+from image_loader.model import (
+    BEING_SAVED,
+    SAVED_MEANWHILE,
+    Failure,
+    Image,
+    Job,
+    Name,
+    NotModified,
+    Reason,
+    Result,
+    Saved,
+    Validators,
+)
 from image_loader.transport import Transport
 from image_loader.url import parse
 from server import Scripted, Server, plays
@@ -106,12 +118,63 @@ def assert_untouched(house: House) -> None:
     assert leftovers(house.directory.path) == []
 
 
-def test_an_image_that_another_run_has_saved_meanwhile_is_not_asked_for(house: House) -> None:
-    (house.directory.path / "a.png").write_bytes(b"saved by another run")
+# Other runs --------------------------------------------------------------------------------------------------------
+
+
+def save_elsewhere(house: House, name: str = "a.png") -> None:
+    """Save an image as another run does, once the file system's clock has come to the time of ours."""
+    time.sleep(CLOCK_STEP)
+    (house.directory.path / name).write_bytes(b"saved by another run")
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_an_image_that_another_run_has_saved_meanwhile_is_not_asked_for(house: House, *, forced: bool) -> None:
     with Scripted(plays(whole(BODY))) as server:
-        assert house.attempt(job(server)) == Locked("another run has just saved it")
+        asked = known(server, house)._replace(validators=Validators()) if forced else job(server)
+        save_elsewhere(house)
+        assert house.attempt(asked) == SAVED_MEANWHILE
         assert server.requests == []
     assert house.content() == b"saved by another run"
+
+
+def test_what_another_run_saves_while_it_is_asked_for_is_left_alone(house: House) -> None:
+    def script(_: Request) -> Iterable[Any]:
+        save_elsewhere(house)
+        yield whole(BODY)
+
+    with Scripted(script) as server:
+        assert house.attempt(known(server, house)) == SAVED_MEANWHILE
+    assert house.content() == b"saved by another run"
+    assert leftovers(house.directory.path) == []
+
+
+def test_an_image_that_bears_its_extension_only_then_is_left_alone_as_well(house: House) -> None:
+    first, second = Name("a-0f", complete=False), Name("b-1e", complete=False)
+    with Scripted(plays(whole(BODY))) as server:
+        save_elsewhere(house, "a-0f.png")
+        assert house.attempt(job(server, name=first)) == SAVED_MEANWHILE
+        # By now, this one is likely to be a PNG as well.
+        save_elsewhere(house, "b-1e.png")
+        assert house.attempt(job(server, name=second)) == SAVED_MEANWHILE
+        assert len(server.requests) == 1
+    assert house.content("a-0f.png") == house.content("b-1e.png") == b"saved by another run"
+
+
+def test_what_was_saved_before_the_run_began_is_replaced(make_house: Callable[..., House], tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "a-0f.png"):
+        (tmp_path / "images" / name).write_bytes(b"saved by an earlier run")
+    house = make_house()
+    with Scripted(plays(whole(BODY))) as server:
+        assert house.saved(job(server, new=False)).file == "a.png"
+        assert house.saved(job(server, name=Name("a-0f", complete=False))).file == "a-0f.png"
+    assert house.content("a.png") == house.content("a-0f.png") == BODY
+
+
+def test_what_another_is_at_is_left_to_him(house: House) -> None:
+    with Scripted(plays(whole(BODY))) as server, house.directory.partial("a.png", "a.png"):
+        assert house.attempt(job(server)) == BEING_SAVED
+    assert not (house.directory.path / "a.png").exists()
 
 
 # Saved -------------------------------------------------------------------------------------------------------------
@@ -257,12 +320,6 @@ def test_a_thread_has_all_processors_as_long_as_it_receives_a_large_body(
     assert meanwhile == [allowed if spread else bound]
 
 
-def test_what_another_is_at_is_left_to_him(house: House) -> None:
-    with Scripted(plays(whole(BODY))) as server, house.directory.partial("a.png", "a.png"):
-        assert house.attempt(job(server)) == Locked("another run is downloading it")
-    assert not (house.directory.path / "a.png").exists()
-
-
 def test_what_ends_the_run_is_raised(house: House, tmp_path: Path) -> None:
     house.directory.path.rename(tmp_path / "moved")
     with Scripted(plays(whole(BODY))) as server, pytest.raises(DirectoryError):
@@ -298,18 +355,26 @@ def test_a_304_renews_what_is_known_and_touches_nothing(house: House) -> None:
     assert_untouched(house)
 
 
-@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(b"newer")])
-def test_a_304_about_a_file_that_is_no_longer_what_it_was_is_asked_again(
-    house: House, change: Callable[[Path], Any]
-) -> None:
+def test_a_304_about_a_file_that_was_deleted_meanwhile_is_asked_again(house: House) -> None:
     def script(_: Request) -> Iterable[Any]:
-        change(house.directory.path / "a.png")
+        (house.directory.path / "a.png").unlink()
         yield head('ETag: "old"', status="304 Not Modified")
 
     with Scripted(script, plays(whole(BODY))) as server:
         house.saved(known(server, house))
         assert "if-none-match" not in server.requests[1].headers
     assert house.content() == BODY
+
+
+def test_a_304_about_a_file_that_another_run_has_replaced_tells_nothing(house: House) -> None:
+    def script(_: Request) -> Iterable[Any]:
+        save_elsewhere(house)
+        yield head('ETag: "old"', status="304 Not Modified")
+
+    with Scripted(script) as server:
+        assert house.attempt(known(server, house)) == SAVED_MEANWHILE
+        assert len(server.requests) == 1
+    assert house.content() == b"saved by another run"
 
 
 def test_a_304_about_another_version_is_asked_again_without_conditions(house: House) -> None:

@@ -1040,6 +1040,20 @@ def test_two_runs_on_one_list_leave_every_image_whole(server: Server, loader: Lo
     assert leftovers(loader.directory) == []
 
 
+def test_two_runs_share_the_work_and_agree_about_it(server: Server, loader: Loader, other_loader: Loader) -> None:
+    # Their names get the extension from the answer, and their files a time of their own.
+    urls = [server.url(f"/gated/{number:04}") for number in range(300)]
+    runs = [loader.start(urls), other_loader.start(urls)]
+    # One alone begins with three of them: both are at work.
+    server.wait_for(lambda: len(leftovers(loader.directory)) > 3)
+    server.gate.set()
+    ended = [running.finish() for running in runs]
+    assert [(run.status, sum(run.counts), run.counts[3]) for run in ended] == [(0, 300, 0)] * 2
+    assert sum(run.counts[0] for run in ended) == len(ended[0].files) == 300
+    server.healthy = True
+    assert loader.run(urls).counts == (0, 300, 0, 0)
+
+
 def test_after_a_kill_in_mid_write_the_next_run_cleans_up_and_completes(server: Server, loader: Loader) -> None:
     urls = [*urls_of(server, 20), *urls_of(server, 5, "gated/more")]
     running = loader.start(urls)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import stat
@@ -17,7 +18,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
-from image_loader.model import Reason, Resume
+from image_loader.model import Image, Reason, Resume
 
 _HIDDEN = ".image_loader"
 _MAX_NAME_BYTES = 255
@@ -93,6 +94,7 @@ class Directory:
         """
         self.path = path
         self.hidden = path / _HIDDEN
+        self._begun = time.time_ns()
         self._root = os.path.join(os.path.abspath(path), "")
         self._partials = os.path.join(self._root, _HIDDEN, "partial", "")
         self._open_partials: dict[str, int] = {}
@@ -111,16 +113,18 @@ class Directory:
 
     def stat(self, file: str) -> FileState | None:
         """Return the state of a regular file; None where there is none, or a link, directory or FIFO in its place."""
-        try:
-            state = os.lstat(self._root + file)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            fault = self._fault(error)
-            if isinstance(fault, DirectoryError):
-                raise fault from error
-            return None
-        return FileState(state.st_size, state.st_mtime_ns) if stat.S_ISREG(state.st_mode) else None
+        state = self._regular(file)
+        return None if state is None else FileState(state.st_size, state.st_mtime_ns)
+
+    def saved_meanwhile(self, file: str, known: Image | None) -> bool:
+        """Whether another run has put ``file`` in place since this one began, and it is not the image ``known``.
+
+        It must not have been saved by this run itself. A ``ctime`` to come tells nothing: the clock was set back.
+        """
+        state = self._regular(file)
+        if state is None or (known is not None and (state.st_size, state.st_mtime_ns) == (known.size, known.mtime_ns)):
+            return False
+        return self._begun <= state.st_ctime_ns <= time.time_ns()
 
     def check_inodes(self, wanted: int) -> None:
         """Raise ``OutOfInodesError`` if the file system cannot take so many new files."""
@@ -182,6 +186,18 @@ class Directory:
     def forget(self, path: str) -> None:
         """Take note that a partial file is no longer open."""
         self._open_partials.pop(path, None)
+
+    def _regular(self, file: str) -> os.stat_result | None:
+        try:
+            state = os.lstat(self._root + file)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            fault = self._fault(error)
+            if isinstance(fault, DirectoryError):
+                raise fault from error
+            return None
+        return state if stat.S_ISREG(state.st_mode) else None
 
     def _make(self) -> None:
         for path in (self._root, self._partials):
@@ -340,6 +356,7 @@ def _lock(descriptor: int, path: str) -> os.stat_result:
     return state
 
 
+@functools.cache
 def _lock_descriptor() -> Callable[..., bool]:
     """Return filelock's function: a run that saves nothing locks nothing, and is spared the time of the import."""
     try:

@@ -9,7 +9,20 @@ import re
 from image_loader import freshness, media
 from image_loader.directory import Directory, Partial
 from image_loader.errors import DownloadError, LoaderError, LockedError
-from image_loader.model import Failure, Image, Job, Locked, NotModified, Reason, Result, Resume, Saved, Settings
+from image_loader.model import (
+    BEING_SAVED,
+    SAVED_MEANWHILE,
+    Failure,
+    Image,
+    Job,
+    Locked,
+    NotModified,
+    Reason,
+    Result,
+    Resume,
+    Saved,
+    Settings,
+)
 from image_loader.naming import key
 from image_loader.processors import spread
 from image_loader.transport import Answer, Transport
@@ -23,7 +36,7 @@ _PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Downloader:
-    """Makes attempts, from any thread; shares nothing that changes but the transport and the directory."""
+    """Makes attempts, from any thread; shares nothing that changes but the transport, the directory, and a guess."""
 
     def __init__(
         self, transport: Transport, directory: Directory, settings: Settings, processors: frozenset[int] = frozenset()
@@ -33,6 +46,7 @@ class Downloader:
         self._transport = transport
         self._directory = directory
         self._settings = settings
+        self._likely_extension = ".jpg"
         if settings.verify:
             media.load_decoders()
 
@@ -51,7 +65,7 @@ class Downloader:
         except DownloadError as error:
             return error.failure
         except LockedError:
-            return Locked("another run is downloading it")
+            return BEING_SAVED
         except LoaderError:
             raise
         except Exception as error:  # noqa: BLE001 (one job's surprise must not end the others)
@@ -59,16 +73,17 @@ class Downloader:
             return Failure(Reason.PROTOCOL, f"unexpected {type(error).__name__}")
 
     def _attempt(self, job: Job) -> Result:
-        if job.new and job.name.complete and self._directory.stat(job.name.path) is not None:
-            return Locked("another run has just saved it")  # Overlapping runs share the work.
         if job.resume is not None and not self._directory.is_kept(job.resume):
             job = job._replace(resume=None)  # Another run has taken it for a leftover.
-        result = self._ask(job, _request_fields(job))
-        if result is None:
-            result = self._ask(job, _UNCONDITIONAL)
-        if result is None:
-            raise DownloadError(Reason.PROTOCOL, "304 Not Modified to an unconditional request", http_status=304)
-        return result
+        likely = job.name.file(self._likely_extension)
+        for fields in (_request_fields(job), _UNCONDITIONAL):
+            # Overlapping runs share the work.
+            if not _is_conditional(fields) and self._directory.saved_meanwhile(likely, job.image):
+                return SAVED_MEANWHILE
+            result = self._ask(job, fields)
+            if result is not None:
+                return result
+        raise DownloadError(Reason.PROTOCOL, "304 Not Modified to an unconditional request", http_status=304)
 
     def _ask(self, job: Job, fields: dict[str, str]) -> Result | None:
         """Ask once; None where a 304 came that says nothing about the file that is here."""
@@ -82,9 +97,8 @@ class Downloader:
             raise _status_error(answer, ranged="Range" in fields)
 
     def _not_modified(self, job: Job, answer: Answer, fields: dict[str, str]) -> NotModified | None:
-        conditional = "If-None-Match" in fields or "If-Modified-Since" in fields
         image = job.image
-        if image is None or not conditional:
+        if image is None or not _is_conditional(fields):
             return None
         renewed = freshness.renewed(image, answer.fields, answer.requested, answer.received)
         # Since the request was planned, the file may have been deleted, or another run may have saved a newer one.
@@ -94,15 +108,18 @@ class Downloader:
             renewed = renewed._replace(fresh_until=_at_the_earliest(renewed.fresh_until, answer))
         return renewed
 
-    def _receive(self, job: Job, answer: Answer, resume: Resume | None, size: int | None) -> Saved:
+    def _receive(self, job: Job, answer: Answer, resume: Resume | None, size: int | None) -> Saved | Locked:
         """Save the body, which begins where ``resume`` ends, if given; then all of it makes ``size`` bytes."""
         media_type = media.media_type(answer.fields.get("content-type"))
         if media_type is None:
             raise DownloadError(Reason.NOT_AN_IMAGE, _shown_type(answer), http_status=answer.status)
         if answer.plain and (answer.length or 0) > self._settings.max_size:
             raise DownloadError(Reason.TOO_LARGE, f"{answer.length} bytes announced", http_status=answer.status)
-        file = job.name.file(media.extension(media_type))
+        extension = self._likely_extension = media.extension(media_type)
+        file = job.name.file(extension)
         with self._directory.partial(file, key(file), resume) as partial:
+            if self._directory.saved_meanwhile(file, job.image):
+                return SAVED_MEANWHILE
             if resume is not None and partial.size != resume.size:
                 raise _wrong_part()
             if (answer.length or 0) > self._settings.chunk:
@@ -171,6 +188,10 @@ def _request_fields(job: Job) -> dict[str, str]:
     if job.resume is not None:
         return {"Range": f"bytes={job.resume.size}-", "If-Range": job.resume.validator}
     return freshness.condition(job.validators)
+
+
+def _is_conditional(fields: dict[str, str]) -> bool:
+    return "If-None-Match" in fields or "If-Modified-Since" in fields
 
 
 def _whole_size(answer: Answer, resume: Resume) -> int:

@@ -165,9 +165,13 @@ class NotModified(NamedTuple):
 
 
 class Locked(NamedTuple):
-    """Another process is downloading the same file, or has done so since this run looked; ``detail`` says which."""
+    """Another run is downloading the same file, or has saved it since this one began; ``detail`` says which."""
 
     detail: str
+
+
+BEING_SAVED = Locked("another run is downloading it")
+SAVED_MEANWHILE = Locked("another run has just saved it")
 
 
 class Failure(NamedTuple):

@@ -12,6 +12,7 @@ from image_loader.directory import Directory, FileState
 from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
 from image_loader.index import Index
 from image_loader.model import (
+    SAVED_MEANWHILE,
     Failure,
     Image,
     Job,
@@ -124,6 +125,11 @@ class Planner:
                 _LOG.debug("line %d: %s: fresh for another %.0f s by its headers", line.number, image.file, left)
             plan.outcomes.append(_fresh(line, image))
             return
+        unknown = state is not None and (image is None or record.image is None)
+        if unknown and self._directory.saved_meanwhile(name.path, record.image):
+            # The run that saved it has not yet told the index.
+            plan.outcomes.append(_saved_meanwhile(line, name.path))
+            return
         validators = image.validators if image is not None and not settings.force else Validators()
         if _LOG.isEnabledFor(logging.DEBUG):
             why = _request_shown(validators, state, changed=image is None and record.image is not None)
@@ -164,6 +170,10 @@ def _fresh(line: Line, image: Image) -> Outcome:
 
 def _failed(line: Line, reason: Reason, detail: str) -> Outcome:
     return Outcome(line.number, line.text, None, Status.FAILED, reason, detail)
+
+
+def _saved_meanwhile(line: Line, file: str) -> Outcome:
+    return Outcome(line.number, line.text, file, Status.SKIPPED, Reason.LOCKED, SAVED_MEANWHILE.detail)
 
 
 def _duplicate(line: Line) -> Outcome:
