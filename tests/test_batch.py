@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from conftest import CLOCK_STEP, SETTINGS, leftovers, urls_of
+from conftest import SETTINGS, leftovers, urls_of
 from image_loader import batch, load
 from image_loader.errors import DirectoryError, IndexFileError, LoaderError, OptionError, UrlFileError
 from image_loader.model import Line, Outcome, Reason, Settings, Status
@@ -372,27 +372,6 @@ def test_two_runs_in_two_threads_on_one_directory_agree(server: Server, director
         assert set(statuses(outcomes)) <= {Status.SAVED, Status.FRESH, Status.SKIPPED}
     assert sorted(path.name for path in directory.glob("*.png")) == sorted(url.rpartition("/")[2] for url in urls)
     assert leftovers(directory) == []
-
-
-@pytest.mark.parametrize("known", [False, True])
-def test_a_file_that_comes_from_another_run_before_its_row_is_left_alone(
-    server: Server, directory: Path, *, known: bool
-) -> None:
-    urls = urls_of(server, 2)
-    if known:
-        run(directory, urls)
-
-    def groups() -> Iterator[list[Line]]:
-        yield lines_of(urls[:1])
-        yield []
-        time.sleep(CLOCK_STEP)
-        (directory / "0001.png").write_bytes(b"saved by another run")
-        yield lines_of(urls[1:], 2)
-
-    _, outcome = batch.run(groups(), settings_for(directory), threading.Event())
-    assert (outcome.file, outcome.status, outcome.reason) == ("0001.png", Status.SKIPPED, Reason.LOCKED)
-    assert (directory / "0001.png").read_bytes() == b"saved by another run"
-    assert len(server.asked("/image/0001.png")) == known
 
 
 def test_two_runs_that_take_turns_in_one_thread_do_not_wait_for_each_other(server: Server, directory: Path) -> None:

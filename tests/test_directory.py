@@ -27,7 +27,7 @@ import image_loader
 from image_loader import directory as directory_module
 from image_loader.directory import Directory, FileState, Partial
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
-from image_loader.model import Reason, Resume
+from image_loader.model import Reason, Resume, Validators
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(image_loader.__file__).parents[1])}
 HOLD = """
@@ -187,7 +187,7 @@ def save(directory: Directory, file: str, body: bytes, mtime: float | None = Non
 def is_old(directory: Directory) -> bool:
     """Tell whether ``a.jpg`` is as it was, and nothing is left of the attempt."""
     state = directory.stat("a.jpg")
-    unchanged = (directory.path / "a.jpg").read_bytes() == b"old" and state == FileState(3, 10**18)
+    unchanged = (directory.path / "a.jpg").read_bytes() == b"old" and state is not None and state[:2] == (3, 10**18)
     return unchanged and not partials(directory)
 
 
@@ -353,7 +353,7 @@ def test_close_is_silent_when_the_directory_is_gone(directory: Directory) -> Non
 
 
 def test_state_is_size_and_time_of_a_regular_file(directory: Directory) -> None:
-    assert directory.stat("a.jpg") == FileState(3, 10**18)
+    assert directory.stat("a.jpg") == FileState(3, 10**18, (directory.path / "a.jpg").stat().st_ino)
 
 
 @pytest.mark.parametrize("file", ["missing", "link", "folder", "fifo", "a.jpg/below", "n" * 256, "loop/below"])
@@ -436,7 +436,7 @@ def test_check_of_inodes_tells_when_the_directory_is_gone(directory: Directory) 
 def test_image_stands_whole_under_its_name_with_its_time(directory: Directory) -> None:
     state = save(directory, "a.jpg", b"new one", 1_600_000_000)
     assert (directory.path / "a.jpg").read_bytes() == b"new one"
-    assert state == directory.stat("a.jpg") == FileState(7, 1_600_000_000 * 10**9)
+    assert state == directory.stat("a.jpg") == FileState(7, 1_600_000_000 * 10**9, state.inode)
     assert partials(directory) == []
 
 
@@ -610,7 +610,7 @@ def test_partial_file_moved_between_opening_and_locking_is_opened_again(
 ) -> None:
     with opened(directory) as partial:
         partial.write(b"whole image")
-        partial.keep('"etag"')
+        partial.keep(Validators('"etag"'), "image/jpeg")
     lock, moved = directory_module._lock, directory.path / "b.jpg"
 
     def moving(descriptor: int, path: str) -> os.stat_result:
@@ -648,12 +648,12 @@ def kept(directory: Directory) -> Resume:
     """Leave ``first `` behind as the partial file of ``a.jpg``."""
     with opened(directory) as partial:
         partial.write(b"first ")
-        return partial.keep('"etag"')
+        return partial.keep(Validators('"etag"'), "image/jpeg")
 
 
 def test_kept_partial_file_is_continued(directory: Directory) -> None:
     resume = kept(directory)
-    assert (resume.key, resume.validator) == ("a.jpg", '"etag"')
+    assert (resume.key, resume.validators, resume.media_type) == ("a.jpg", Validators('"etag"'), "image/jpeg")
     with opened(directory, resume) as partial:
         assert partial.size == resume.size == 6
         assert b"".join(partial.chunks()) == b"first "

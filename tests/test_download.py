@@ -97,7 +97,7 @@ def house(make_house: Callable[..., House]) -> House:
 
 def job(server: Server, **changes: Any) -> Job:
     """Return a job for an image of which nothing is known."""
-    new = Job(1, parse(server.url("/a.png")), 1, Name("a.png", complete=True), None, Validators(), new=True)
+    new = Job(1, parse(server.url("/a.png")), 1, Name("a.png", complete=True), None, Validators(), inode=None)
     return new._replace(**changes)
 
 
@@ -108,7 +108,7 @@ def known(server: Server, house: House, **changes: Any) -> Job:
     os.utime(path, (1e9, 1e9))
     validators = Validators('"old"', MODIFIED)
     image = Image("a.png", 3, 10**18, "image/png", "00" * 32, validators, 5.0, 1.0, 2.0)
-    return job(server, image=image, validators=validators, new=False, **changes)
+    return job(server, image=image, validators=validators, inode=path.stat().st_ino, **changes)
 
 
 def assert_untouched(house: House) -> None:
@@ -124,7 +124,9 @@ def assert_untouched(house: House) -> None:
 def save_elsewhere(house: House, name: str = "a.png") -> None:
     """Save an image as another run does, once the file system's clock has come to the time of ours."""
     time.sleep(CLOCK_STEP)
-    (house.directory.path / name).write_bytes(b"saved by another run")
+    partial = house.directory.path / "partial"
+    partial.write_bytes(b"saved by another run")
+    partial.replace(house.directory.path / name)
 
 
 @pytest.mark.parametrize("forced", [False, True])
@@ -166,7 +168,7 @@ def test_what_was_saved_before_the_run_began_is_replaced(make_house: Callable[..
         (tmp_path / "images" / name).write_bytes(b"saved by an earlier run")
     house = make_house()
     with Scripted(plays(whole(BODY))) as server:
-        assert house.saved(job(server, new=False)).file == "a.png"
+        assert house.saved(job(server, inode=1)).file == "a.png"
         assert house.saved(job(server, name=Name("a-0f", complete=False))).file == "a-0f.png"
     assert house.content("a.png") == house.content("a-0f.png") == BODY
 
@@ -270,7 +272,7 @@ def test_what_is_no_whole_image_is_refused_and_leaves_the_old_one(
 def test_an_image_of_the_largest_size_is_accepted(make_house: Callable[..., House]) -> None:
     with Scripted(plays(whole(BODY))) as server:
         assert make_house(max_size=len(BODY)).saved(job(server)).size == len(BODY)
-        assert make_house(max_size=len(BODY) - 1).failure(job(server, new=False)).reason is Reason.TOO_LARGE
+        assert make_house(max_size=len(BODY) - 1).failure(job(server, inode=1)).reason is Reason.TOO_LARGE
 
 
 def test_a_deadline_in_mid_body_is_final_and_leaves_the_old_image(make_house: Callable[..., House]) -> None:
@@ -366,6 +368,32 @@ def test_a_304_about_a_file_that_was_deleted_meanwhile_is_asked_again(house: Hou
     assert house.content() == BODY
 
 
+def test_a_file_that_was_edited_while_its_image_is_asked_for_is_replaced(house: House) -> None:
+    """An editor that writes into the file leaves it its inode; a run never does."""
+
+    def script(_: Request) -> Iterable[Any]:
+        time.sleep(CLOCK_STEP)
+        (house.directory.path / "a.png").write_bytes(b"")
+        yield head('ETag: "old"', status="304 Not Modified")
+
+    with Scripted(script, plays(whole(BODY))) as server:
+        house.saved(known(server, house))
+    assert house.content() == BODY
+
+
+@pytest.mark.parametrize(
+    ("option", "control"), [("force", "no-cache"), ("revalidate", "max-age=0"), ("insecure", None)]
+)
+def test_who_wants_more_than_freshness_wants_it_from_the_server_itself(
+    make_house: Callable[..., House], option: str, control: str | None
+) -> None:
+    """Not from a cache on the way (RFC 9111, 5.2.1)."""
+    house = make_house(**{option: True})
+    with Scripted(plays(whole(BODY))) as server:
+        house.saved(known(server, house))
+        assert server.requests[0].headers.get("cache-control") == control
+
+
 def test_a_304_about_a_file_that_another_run_has_replaced_tells_nothing(house: House) -> None:
     def script(_: Request) -> Iterable[Any]:
         save_elsewhere(house)
@@ -415,7 +443,7 @@ def resumed(house: House, server: Server, **changes: Any) -> Job:
     failure = house.failure(job(server, **changes))
     assert (failure.reason, failure.passing) == (Reason.TRUNCATED, True)
     assert failure.resume is not None
-    assert failure.resume.validator == TAG
+    assert failure.resume.validators.etag == TAG
     assert len(leftovers(house.directory.path)) == 1
     return job(server, resume=failure.resume, **changes)
 
@@ -432,6 +460,19 @@ def test_the_rest_of_a_body_is_asked_for_and_joined(house: House) -> None:
     assert house.content() == BODY
     assert (image.size, image.sha256) == (4000, hashlib.sha256(BODY).hexdigest())
     assert leftovers(house.directory.path) == []
+
+
+def test_a_rest_may_come_without_what_was_told_with_the_beginning(house: House) -> None:
+    """RFC 9110, 15.3.7: an answer to If-Range leaves out what the client knows by then."""
+    short = head(
+        "Content-Range: bytes 2000-3999/4000", f"ETag: {TAG}", length(BODY[2000:]), status="206 Partial Content"
+    )
+    told = whole(BODY, *KEPT, f"Last-Modified: {MODIFIED}")
+    with Scripted(plays(told[:-2000], End.CLOSE), plays(short + BODY[2000:])) as server:
+        failure = house.failure(job(server))
+        image = house.saved(job(server, resume=failure.resume))
+    assert house.content() == BODY
+    assert (image.media_type, image.validators) == ("image/png", Validators(TAG, MODIFIED))
 
 
 def test_a_body_that_is_cut_twice_is_resumed_twice(house: House) -> None:
@@ -469,8 +510,6 @@ WRONG_RANGES = [
     rest(tag='"other"'),
     rest(tag='W/"strong"'),
     rest(tag="strong"),
-    head("Content-Range: bytes 2000-3999/4000", f"ETag: {TAG}", length(BODY[2000:]), status="206 Partial Content")
-    + BODY[2000:],
     head(PNG, "Content-Range: bytes 2000-3999/4000", f"ETag: {TAG}", "Transfer-Encoding: chunked", status="206 Part")
     + chunked(BODY[2000:3000]) + b"0\r\n\r\n",
     head(PNG, "Content-Range: bytes 2000-3999/4000", f"ETag: {TAG}", status="206 Part") + BODY[2000:3000],
@@ -593,7 +632,52 @@ def test_an_image_is_fresh_for_no_longer_than_the_redirect_that_leads_to_it(
     answer = whole(BODY, kept) if changed else head('ETag: "old"', kept, status="304 Not Modified")
     moved = head("Location: /b.png", "Content-Length: 0", redirect, status="302 Found")
     with Scripted(plays(moved), plays(answer)) as server:
-        result = house.attempt(known(server, house))
+        asked = known(server, house)
+        target = parse(server.url("/b.png")).digest
+        result = house.attempt(asked._replace(validators=asked.validators._replace(target=target)))
     assert isinstance(result, Saved if changed else NotModified)
     told = result.image if isinstance(result, Saved) else result
     assert told.fresh_until == (None if lifetime is None else pytest.approx(told.checked + lifetime, abs=3))
+
+
+def moved(target: str) -> bytes:
+    return head(f"Location: {target}", "Content-Length: 0", status="302 Found")
+
+
+def test_a_redirect_that_leads_elsewhere_is_asked_without_the_validators_of_where_it_led(house: House) -> None:
+    """Two images may well have the ETag "1": it tells versions of one resource apart (RFC 9110, 8.8.3)."""
+    first, second = png("first", 3000), png("second", 3000)
+    script = (
+        plays(moved("/first.png")), plays(whole(first, 'ETag: "1"')),
+        plays(moved("/first.png")), plays(head('ETag: "1"', status="304 Not Modified")),
+        plays(moved("/second.png")), plays(whole(second, 'ETag: "1"')),
+    )  # fmt: skip
+    with Scripted(*script) as server:
+        image = house.saved(job(server))
+        state = house.directory.stat("a.png")
+        assert state is not None
+        again = job(server, image=image, validators=image.validators, inode=state.inode)
+        assert isinstance(house.attempt(again), NotModified)
+        assert house.saved(again).sha256 == hashlib.sha256(second).hexdigest()
+        asked = [request.headers.get("if-none-match") for request in server.requests]
+    assert asked == [None, None, None, '"1"', None, None]
+
+
+def test_a_rest_is_asked_for_only_where_the_beginning_came_from(house: House) -> None:
+    script = plays(moved("/first.png")), CUT, plays(moved("/second.png")), plays(whole(BODY[::-1], f"ETag: {TAG}"))
+    with Scripted(*script) as server:
+        failure = house.failure(job(server))
+        house.saved(job(server, resume=failure.resume))
+        assert [request.headers.get("range") for request in server.requests] == [None] * 4
+    assert house.content() == BODY[::-1]
+
+
+def test_what_another_host_behind_a_redirect_fails_at_is_no_fault_of_the_one_that_leads_there(house: House) -> None:
+    with Scripted(plays(head("Retry-After: 60", "Content-Length: 0", status="503 Unavailable"))) as other:
+        with Scripted(plays(moved(other.url("/b.png")))) as server:
+            failure = house.failure(job(server))
+        assert (failure.http_status, failure.passing, failure.retry_after) == (503, True, None)
+        gone = other.url("/b.png")
+    with Scripted(plays(moved(gone))) as server:
+        failure = house.failure(job(server))
+    assert (failure.reason, failure.passing, failure.unreachable) == (Reason.CONNECT, True, False)

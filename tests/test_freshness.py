@@ -135,7 +135,9 @@ def test_our_clock_set_back_in_between_adds_no_lifetime() -> None:
 
 @pytest.mark.parametrize("vary", ["*", "accept, *"])
 def test_vary_star_is_never_fresh(vary: str) -> None:
-    assert lifetime(cache_control="max-age=60", vary=vary) is None
+    end = freshness.fresh_until({"cache-control": "max-age=60", "vary": vary}, NOW, NOW)
+    assert end == freshness.NEVER
+    assert not freshness.is_fresh(IMAGE._replace(fresh_until=end), NOW - 50)
 
 
 def test_another_vary_leaves_the_lifetime() -> None:
@@ -261,11 +263,36 @@ def test_a_bare_304_renews_nothing_but_the_time_of_the_check() -> None:
     assert renewed == NotModified(IMAGE, IMAGE.validators, IMAGE.fresh_until, NOW)
 
 
-@pytest.mark.parametrize("headers", [{"cache-control": "no-cache"}, {"vary": "*"}, {"cache-control": "public"}])
-def test_a_304_can_end_a_lifetime(headers: dict[str, str]) -> None:
-    renewed = freshness.renewed(IMAGE._replace(fresh_until=NOW + 500), headers, NOW, NOW)
-    assert renewed is not None
-    assert renewed.fresh_until is None
+MINUTE, HOUR = {"cache-control": "max-age=60"}, {"expires": HOUR_LATER, "date": DATE}
+
+
+@pytest.mark.parametrize(
+    ("end", "headers", "renewed"),
+    [
+        (NOW + 500, {"cache-control": "no-cache"}, None),
+        (NOW + 500, {"cache-control": "public"}, None),
+        (NOW + 500, {"vary": "*"}, freshness.NEVER),
+        (NOW + 500, MINUTE | {"vary": "*"}, freshness.NEVER),
+        (NOW + 500, {"vary": "accept"}, NOW + 500),
+        (NOW + 500, HOUR, NOW + 3600),
+        (None, MINUTE, NOW + 60),
+        (None, HOUR, None),
+        (None, HOUR | {"vary": "accept"}, None),
+        (freshness.NEVER, MINUTE, freshness.NEVER),
+        (freshness.NEVER, HOUR, freshness.NEVER),
+        (freshness.NEVER, MINUTE | {"vary": "accept"}, NOW + 60),
+        (freshness.NEVER, HOUR | {"vary": "accept"}, None),
+        (freshness.NEVER, {"vary": "accept"}, None),
+        (freshness.NEVER, {}, freshness.NEVER),
+    ],
+)
+def test_a_304_gives_and_takes_a_lifetime_by_the_fields_that_it_has(
+    end: float | None, headers: dict[str, str], renewed: float | None
+) -> None:
+    """What forbade one, and does not come again, still does: no-cache, or Vary: *."""
+    found = freshness.renewed(IMAGE._replace(fresh_until=end), headers, NOW, NOW)
+    assert found is not None
+    assert found.fresh_until == renewed
 
 
 @pytest.mark.parametrize(("stored", "told"), [('"1"', '"2"'), ('W/"1"', '"2"'), ('"1"', 'W/"2"')])
@@ -281,10 +308,15 @@ def test_a_304_for_our_etag_matches_weakly(told: str) -> None:
     assert renewed.validators.etag == told
 
 
-def test_a_304_gives_an_etag_to_an_image_that_had_none() -> None:
-    renewed = freshness.renewed(IMAGE._replace(validators=Validators(None, DATE)), {"etag": '"9"'}, NOW, NOW)
+def test_a_304_gives_an_etag_to_an_image_that_had_none_only_with_its_last_modified() -> None:
+    """Another version that was not modified since ours, since it is older, has another ETag and no other sign."""
+    image = IMAGE._replace(validators=Validators(None, DATE, b"target"))
+    renewed = freshness.renewed(image, {"etag": '"9"', "last-modified": DATE}, NOW, NOW)
     assert renewed is not None
-    assert renewed.validators == Validators('"9"', DATE)
+    assert renewed.validators == Validators('"9"', DATE, b"target")
+    assert freshness.renewed(image, {"etag": '"9"'}, NOW, NOW) is None
+    assert freshness.renewed(image, {"etag": '"9"', "last-modified": HOUR_BEFORE}, NOW, NOW) is None
+    assert freshness.renewed(IMAGE._replace(validators=Validators()), {"etag": '"9"'}, NOW, NOW) is None
 
 
 @pytest.mark.parametrize(
@@ -310,9 +342,17 @@ def test_retry_after_is_seconds_or_a_date_or_nothing(value: str | None, seconds:
 RESUMABLE = {"accept-ranges": "bytes", "etag": '"1"', "last-modified": DATE}
 
 
-@pytest.mark.parametrize("change", [{}, {"accept-ranges": "BYTES"}, {"content-encoding": "identity"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"accept-ranges": "BYTES"},
+        {"content-encoding": "identity"},
+        {"accept-ranges": "", "content-range": "bytes 5-9/10"},
+    ],
+)
 def test_a_body_with_a_strong_etag_can_be_resumed(change: dict[str, str]) -> None:
-    assert freshness.resume_validator(RESUMABLE | change) == '"1"'
+    assert freshness.is_resumable(RESUMABLE | change)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +360,7 @@ def test_a_body_with_a_strong_etag_can_be_resumed(change: dict[str, str]) -> Non
     [{"etag": 'W/"1"'}, {"etag": "1"}, {"accept-ranges": "none"}, {"accept-ranges": ""}, {"content-encoding": "gzip"}],
 )
 def test_any_other_body_cannot_be_resumed(change: dict[str, str]) -> None:
-    assert freshness.resume_validator(RESUMABLE | change) is None
+    assert not freshness.is_resumable(RESUMABLE | change)
 
 
 @given(
@@ -333,7 +373,7 @@ def test_no_header_makes_a_decision_crash_or_last_for_ever(headers: dict[str, st
     end = freshness.fresh_until(headers, NOW, NOW)
     assert end is None or end <= NOW + 2**31
     freshness.renewed(IMAGE, headers, NOW, NOW)
-    freshness.resume_validator(headers)
+    freshness.is_resumable(headers)
     for value in headers.values():
         freshness.retry_after(value, NOW)
         freshness.modified_time(value, NOW)

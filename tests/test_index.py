@@ -49,7 +49,7 @@ IMAGE = Image(
     mtime_ns=1_700_000_000_123_456_789,
     media_type="image/jpeg",
     sha256="0f" * 32,
-    validators=Validators('W/"caf\xe9"', "Tue, 14 Nov 2023 22:13:20 GMT"),
+    validators=Validators('W/"caf\xe9"', "Tue, 14 Nov 2023 22:13:20 GMT", b"0123456789abcdef"),
     fresh_until=1_700_000_060.25,
     saved=1_700_000_000.5,
     checked=1_700_000_001.75,
@@ -198,6 +198,22 @@ def test_the_last_record_of_a_url_counts(index: Index) -> None:
     image = index.look_up([digest("u")])[digest("u")].image
     assert image is not None
     assert image.size == 2
+
+
+@pytest.mark.parametrize(("seconds", "theirs"), [(100.0, True), (-100.0, False), (1e9, False)])
+def test_of_two_runs_that_saved_an_image_the_later_one_counts_whoever_flushes_last(
+    path: Path, seconds: float, *, theirs: bool
+) -> None:
+    saved = time.time() - 1000
+    with Index(path, NEVER) as ours, Index(path, NEVER) as others:
+        claim(ours, "u", "a.jpg")
+        record(others, "u", IMAGE._replace(size=1, saved=saved + seconds))
+        others.flush()
+        record(ours, "u", IMAGE._replace(size=2, saved=saved))
+        image = known_image(ours, "u")
+    assert image is not None
+    # What was saved in a time to come was so before the clock was set back.
+    assert image.size == (1 if theirs else 2)
 
 
 def test_a_304_renews_its_validators_its_lifetime_and_when_it_was_checked_and_nothing_else(index: Index) -> None:
@@ -570,6 +586,51 @@ def test_text_that_is_not_utf_8_counts_as_damage(path: Path) -> None:
         assert anew.look_up(digests) == {}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "name = 'a' || char(0) || '.jpg'",
+        "name = '../a.jpg'",
+        "name = 'host/../../a.jpg'",
+        "name = '/tmp/a.jpg'",
+        "name = '.image_loader/index.sqlite3'",
+        "name = ''",
+        "name = x'ff'",
+        "size = 'large'",
+        "size = NULL",
+        "mtime_ns = x'00'",
+        "media_type = x'00'",
+        "sha256 = 'text'",
+        "etag = x'00'",
+        "target = 'text'",
+        "fresh_until = 'text'",
+        "saved = NULL",
+        "checked = NULL",
+    ],
+)
+def test_a_row_that_makes_no_sense_counts_as_damage(path: Path, change: str) -> None:
+    digests = fill(path, 3)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"UPDATE image SET {change} WHERE rowid = 2")
+    index = Index(path, NEVER)
+    with pytest.raises(IndexFileError, match="damaged and was moved aside; run again"):
+        index.look_up(digests)
+    # What ends until the run has ended finds nothing to be written to.
+    index.record(1, IMAGE)
+    index.close()
+    with Index(path, NEVER) as anew:
+        assert anew.look_up(digests) == {}
+
+
+@pytest.mark.parametrize("byte", [b"1", b"\xff"])
+def test_a_schema_that_is_damaged_is_begun_anew(path: Path, byte: bytes) -> None:
+    digests = fill(path, 3)
+    path.write_bytes(path.read_bytes().replace(b"fresh_until REAL", b"fresh_unti" + byte + b" REAL"))
+    with Index(path, NEVER) as anew:
+        assert anew.look_up(digests) == {}
+    assert len(list(path.parent.glob("index.sqlite3.damaged-*"))) == 1
+
+
 def test_who_finds_damage_late_leaves_the_new_index_of_another_run_alone(path: Path) -> None:
     digests = fill(path, 5000)
     spoil(path)
@@ -588,10 +649,24 @@ def test_who_finds_damage_late_leaves_the_new_index_of_another_run_alone(path: P
 # Whatever else is wrong.
 
 
+def test_an_index_of_an_earlier_version_is_taken_over(path: Path) -> None:
+    digests = fill(path, 3)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("ALTER TABLE image DROP COLUMN target")
+        connection.execute("PRAGMA user_version = 1")
+    with Index(path, NEVER) as index, Index(path, NEVER) as other:
+        for each in (index, other):
+            images = [record.image for record in each.look_up(digests).values()]
+            old = IMAGE.validators._replace(target=None)
+            assert [image and image.validators for image in images] == [old] * 3
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+
+
 def test_an_index_of_a_later_version_is_refused_and_left_as_it_is(path: Path) -> None:
     fill(path, 10)
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     content = path.read_bytes()
     with pytest.raises(IndexFileError, match=r"later version.*upgrade"):
         Index(path, NEVER)

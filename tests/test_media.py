@@ -72,6 +72,8 @@ def failure(file: Path, content: bytes, sent_as: str) -> Reason:
         ("text/html; image/jpeg", None),
         ("application/octet-stream", None),
         ("ximage/png", None),
+        ("image/" + "x" * 127, "image/" + "x" * 127),
+        ("image/" + "x" * 128, None),
         ("\u0131mage/png", None),
         ("image/p\u0131g", None),
     ],

@@ -91,7 +91,9 @@ class House(Executor):
 
     def add(self, *urls: str) -> None:
         name = Name("n", complete=True)
-        self.scheduler.add([Job(len(self.finished), parse(url), 1, name, None, Validators(), new=True) for url in urls])
+        self.scheduler.add(
+            [Job(len(self.finished), parse(url), 1, name, None, Validators(), inode=None) for url in urls]
+        )
         self.advance(0)
 
     def advance(self, seconds: float) -> None:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
-from image_loader.model import Image, Reason, Resume
+from image_loader.model import Image, Reason, Resume, Validators
 
 _HIDDEN = ".image_loader"
 _MAX_NAME_BYTES = 255
@@ -63,6 +63,11 @@ class FileState(NamedTuple):
 
     size: int
     mtime_ns: int
+    inode: int
+
+    def is_of(self, image: Image) -> bool:
+        """Whether it is the state that the image was recorded in."""
+        return self.size == image.size and self.mtime_ns == image.mtime_ns
 
 
 class Translating:
@@ -114,17 +119,16 @@ class Directory:
     def stat(self, file: str) -> FileState | None:
         """Return the state of a regular file; None where there is none, or a link, directory or FIFO in its place."""
         state = self._regular(file)
-        return None if state is None else FileState(state.st_size, state.st_mtime_ns)
+        return None if state is None else FileState(state.st_size, state.st_mtime_ns, state.st_ino)
 
-    def saved_meanwhile(self, file: str, known: Image | None) -> bool:
-        """Whether another run has put ``file`` in place since this one began, and it is not the image ``known``.
+    def saved_meanwhile(self, file: str, inode: int | None) -> bool:
+        """Whether another run has put ``file`` in place since this one saw ``inode`` there, or no such file (None).
 
-        It must not have been saved by this run itself. A ``ctime`` to come tells nothing: the clock was set back.
+        Where it was edited, it still has its inode; where the file system gives out inodes anew each time, its ctime is
+        from before this run. A ctime to come tells nothing: the clock was set back.
         """
         state = self._regular(file)
-        if state is None or (known is not None and (state.st_size, state.st_mtime_ns) == (known.size, known.mtime_ns)):
-            return False
-        return self._begun <= state.st_ctime_ns <= time.time_ns()
+        return state is not None and state.st_ino != inode and self._begun <= state.st_ctime_ns <= time.time_ns()
 
     def check_inodes(self, wanted: int) -> None:
         """Raise ``OutOfInodesError`` if the file system cannot take so many new files."""
@@ -321,12 +325,12 @@ class Partial:
                 rest = rest[os.write(self._descriptor, rest) :]
         self.size += len(chunk)
 
-    def keep(self, validator: str) -> Resume:
-        """Leave the file behind, for an attempt that continues the body which ``validator`` names (a strong ETag)."""
+    def keep(self, validators: Validators, media_type: str) -> Resume:
+        """Leave the file behind, for an attempt that continues the body which a strong ETag names."""
         with self._translating:
             state = os.fstat(self._descriptor)
         self._stays = True
-        return Resume(self._key, state.st_size, state.st_ino, state.st_mtime_ns, validator)
+        return Resume(self._key, state.st_size, state.st_ino, state.st_mtime_ns, validators, media_type)
 
     def commit(self, mtime: float | None) -> FileState:
         """Put the file in the place of its image, with ``mtime`` (seconds since the epoch) as its time, if given."""
@@ -339,7 +343,7 @@ class Partial:
             state = os.fstat(self._descriptor)
             self._directory.replace(self.path, self._file)
         self._stays = True
-        return FileState(state.st_size, state.st_mtime_ns)
+        return FileState(state.st_size, state.st_mtime_ns, state.st_ino)
 
 
 def _lock(descriptor: int, path: str) -> os.stat_result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Mapping
 
 from image_loader import freshness, media
 from image_loader.directory import Directory, Partial
@@ -22,6 +23,7 @@ from image_loader.model import (
     Resume,
     Saved,
     Settings,
+    Validators,
 )
 from image_loader.naming import key
 from image_loader.processors import spread
@@ -31,6 +33,9 @@ from image_loader.url import redacted
 _LOG = logging.getLogger(__name__)
 # What tells a server, and every cache on the way to it, to send the image whatever they think we have.
 _UNCONDITIONAL = {"Cache-Control": "no-cache"}
+_NONE: dict[str, str] = {}
+# What tells them to ask whoever made the image (RFC 9111, 5.2.1.1).
+_END_TO_END = {"Cache-Control": "max-age=0"}
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -46,6 +51,7 @@ class Downloader:
         self._transport = transport
         self._directory = directory
         self._settings = settings
+        self._fields = _UNCONDITIONAL if settings.force else _END_TO_END if settings.revalidate else {}
         self._likely_extension = ".jpg"
         if settings.verify:
             media.load_decoders()
@@ -76,41 +82,43 @@ class Downloader:
         if job.resume is not None and not self._directory.is_kept(job.resume):
             job = job._replace(resume=None)  # Another run has taken it for a leftover.
         likely = job.name.file(self._likely_extension)
-        for fields in (_request_fields(job), _UNCONDITIONAL):
+        for fields, condition in ((self._fields, _condition(job)), (_UNCONDITIONAL, _NONE)):
             # Overlapping runs share the work.
-            if not _is_conditional(fields) and self._directory.saved_meanwhile(likely, job.image):
+            if not condition and self._directory.saved_meanwhile(likely, job.inode):
                 return SAVED_MEANWHILE
-            result = self._ask(job, fields)
+            result = self._ask(job, fields, condition)
             if result is not None:
                 return result
         raise DownloadError(Reason.PROTOCOL, "304 Not Modified to an unconditional request", http_status=304)
 
-    def _ask(self, job: Job, fields: dict[str, str]) -> Result | None:
+    def _ask(self, job: Job, fields: Mapping[str, str], condition: Mapping[str, str]) -> Result | None:
         """Ask once; None where a 304 came that says nothing about the file that is here."""
-        with self._transport.exchange(job.url, fields) as answer:
+        validators = job.validators if job.resume is None else job.resume.validators
+        with self._transport.exchange(job.url, fields, condition, validators.target) as answer:
+            resume = job.resume if answer.conditional else None
             if answer.status == 304:
-                return self._not_modified(job, answer, fields)
-            if answer.status == 200:
-                return self._receive(job, answer, None, None)
-            if answer.status == 206 and job.resume is not None and "Range" in fields:
-                return self._receive(job, answer, job.resume, _whole_size(answer, job.resume))
-            raise _status_error(answer, ranged="Range" in fields)
+                return self._not_modified(job, answer)
+            if answer.status == 200 or (answer.status == 206 and resume is not None):
+                return self._receive(job, answer, resume if answer.status == 206 else None)
+            raise _status_error(job, answer, ranged=resume is not None)
 
-    def _not_modified(self, job: Job, answer: Answer, fields: dict[str, str]) -> NotModified | None:
+    def _not_modified(self, job: Job, answer: Answer) -> NotModified | None:
         image = job.image
-        if image is None or not _is_conditional(fields):
+        if image is None or job.resume is not None or not answer.conditional:
             return None
         renewed = freshness.renewed(image, answer.fields, answer.requested, answer.received)
-        # Since the request was planned, the file may have been deleted, or another run may have saved a newer one.
-        if renewed is None or self._directory.stat(image.file) != (image.size, image.mtime_ns):
+        state = self._directory.stat(image.file)
+        # Since the request was planned, the file may have been deleted or changed.
+        if renewed is None or state is None or not state.is_of(image):
             return None
         if answer.redirects:
             renewed = renewed._replace(fresh_until=_at_the_earliest(renewed.fresh_until, answer))
         return renewed
 
-    def _receive(self, job: Job, answer: Answer, resume: Resume | None, size: int | None) -> Saved | Locked:
-        """Save the body, which begins where ``resume`` ends, if given; then all of it makes ``size`` bytes."""
-        media_type = media.media_type(answer.fields.get("content-type"))
+    def _receive(self, job: Job, answer: Answer, resume: Resume | None) -> Saved | Locked:
+        """Save the body, which begins where ``resume`` ends, if given."""
+        size = _whole_size(answer, resume) if resume is not None else None
+        media_type = _media_type(answer, resume)
         if media_type is None:
             raise DownloadError(Reason.NOT_AN_IMAGE, _shown_type(answer), http_status=answer.status)
         if answer.plain and (answer.length or 0) > self._settings.max_size:
@@ -118,58 +126,52 @@ class Downloader:
         extension = self._likely_extension = media.extension(media_type)
         file = job.name.file(extension)
         with self._directory.partial(file, key(file), resume) as partial:
-            if self._directory.saved_meanwhile(file, job.image):
+            if self._directory.saved_meanwhile(file, job.inode):
                 return SAVED_MEANWHILE
             if resume is not None and partial.size != resume.size:
                 raise _wrong_part()
-            if (answer.length or 0) > self._settings.chunk:
-                with spread(self._processors):
-                    sha256 = self._store(partial, answer)
-            else:
-                sha256 = self._store(partial, answer)
+            validators = _validators(answer, resume)
+            sha256 = self._store(partial, answer, validators, media_type)
             if size not in (None, partial.size):
                 raise _wrong_part()
-            return Saved(self._put_in_place(partial, answer, file, media_type, sha256), answer.status)
+            self._verify(partial, file, media_type)
+            state = partial.commit(freshness.modified_time(validators.last_modified, answer.received))
+        end = _at_the_earliest(_own_lifetime(answer), answer)
+        received = answer.received
+        image = Image(file, state.size, state.mtime_ns, media_type, sha256, validators, end, received, received)
+        return Saved(image, answer.status)
 
-    def _store(self, partial: Partial, answer: Answer) -> str:
+    def _store(self, partial: Partial, answer: Answer, validators: Validators, media_type: str) -> str:
         """Write the body; return its SHA-256 in hex. A body cut short leaves a partial file that can be resumed."""
+        try:
+            if (answer.length or 0) > self._settings.chunk:
+                with spread(self._processors):
+                    return self._write(partial, answer)
+            return self._write(partial, answer)
+        except DownloadError as error:
+            if error.failure.passing and partial.size and freshness.is_resumable(answer.fields):
+                error.resume_with(partial.keep(validators, media_type))
+            raise
+
+    def _write(self, partial: Partial, answer: Answer) -> str:
         digest = hashlib.sha256()
         for chunk in partial.chunks() if partial.size else ():
             digest.update(chunk)
-        try:
-            for chunk in answer.chunks(self._settings.chunk):
-                if partial.size + len(chunk) > self._settings.max_size:
-                    raise DownloadError(Reason.TOO_LARGE, f"more than {self._settings.max_size} bytes")
-                partial.write(chunk)
-                digest.update(chunk)
-        except DownloadError as error:
-            validator = freshness.resume_validator(answer.fields)
-            if error.failure.passing and validator is not None and partial.size:
-                error.resume_with(partial.keep(validator))
-            raise
+        for chunk in answer.chunks(self._settings.chunk):
+            if partial.size + len(chunk) > self._settings.max_size:
+                raise DownloadError(Reason.TOO_LARGE, f"more than {self._settings.max_size} bytes")
+            partial.write(chunk)
+            digest.update(chunk)
         if not partial.size:
             raise DownloadError(Reason.NOT_AN_IMAGE, "an empty body", http_status=answer.status)
         return digest.hexdigest()
 
-    def _put_in_place(self, partial: Partial, answer: Answer, file: str, media_type: str, sha256: str) -> Image:
+    def _verify(self, partial: Partial, file: str, media_type: str) -> None:
         if self._settings.verify:
             with spread(self._processors):
                 found = media.verify(partial.path, media_type)
             if found not in (None, media_type):
                 _LOG.info("%s: sent as %s, is %s", file, media_type, found)
-        validators = freshness.validators(answer.fields)
-        state = partial.commit(freshness.modified_time(validators.last_modified, answer.received))
-        return Image(
-            file=file,
-            size=state.size,
-            mtime_ns=state.mtime_ns,
-            media_type=media_type,
-            sha256=sha256,
-            validators=validators,
-            fresh_until=_at_the_earliest(_own_lifetime(answer), answer),
-            saved=answer.received,
-            checked=answer.received,
-        )
 
 
 def _own_lifetime(answer: Answer) -> float | None:
@@ -184,20 +186,30 @@ def _at_the_earliest(end: float | None, answer: Answer) -> float | None:
     return end
 
 
-def _request_fields(job: Job) -> dict[str, str]:
+def _condition(job: Job) -> dict[str, str]:
     if job.resume is not None:
-        return {"Range": f"bytes={job.resume.size}-", "If-Range": job.resume.validator}
+        return {"Range": f"bytes={job.resume.size}-", "If-Range": job.resume.validators.etag or ""}
     return freshness.condition(job.validators)
 
 
-def _is_conditional(fields: dict[str, str]) -> bool:
-    return "If-None-Match" in fields or "If-Modified-Since" in fields
+def _media_type(answer: Answer, resume: Resume | None) -> str | None:
+    """Return the image's type; a 206 may leave out what was known when its beginning came (RFC 9110, 15.3.7)."""
+    if resume is not None and "content-type" not in answer.fields:
+        return resume.media_type
+    return media.media_type(answer.fields.get("content-type"))
+
+
+def _validators(answer: Answer, resume: Resume | None) -> Validators:
+    etag, last_modified, _ = freshness.validators(answer.fields)
+    if resume is not None:
+        last_modified = last_modified or resume.validators.last_modified
+    return Validators(etag, last_modified, answer.url.digest if answer.redirects else None)
 
 
 def _whole_size(answer: Answer, resume: Resume) -> int:
     """Return the size of the image that a 206 continues to its end (RFC 9110, 14.4 and 15.3.7)."""
     match = _CONTENT_RANGE.fullmatch(answer.fields.get("content-range", ""))
-    same = answer.fields.get("etag") == resume.validator and answer.plain and "content-type" in answer.fields
+    same = answer.fields.get("etag") == resume.validators.etag and answer.plain
     if match is None or not same:
         raise _wrong_part()
     first, last, size = map(int, match.groups())
@@ -211,9 +223,10 @@ def _wrong_part() -> DownloadError:
     return DownloadError(Reason.PROTOCOL, "206 with another part than was asked for", http_status=206, passing=True)
 
 
-def _status_error(answer: Answer, *, ranged: bool) -> DownloadError:
+def _status_error(job: Job, answer: Answer, *, ranged: bool) -> DownloadError:
     retry_after = None
-    if answer.status in (429, 503):
+    # What the target of a redirect asks for is no matter of the host that led there.
+    if answer.status in (429, 503) and answer.url.origin == job.url.origin:
         retry_after = freshness.retry_after(answer.fields.get("retry-after"), answer.received)
     return DownloadError(
         Reason.HTTP_STATUS,

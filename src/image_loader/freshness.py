@@ -11,6 +11,9 @@ from image_loader.model import Image, NotModified, Validators
 Headers = Mapping[str, str]
 """Names in lower case; the lines of a repeated field joined with a comma and a space (RFC 9110, 5.3)."""
 
+NEVER = -1.0
+"""When a lifetime ends that no later 304 can renew: what varies with anything (RFC 9111, 4.1) is always asked for."""
+
 _DELTA_CAP = 2**31
 """Seconds; RFC 9111, 1.2.2: what is larger counts as this."""
 
@@ -45,14 +48,17 @@ def fresh_until(headers: Headers, requested: float, received: float) -> float | 
     """Return when the response's explicit lifetime ends, by our clock (RFC 9111, 4.2.1 to 4.2.3).
 
     ``requested`` and ``received`` are our clock's times, in seconds, before the request and after the headers. None: no
-    explicit lifetime, one that must not be used, or one that is malformed; there is no heuristic (4.2.2).
+    explicit lifetime, one that must not be used, or one that is malformed; there is no heuristic (4.2.2). With ``Vary:
+    *``, it is ``NEVER``.
 
     >>> fresh_until({"cache-control": "max-age=60", "age": "10"}, requested=999.0, received=1000.0)
     1049.0
     >>> fresh_until({"cache-control": "max-age=60, no-cache"}, requested=999.0, received=1000.0)
     """
+    if "*" in _members(headers.get("vary", "")):
+        return NEVER
     lifetime = _lifetime(headers, received)
-    if lifetime is None or "*" in _members(headers.get("vary", "")):
+    if lifetime is None:
         return None
     age = _age(headers, requested, received)
     return None if age is None else received + lifetime - age
@@ -61,10 +67,10 @@ def fresh_until(headers: Headers, requested: float, received: float) -> float | 
 def validators(headers: Headers) -> Validators:
     """Return the response's validators byte for byte, less what may not be sent back (RFC 9110, 8.8).
 
-    >>> validators({"etag": 'W/"1a"', "last-modified": "Sun, 06 Nov 1994 08:49:37 GMT"})
-    Validators(etag='W/"1a"', last_modified='Sun, 06 Nov 1994 08:49:37 GMT')
-    >>> validators({"etag": "no-quotes"})
-    Validators(etag=None, last_modified=None)
+    >>> validators({"etag": 'W/"1a"', "last-modified": "Sun, 06 Nov 1994 08:49:37 GMT"})[:2]
+    ('W/"1a"', 'Sun, 06 Nov 1994 08:49:37 GMT')
+    >>> validators({"etag": "no-quotes"})[:2]
+    (None, None)
     """
     return Validators(_sound(headers.get("etag"), _ENTITY_TAG), _sound(headers.get("last-modified"), _FIELD_TEXT))
 
@@ -112,18 +118,15 @@ def renewed(image: Image, headers: Headers, requested: float, received: float) -
     """Return what a 304 makes of what is stored with an image (RFC 9111, 4.3.4).
 
     Fields that came replace the stored ones; those that did not come stay. None: the 304 speaks of another version than
-    ours (its ETag does not match by the weak comparison of RFC 9110, 8.8.3.2, or without one its Last-Modified: it may
-    have gone back), so it tells nothing about our file.
+    ours (its ETag does not match by the weak comparison of RFC 9110, 8.8.3.2, or is none that we know, or without one
+    its Last-Modified: it may have gone back), so it tells nothing about our file.
     """
-    merged: Validators | None = image.validators
-    if merged != (headers.get("etag"), headers.get("last-modified")):
-        merged = _merged(image.validators, validators(headers))
+    ours = image.validators
+    usual = ours.etag == headers.get("etag") and ours.last_modified == headers.get("last-modified")
+    merged = ours if usual else _merged(ours, validators(headers))
     if merged is None:
         return None
-    end = image.fresh_until
-    if "cache-control" in headers or "expires" in headers or "vary" in headers:
-        end = fresh_until(headers, requested, received)
-    return NotModified(image, merged, end, received)
+    return NotModified(image, merged, _renewed_lifetime(image.fresh_until, headers, requested, received), received)
 
 
 def retry_after(value: str | None, now: float) -> float | None:
@@ -141,26 +144,40 @@ def retry_after(value: str | None, now: float) -> float | None:
     return None if date is None else max(0.0, date - now)
 
 
-def resume_validator(headers: Headers) -> str | None:
-    """Return the strong ETag by which a cut-off body may be continued (RFC 9110, 13.1.5 and 14.3), or None.
+def is_resumable(headers: Headers) -> bool:
+    """Whether a cut-off body may be continued, by a strong ETag (RFC 9110, 13.1.5 and 14.3).
 
-    >>> resume_validator({"accept-ranges": "bytes", "etag": '"1a"'})
-    '"1a"'
-    >>> resume_validator({"accept-ranges": "bytes", "etag": 'W/"1a"'})
+    >>> [is_resumable({"accept-ranges": "bytes", "etag": etag}) for etag in ('"1a"', 'W/"1a"')]
+    [True, False]
     """
     etag = validators(headers).etag
     plain = headers.get("content-encoding", "").strip().lower() in ("", "identity")
-    ranges = "bytes" in _members(headers.get("accept-ranges", ""))
-    return etag if etag and etag.startswith('"') and plain and ranges else None
+    ranges = "bytes" in _members(headers.get("accept-ranges", "")) or "content-range" in headers
+    return etag is not None and etag.startswith('"') and plain and ranges
 
 
 def _merged(ours: Validators, theirs: Validators) -> Validators | None:
     if ours.etag and theirs.etag:
-        if ours.etag.removeprefix("W/") != theirs.etag.removeprefix("W/"):
-            return None
-    elif ours.last_modified and theirs.last_modified not in (None, ours.last_modified):
+        same = ours.etag.removeprefix("W/") == theirs.etag.removeprefix("W/")
+    elif theirs.etag:
+        # It may be that of an older version, which has not been modified since ours either.
+        same = theirs.last_modified is not None and theirs.last_modified == ours.last_modified
+    else:
+        same = ours.last_modified is None or theirs.last_modified in (None, ours.last_modified)
+    if not same:
         return None
-    return Validators(theirs.etag or ours.etag, theirs.last_modified or ours.last_modified)
+    return ours._replace(etag=theirs.etag or ours.etag, last_modified=theirs.last_modified or ours.last_modified)
+
+
+def _renewed_lifetime(end: float | None, headers: Headers, requested: float, received: float) -> float | None:
+    """Return when the lifetime ends after a 304: what forbade one before still does, if no field takes its place."""
+    if not ("cache-control" in headers or "expires" in headers or "vary" in headers):
+        return end
+    renewed = fresh_until(headers, requested, received)
+    if renewed == NEVER or (end == NEVER and "vary" not in headers):
+        return NEVER
+    known = None if end == NEVER else end
+    return renewed if "cache-control" in headers or ("expires" in headers and known is not None) else known
 
 
 def _lifetime(headers: Headers, received: float) -> float | None:

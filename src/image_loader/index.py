@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import os
 import sqlite3
@@ -11,7 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 _MAGIC = b"SQLite format 3\0"
 _APPLICATION_ID = 0x696D6C64
-_VERSION = 1
+_VERSION = 2
 _LOCK_PATIENCE = 60.0
 """Seconds to wait for another program's write; a run of ours holds the lock for some milliseconds."""
 _LAST_PATIENCE = 1.0
@@ -55,21 +55,32 @@ _SCHEMA = (
         name TEXT NOT NULL,
         complete INTEGER NOT NULL,
         size INTEGER, mtime_ns INTEGER, media_type TEXT, sha256 BLOB, etag TEXT, last_modified TEXT,
-        fresh_until REAL, saved REAL, checked REAL)""",
+        fresh_until REAL, saved REAL, checked REAL, target BLOB)""",
     f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {_VERSION}",
 )
-_LOOK_UP = """SELECT digest, rowid, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified,
+_FROM_VERSION_1 = (
+    "ALTER TABLE image ADD COLUMN target BLOB",
+    f"PRAGMA user_version = {_VERSION}",
+)
+_LOOK_UP = """SELECT digest, rowid, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified, target,
     fresh_until, saved, checked FROM image WHERE """
 _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
     WHERE NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ?) ON CONFLICT DO NOTHING"""
-# A file that another program saved is recorded without type and hash; another run may know them by now.
-_RECORD = """UPDATE image SET name = ?, complete = 1, size = ?, mtime_ns = ?, media_type = coalesce(?, media_type),
-    sha256 = coalesce(?, sha256), etag = ?, last_modified = ?, fresh_until = ?, saved = ?, checked = ?
-    WHERE rowid = ?"""
+# A file that another program saved is recorded without type and hash; another run may know them by now. Or it has saved
+# a later file, and flushed before. A time to come is from before the clock was set back.
+_RECORD = """UPDATE image SET name = ?1, complete = 1, size = ?2, mtime_ns = ?3, media_type = coalesce(?4, media_type),
+    sha256 = coalesce(?5, sha256), etag = ?6, last_modified = ?7, target = ?8, fresh_until = ?9, saved = ?10,
+    checked = ?11 WHERE rowid = ?12 AND (saved IS NULL OR saved <= ?10 OR saved > ?13)"""
 # Another run may have recorded a newer file by now, which this says nothing about.
-_RENEW = """UPDATE image SET etag = ?, last_modified = ?, fresh_until = ?, checked = ?
+_RENEW = """UPDATE image SET etag = ?, last_modified = ?, target = ?, fresh_until = ?, checked = ?
     WHERE rowid = ? AND size = ? AND mtime_ns = ?"""
+
+_TEXT, _BYTES, _NUMBER = (str, type(None)), (bytes, type(None)), (float, type(None))
+# The types in a row from its name on, where there is no image yet, and where there is one.
+_SOUND_TYPES = frozenset({(str, int, *[type(None)] * 10)}) | frozenset(
+    itertools.product(*[(str,), (int,)], *[(int,)] * 2, _TEXT, _BYTES, *[_TEXT] * 2, _BYTES, _NUMBER, *[(float,)] * 2)
+)
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _WAYS_OUT = {
@@ -108,6 +119,7 @@ class Index:
         # The row that comes next, should the list be in the order in which the rows were made; None where it is not.
         self._next_row: int | None = None
         self._wait = _Patience(is_ending)
+        self._abandoned = False
         self._connection = _open(self._path, self._wait, named=named)
         self._inode = _inode(self._path)
 
@@ -153,7 +165,7 @@ class Index:
             for digest, names in wanted:
                 if digest not in records:
                     rows = (self._insert(digest, name, key(name.path)) for name in names)
-                    records.update((digest, row) for row in islice(filter(None, rows), 1))
+                    records.update((digest, row) for row in itertools.islice(filter(None, rows), 1))
         return records
 
     def record(self, row: int, image: Image) -> None:
@@ -177,9 +189,10 @@ class Index:
         # Taken out first: what could not be written would only make close() fail once more.
         pending, self._pending = self._pending, {}
         renewed, self._renewed = self._renewed, {}
-        if pending or renewed:
+        if (pending or renewed) and not self._abandoned:
             with self._transaction("BEGIN IMMEDIATE"):
-                self._connection.executemany(_RECORD, [_values(row, image) for row, image in pending.items()])
+                now = time.time()
+                self._connection.executemany(_RECORD, [_values(row, image, now) for row, image in pending.items()])
                 self._connection.executemany(_RENEW, [_renewal(row, answer) for row, answer in renewed.items()])
         self._flushed = time.monotonic()
 
@@ -223,8 +236,7 @@ class Index:
             raise _failure(self._path, error) from error
 
     def _abandon(self, error: sqlite3.Error) -> NoReturn:
-        self._pending.clear()
-        self._renewed.clear()
+        self._abandoned = True
         self._connection.close()
         with _alone(self._path.parent):
             # Another process may have found the damage before us, and begun anew under the same name.
@@ -266,7 +278,7 @@ def _connect_or_begin_anew(path: Path, *, named: bool) -> sqlite3.Connection:
     try:
         return _connect(path)
     except sqlite3.Error as error:
-        if not _is_damage(error):
+        if not _is_damage(error) and _code(error) != sqlite3.SQLITE_ERROR:
             raise
         if named and not _was_database(path):
             raise IndexFileError(f"{path}: no index, but another file; name another one with --index") from error
@@ -308,6 +320,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
         _prepare(connection, path)
+    except UnicodeDecodeError as error:
+        connection.close()
+        raise sqlite3.OperationalError("text that is not UTF-8") from error
     except BaseException:
         connection.close()
         raise
@@ -350,11 +365,12 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     for statement in _SETTINGS:
         connection.execute(statement)
-    if not schema:
+    if not schema or version < _VERSION:
         with connection:
             connection.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA:
+            for statement in _SCHEMA if not schema else _FROM_VERSION_1:
                 connection.execute(statement)
+    connection.execute(f"{_LOOK_UP} FALSE").fetchone()  # Fails where the schema is damaged.
 
 
 def _move_aside(path: Path) -> Path:
@@ -414,26 +430,34 @@ def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:
 
 
 def _record(row: tuple[Any, ...]) -> Record:
-    (_, number, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified,
+    """Return what a row tells; one that this program never wrote, since bits have changed, counts as damage."""
+    if tuple(map(type, row[2:])) not in _SOUND_TYPES or not _is_sound(row[2]):
+        raise sqlite3.OperationalError("a row that makes no sense")
+    (_, number, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified, target,
      fresh_until, saved, checked) = row  # fmt: skip
     image = None
     if size is not None:
-        validators = Validators(etag, last_modified)
+        validators = Validators(etag, last_modified, target)
         sha256 = sha256 and sha256.hex()
         image = Image(name, size, mtime_ns, media_type, sha256, validators, fresh_until, saved, checked)
     return Record(number, Name(name, complete == 1), image)
 
 
-def _values(row: int, image: Image) -> tuple[str | int | float | bytes | None, ...]:
+def _is_sound(name: str) -> bool:
+    """Whether a name stays below the directory, and is neither hidden nor of a hidden folder."""
+    path = f"/{name}/"
+    return not ("/." in path or "//" in path or "\0" in path)
+
+
+def _values(row: int, image: Image, now: float) -> tuple[str | int | float | bytes | None, ...]:
     sha256 = None if image.sha256 is None else bytes.fromhex(image.sha256)
-    etag, last_modified = image.validators.etag, image.validators.last_modified
     return (
-        *(image.file, image.size, _integer(image.mtime_ns), image.media_type, sha256, etag, last_modified),
-        *(image.fresh_until, image.saved, image.checked, row),
+        *(image.file, image.size, _integer(image.mtime_ns), image.media_type, sha256, *image.validators),
+        *(image.fresh_until, image.saved, image.checked, row, now),
     )
 
 
-def _renewal(row: int, renewed: NotModified) -> tuple[str | int | float | None, ...]:
+def _renewal(row: int, renewed: NotModified) -> tuple[str | int | float | bytes | None, ...]:
     image, validators, fresh_until, checked, _ = renewed
     return (*validators, fresh_until, checked, row, image.size, _integer(image.mtime_ns))
 

@@ -20,7 +20,8 @@ from image_loader.model import Reason
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-_IMAGE_TYPE = re.compile(r"[ \t]*(image/[!#$%&'*+.^_`|~0-9a-z-]+)[ \t]*(?:;.*)?", re.IGNORECASE | re.ASCII)
+# RFC 6838, 4.2: no name is longer. It is stored for each image.
+_IMAGE_TYPE = re.compile(r"[ \t]*(image/[!#$%&'*+.^_`|~0-9a-z-]{1,127})[ \t]*(?:;.*)?", re.IGNORECASE | re.ASCII)
 _SVG = "image/svg+xml"
 # Not all that Pillow knows: it would hand an EPS from a hostile server to Ghostscript.
 _MEDIA_TYPES = {

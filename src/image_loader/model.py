@@ -80,10 +80,15 @@ class Name(NamedTuple):
 
 
 class Validators(NamedTuple):
-    """What a conditional request carries, byte for byte as the server gave it (RFC 9110, 8.8)."""
+    """What a conditional request carries, byte for byte as the server gave it (RFC 9110, 8.8).
+
+    They are good for one resource only: that whose digest is ``target``, where redirects led there, else the one that
+    the list names.
+    """
 
     etag: str | None = None
     last_modified: str | None = None
+    target: bytes | None = None
 
     def __bool__(self) -> bool:
         return self.etag is not None or self.last_modified is not None
@@ -93,8 +98,8 @@ class Image(NamedTuple):
     """One image as it was put in place, and what its server said of it.
 
     ``size`` is in bytes; ``mtime_ns`` in nanoseconds; ``fresh_until``, ``saved`` and ``checked`` in seconds since the
-    epoch, by this machine's clock. ``fresh_until`` is None where the server gave no usable lifetime; ``sha256`` (hex)
-    and ``media_type`` are None for a file that another program had saved.
+    epoch, by this machine's clock. ``fresh_until`` is None where the server gave no usable lifetime, and negative where
+    no 304 can give one; ``sha256`` (hex) and ``media_type`` are None for a file that another program had saved.
     """
 
     file: str
@@ -120,21 +125,25 @@ class Record(NamedTuple):
 
 
 class Resume(NamedTuple):
-    """A partial file that a cut-off body left behind, to be continued (RFC 9110, 14.2 and 13.1.5)."""
+    """A partial file that a cut-off body left behind, to be continued (RFC 9110, 14.2 and 13.1.5).
+
+    The ``ETag`` of ``validators`` is a strong one; ``media_type`` is that of the image.
+    """
 
     key: str
     size: int
     inode: int
     mtime_ns: int
-    validator: str
+    validators: Validators
+    media_type: str
 
 
 class Job(NamedTuple):
     """One image to ask a server for.
 
     ``row`` is its number in the index. ``image`` is what that knows of the file in place, where it is as it was
-    recorded; ``validators`` are sent with the request (none: an unconditional request). ``new`` says that no file of
-    that name stands there yet.
+    recorded; ``validators`` are sent with the request (none: an unconditional request). ``inode`` is that of the file
+    that stood under the name when this was planned, None where there was none.
     """
 
     line: int
@@ -143,8 +152,13 @@ class Job(NamedTuple):
     name: Name
     image: Image | None
     validators: Validators
-    new: bool
+    inode: int | None
     resume: Resume | None = None
+
+    @property
+    def new(self) -> bool:
+        """Whether the image takes another inode of the file system."""
+        return self.inode is None
 
 
 class Saved(NamedTuple):

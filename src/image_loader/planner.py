@@ -12,7 +12,6 @@ from image_loader.directory import Directory, FileState
 from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
 from image_loader.index import Index
 from image_loader.model import (
-    SAVED_MEANWHILE,
     Failure,
     Image,
     Job,
@@ -125,16 +124,11 @@ class Planner:
                 _LOG.debug("line %d: %s: fresh for another %.0f s by its headers", line.number, image.file, left)
             plan.outcomes.append(_fresh(line, image))
             return
-        unknown = state is not None and (image is None or record.image is None)
-        if unknown and self._directory.saved_meanwhile(name.path, record.image):
-            # The run that saved it has not yet told the index.
-            plan.outcomes.append(_saved_meanwhile(line, name.path))
-            return
         validators = image.validators if image is not None and not settings.force else Validators()
         if _LOG.isEnabledFor(logging.DEBUG):
             why = _request_shown(validators, state, changed=image is None and record.image is not None)
             _LOG.debug("line %d: %s: %s", line.number, name.path, "asked for, by force" if settings.force else why)
-        plan.jobs.append(Job(line.number, url, record.row, name, image, validators, state is None))
+        plan.jobs.append(Job(line.number, url, record.row, name, image, validators, state and state.inode))
 
 
 def _as_recorded(record: Record, state: FileState | None, now: float) -> Image | None:
@@ -151,7 +145,7 @@ def _as_recorded(record: Record, state: FileState | None, now: float) -> Image |
             return None
         since = Validators(None, freshness.http_date(time_saved))
         return Image(record.name.path, state.size, state.mtime_ns, None, None, since, None, time_saved, time_saved)
-    return image if state == (image.size, image.mtime_ns) else None
+    return image if state.is_of(image) else None
 
 
 def _request_shown(validators: Validators, state: FileState | None, *, changed: bool) -> str:
@@ -170,10 +164,6 @@ def _fresh(line: Line, image: Image) -> Outcome:
 
 def _failed(line: Line, reason: Reason, detail: str) -> Outcome:
     return Outcome(line.number, line.text, None, Status.FAILED, reason, detail)
-
-
-def _saved_meanwhile(line: Line, file: str) -> Outcome:
-    return Outcome(line.number, line.text, file, Status.SKIPPED, Reason.LOCKED, SAVED_MEANWHILE.detail)
 
 
 def _duplicate(line: Line) -> Outcome:

@@ -29,6 +29,7 @@ from image_loader.url import Url, parse
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_NONE: Mapping[str, str] = {}
 _POOL_CLASSES = {"http": connection.WatchedPool, "https": connection.WatchedTlsPool}
 
 
@@ -49,9 +50,12 @@ class Answer:
     """A response as its reader sees it: ``status``, header ``fields`` by lower-case name, and the body in chunks.
 
     ``requested`` and ``received`` are the times of the request and of the response's head, in seconds since the epoch.
-    ``redirects`` are the answers that led to it, in their order. It is read in a ``with`` block; when that ends, the
-    attempt is over.
+    ``url`` is the one that answered, ``redirects`` are the answers that led to it, in their order; ``conditional`` says
+    whether that request bore the condition. It is read in a ``with`` block; when that ends, the attempt is over.
     """
+
+    url: Url
+    conditional: bool
 
     def __init__(
         self, pool: connection.WatchedPool, link: connection.WatchedConnection, watch: Watch, requested: float
@@ -118,11 +122,17 @@ class Transport:
         self._watchdog = Watchdog(settings.timeout, settings.max_time)
         self._route = functools.lru_cache(settings.pool_hosts)(self._new_route)
 
-    def exchange(self, url: Url, fields: Mapping[str, str]) -> Answer:
-        """Ask for ``url`` and return its final answer, redirects followed; ``DownloadError`` where there is none."""
+    def exchange(
+        self, url: Url, fields: Mapping[str, str], condition: Mapping[str, str] = _NONE, target: bytes | None = None
+    ) -> Answer:
+        """Ask for ``url`` and return its final answer, redirects followed; ``DownloadError`` where there is none.
+
+        ``fields`` go with each request. ``condition`` goes only with that for the resource which it is about: the one
+        whose digest is ``target``, else ``url`` itself.
+        """
         watch = self._watchdog.watch()
         try:
-            return self._follow(url, fields, watch)
+            return self._follow(url, fields, condition, target, watch)
         except BaseException:
             watch.close()
             raise
@@ -142,17 +152,23 @@ class Transport:
         self._watchdog.close()
         self.drop_idle()
 
-    def _follow(self, url: Url, fields: Mapping[str, str], watch: Watch) -> Answer:
+    def _follow(
+        self, url: Url, fields: Mapping[str, str], condition: Mapping[str, str], target: bytes | None, watch: Watch
+    ) -> Answer:
         hop, redirects = url, list[Answer]()
         for _ in range(self._settings.redirects + 1):
+            conditional = bool(condition) and (hop is url if target is None else hop.digest == target)
             try:
-                answer = self._get(hop, fields, watch, own=hop.origin == url.origin)
+                sent = {**fields, **condition} if conditional else fields
+                answer = self._get(hop, sent, watch, own=hop.origin == url.origin)
             except DownloadError as error:
                 if hop is not url and error.failure.reason is Reason.BAD_URL:
                     raise DownloadError(Reason.REDIRECTS, f"redirected to a {error.failure.detail}") from error
+                if hop.origin != url.origin:
+                    error.happened_elsewhere()
                 raise
             if answer.status not in _REDIRECTS:
-                answer.redirects = redirects
+                answer.url, answer.redirects, answer.conditional = hop, redirects, conditional
                 return answer
             redirects.append(answer)
             location = answer.fields.get("location")
