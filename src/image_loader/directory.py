@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
 from image_loader.model import Image, Reason, Resume, Validators
@@ -58,16 +58,9 @@ _WAYS_OUT = {
 }
 
 
-class FileState(NamedTuple):
-    """What tells whether a file is still the one that was recorded: size in bytes, time in nanoseconds."""
-
-    size: int
-    mtime_ns: int
-    inode: int
-
-    def is_of(self, image: Image) -> bool:
-        """Whether it is the state that the image was recorded in."""
-        return self.size == image.size and self.mtime_ns == image.mtime_ns
+def is_as_recorded(state: os.stat_result, image: Image) -> bool:
+    """Whether a file still is in the state in which its image was recorded."""
+    return state.st_size == image.size and state.st_mtime_ns == image.mtime_ns
 
 
 class Translating:
@@ -116,10 +109,18 @@ class Directory:
         with self.translating, os.scandir(self._root) as entries:
             return all(entry.name.startswith(".") for entry in entries)
 
-    def stat(self, file: str) -> FileState | None:
+    def stat(self, file: str) -> os.stat_result | None:
         """Return the state of a regular file; None where there is none, or a link, directory or FIFO in its place."""
-        state = self._regular(file)
-        return None if state is None else FileState(state.st_size, state.st_mtime_ns, state.st_ino)
+        try:
+            state = os.lstat(self._root + file)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            fault = self._fault(error)
+            if isinstance(fault, DirectoryError):
+                raise fault from error
+            return None
+        return state if stat.S_ISREG(state.st_mode) else None
 
     def saved_meanwhile(self, file: str, inode: int | None) -> bool:
         """Whether another run has put ``file`` in place since this one saw ``inode`` there, or no such file (None).
@@ -127,7 +128,7 @@ class Directory:
         Where it was edited, it still has its inode; where the file system gives out inodes anew each time, its ctime is
         from before this run. A ctime to come tells nothing: the clock was set back.
         """
-        state = self._regular(file)
+        state = self.stat(file)
         return state is not None and state.st_ino != inode and self._begun <= state.st_ctime_ns <= time.time_ns()
 
     def check_inodes(self, wanted: int) -> None:
@@ -190,18 +191,6 @@ class Directory:
     def forget(self, path: str) -> None:
         """Take note that a partial file is no longer open."""
         self._open_partials.pop(path, None)
-
-    def _regular(self, file: str) -> os.stat_result | None:
-        try:
-            state = os.lstat(self._root + file)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            fault = self._fault(error)
-            if isinstance(fault, DirectoryError):
-                raise fault from error
-            return None
-        return state if stat.S_ISREG(state.st_mode) else None
 
     def _make(self) -> None:
         for path in (self._root, self._partials):
@@ -332,7 +321,7 @@ class Partial:
         self._stays = True
         return Resume(self._key, state.st_size, state.st_ino, state.st_mtime_ns, validators, media_type)
 
-    def commit(self, mtime: float | None) -> FileState:
+    def commit(self, mtime: float | None) -> os.stat_result:
         """Put the file in the place of its image, with ``mtime`` (seconds since the epoch) as its time, if given."""
         with self._translating:
             if mtime is not None:
@@ -343,7 +332,7 @@ class Partial:
             state = os.fstat(self._descriptor)
             self._directory.replace(self.path, self._file)
         self._stays = True
-        return FileState(state.st_size, state.st_mtime_ns, state.st_ino)
+        return state
 
 
 def _lock(descriptor: int, path: str) -> os.stat_result:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 
 from image_loader import freshness, media
-from image_loader.directory import Directory, Partial
+from image_loader.directory import Directory, Partial, is_as_recorded
 from image_loader.errors import DownloadError, LoaderError, LockedError
 from image_loader.model import (
     BEING_SAVED,
@@ -109,7 +109,7 @@ class Downloader:
         renewed = freshness.renewed(image, answer.fields, answer.requested, answer.received)
         state = self._directory.stat(image.file)
         # Since the request was planned, the file may have been deleted or changed.
-        if renewed is None or state is None or not state.is_of(image):
+        if renewed is None or state is None or not is_as_recorded(state, image):
             return None
         if answer.redirects:
             renewed = renewed._replace(fresh_until=_at_the_earliest(renewed.fresh_until, answer))
@@ -138,7 +138,7 @@ class Downloader:
             state = partial.commit(freshness.modified_time(validators.last_modified, answer.received))
         end = _at_the_earliest(_own_lifetime(answer), answer)
         received = answer.received
-        image = Image(file, state.size, state.mtime_ns, media_type, sha256, validators, end, received, received)
+        image = Image(file, state.st_size, state.st_mtime_ns, media_type, sha256, validators, end, received, received)
         return Saved(image, answer.status)
 
     def _store(self, partial: Partial, answer: Answer, validators: Validators, media_type: str) -> str:

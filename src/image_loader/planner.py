@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from image_loader import freshness, naming
-from image_loader.directory import Directory, FileState
+from image_loader.directory import Directory, is_as_recorded
 from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
 from image_loader.index import Index
 from image_loader.model import (
@@ -128,27 +129,28 @@ class Planner:
         if _LOG.isEnabledFor(logging.DEBUG):
             why = _request_shown(validators, state, changed=image is None and record.image is not None)
             _LOG.debug("line %d: %s: %s", line.number, name.path, "asked for, by force" if settings.force else why)
-        plan.jobs.append(Job(line.number, url, record.row, name, image, validators, state and state.inode))
+        plan.jobs.append(Job(line.number, url, record.row, name, image, validators, state and state.st_ino))
 
 
-def _as_recorded(record: Record, state: FileState | None, now: float) -> Image | None:
+def _as_recorded(record: Record, state: os.stat_result | None, now: float) -> Image | None:
     """Return the image that stands in place, if it is as it was recorded; a file that was never recorded is adopted.
 
     One from the future is not: some servers answer 304 to any such date.
     """
-    if state is None or not state.size:
+    if state is None or not state.st_size:
         return None
     image = record.image
     if image is None:
-        time_saved = state.mtime_ns / 1e9
+        time_saved = state.st_mtime_ns / 1e9
         if time_saved > now:
             return None
         since = Validators(None, freshness.http_date(time_saved))
-        return Image(record.name.path, state.size, state.mtime_ns, None, None, since, None, time_saved, time_saved)
-    return image if state.is_of(image) else None
+        size, mtime_ns = state.st_size, state.st_mtime_ns
+        return Image(record.name.path, size, mtime_ns, None, None, since, None, time_saved, time_saved)
+    return image if is_as_recorded(state, image) else None
 
 
-def _request_shown(validators: Validators, state: FileState | None, *, changed: bool) -> str:
+def _request_shown(validators: Validators, state: os.stat_result | None, *, changed: bool) -> str:
     if validators:
         return "asked whether it changed: " + ", ".join(map(": ".join, freshness.condition(validators).items()))
     if state is None:

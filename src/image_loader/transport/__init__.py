@@ -159,7 +159,7 @@ class Transport:
         for _ in range(self._settings.redirects + 1):
             conditional = bool(condition) and (hop is url if target is None else hop.digest == target)
             try:
-                sent = {**fields, **condition} if conditional else fields
+                sent = _lines(fields) + _lines(condition) if conditional else _lines(fields)
                 answer = self._get(hop, sent, watch, own=hop.origin == url.origin)
             except DownloadError as error:
                 if hop is not url and error.failure.reason is Reason.BAD_URL:
@@ -176,11 +176,11 @@ class Transport:
             hop = _target(hop, location, url)
         raise DownloadError(Reason.REDIRECTS, f"more than {self._settings.redirects} redirects")
 
-    def _get(self, url: Url, fields: Mapping[str, str], watch: Watch, *, own: bool) -> Answer:
+    def _get(self, url: Url, fields: str, watch: Watch, *, own: bool) -> Answer:
         requested = time.time()
         while True:
             route = self._route(url.origin, url.userinfo, own)
-            request = f"GET {route.prefix}{url.path} HTTP/1.1\r\n{route.fields}{_lines(fields)}\r\n".encode("latin-1")
+            request = f"GET {route.prefix}{url.path} HTTP/1.1\r\n{route.fields}{fields}\r\n".encode("latin-1")
             try:
                 link = route.pool.ask(request, watch, tunnel=route.tunnel, public_only=self._settings.public_only)
             except StaleConnectionError:
@@ -282,7 +282,7 @@ def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 def _lines(fields: Mapping[str, str]) -> str:
-    return "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+    return "".join([f"{name}: {value}\r\n" for name, value in fields.items()]) if fields else ""
 
 
 def _target(base: Url, location: str | None, first: Url) -> Url:
