@@ -1344,6 +1344,82 @@ def test_the_deadline_holds_through_a_proxy_that_is_spoken_to_by_tls(
             assert_deadline(asking, server.url("/a"))
 
 
+@pytest.fixture
+def _ten_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the name localhost lead to ten addresses; each has a tenth of the timeout to connect in."""
+    look_up = socket.getaddrinfo
+
+    def ten(host: str, *args: Any, **kwargs: Any) -> Any:
+        return look_up("127.0.0.1", *args, **kwargs) * 10 if host == "localhost" else look_up(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", ten)
+
+
+@contextmanager
+def late_handshake(tls: ssl.SSLContext, pause: float) -> Iterator[int]:
+    """Yield a port that takes one connection, shakes hands after ``pause`` seconds, and answers one request."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            accepted, _ = listener.accept()
+            time.sleep(pause)
+            accepted.settimeout(5)
+            with suppress(OSError), tls.wrap_socket(accepted, server_side=True) as client:
+                client.recv(65536)
+                client.sendall(whole(BODY))
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(5)
+
+
+@pytest.mark.usefixtures("_ten_addresses")
+def test_a_handshake_has_the_whole_timeout_whatever_addresses_its_host_has(tls: ssl.SSLContext, bundle: str) -> None:
+    with late_handshake(tls, 0.4) as port, transport(ca_bundle=bundle, timeout=1.5) as asking:
+        assert get(asking, f"https://localhost:{port}/a").body == BODY
+
+
+@contextmanager
+def led(way: str, tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have requests for https go through a proxy that is at localhost, and is spoken to in plain text or by TLS."""
+    monkeypatch.setenv("SSL_CERT_FILE", bundle)
+    with Server() as plain, tls_proxy(tls) as secure:
+        if way != "directly":
+            proxy = secure if way == "in TLS" else plain.origin
+            monkeypatch.setenv("https_proxy", proxy.replace("127.0.0.1", "localhost"))
+        yield
+
+
+@pytest.mark.usefixtures("_ten_addresses")
+@pytest.mark.parametrize("way", ["in plain text", "in TLS"])
+def test_a_tunnel_has_the_whole_timeout_whatever_addresses_its_proxy_has(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    with (
+        led(way, tls, bundle, monkeypatch),
+        transport(ca_bundle=bundle, timeout=1.5) as asking,
+        late_handshake(tls, 0.4) as port,
+    ):
+        assert get(asking, f"https://127.0.0.1:{port}/a").body == BODY
+
+
+# TLS within TLS is missing here: such a connection is used once.
+@pytest.mark.parametrize(("scheme", "way"), [("http", "directly"), ("https", "directly"), ("https", "in plain text")])
+def test_a_connection_made_shortly_before_a_deadline_has_the_whole_timeout_for_later_requests(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch, scheme: str, way: str
+) -> None:
+    with (
+        led(way, tls, bundle, monkeypatch),
+        transport(ca_bundle=bundle, max_time=1.2) as asking,
+        Scripted(served(), plays(0.8, whole(BODY)), tls=tls if scheme == "https" else None) as server,
+        Scripted(plays(0.7, head(f"Location: {server.url('/b')}", status="302 Found"))) as leading,
+    ):
+        assert get(asking, leading.url("/a")).body == BODY
+        assert get(asking, server.url("/c")).body == BODY
+    assert server.connections == 1
+
+
 # Who asks ----------------------------------------------------------------------------------------------------------
 
 

@@ -60,6 +60,7 @@ class WatchedConnection(HTTPConnection):
         self._used = False
         super().connect()
         self._guard()
+        self._set_timeout()
         self._poll = select.poll()
         self._poll.register(self.sock, select.POLLIN)
 
@@ -67,7 +68,6 @@ class WatchedConnection(HTTPConnection):
         """Send a request and read the head of its response; the body is left to the reader of ``response``."""
         if self.sock is None:
             self.connect()
-            self._set_timeout()
         self._guard()
         self.response = Response(self.sock)
         try:
@@ -254,12 +254,14 @@ def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
 
 
 def _connect(sock: socket.socket, address: Any, connection: WatchedConnection, timeout: float) -> socket.socket:
+    """Connect within ``timeout`` seconds; what follows, such as the handshake, has the whole of the watch's timeout."""
     try:
         for option in connection.socket_options or ():
             sock.setsockopt(*option)
         connection.watch.guard(sock)
         sock.settimeout(timeout)
         sock.connect(address)
+        sock.settimeout(connection.watch.remaining())
     except BaseException:
         sock.close()
         raise
