@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from conftest import SETTINGS
+from image_loader import scheduler
 from image_loader.errors import DirectoryError
 from image_loader.model import Failure, Job, Locked, Name, Reason, Result, Validators
 from image_loader.scheduler import Scheduler, Task
@@ -60,7 +61,7 @@ class House(Executor):
     ahead: list[Turn] = field(default_factory=list)
     running: list[Turn] = field(default_factory=list)
     finished: list[Task] = field(default_factory=list)
-    most: int = 0
+    most_handed_over: int = 0
     result: Result | Exception = ANSWER
     pace: float = 0.0
     meanwhile: Callable[[], None] = lambda: None
@@ -79,6 +80,7 @@ class House(Executor):
     def submit(self, work: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
         turn = Turn(partial(work, *args, **options), work.__self__)  # type: ignore[attr-defined]
         self.ahead.append(turn)
+        self.most_handed_over = max(self.most_handed_over, len(self.running) + len(self.ahead))
         self.begin()
         return turn.future
 
@@ -87,7 +89,6 @@ class House(Executor):
         while self.ahead and len(self.running) < self.settings.threads:
             self.running.append(self.ahead.pop(0))
             self.running[-1].begin(self.now)
-        self.most = max(self.most, len(self.running))
 
     def add(self, *urls: str) -> None:
         name = Name("n", complete=True)
@@ -115,17 +116,22 @@ class House(Executor):
         return [end.result.reason for end in self.finished if isinstance(end.result, Failure)]
 
 
+def asks_for(pause: float) -> Failure:
+    return BUSY._replace(retry_after=pause)
+
+
 def urls(host: str, count: int) -> list[str]:
     return [f"http://{host}/{number}.jpg" for number in range(count)]
 
 
-def test_no_more_attempts_run_at_once_than_there_are_threads() -> None:
-    house = House({"threads": 3})
-    house.add(*(f"http://host{number}/a.jpg" for number in range(10)))
+@pytest.mark.parametrize(("threads", "most"), [(1, 1), (3, 3), (8, 10)])
+def test_no_more_is_handed_over_at_once_than_the_threads_and_a_quarter_ahead(threads: int, most: int) -> None:
+    house = House({"threads": threads})
+    house.add(*(f"http://host{number}/a.jpg" for number in range(20)))
     while house.running:
         house.answer()
-    assert house.most == 3
-    assert len(house.finished) == 10
+    assert house.most_handed_over == most
+    assert len(house.finished) == 20
 
 
 def test_a_host_never_has_more_attempts_than_its_limit_and_reaches_it_as_it_answers() -> None:
@@ -186,7 +192,7 @@ def test_a_waiting_retry_occupies_no_thread() -> None:
 def test_retry_after_pauses_the_whole_host_but_no_other() -> None:
     house = House()
     house.add(*urls("host", 4), "http://other/b.jpg")
-    house.answer(Failure(Reason.HTTP_STATUS, "", 503, passing=True, retry_after=20.0), "host")
+    house.answer(asks_for(20.0), "host")
     while house.on("host"):
         house.answer(host="host")
     house.advance(19.0)
@@ -199,7 +205,7 @@ def test_retry_after_pauses_the_whole_host_but_no_other() -> None:
 def test_retry_after_is_capped() -> None:
     house = House({"retries": 5})
     house.add("http://host/a.jpg")
-    house.answer(Failure(Reason.HTTP_STATUS, "", 503, passing=True, retry_after=1e9))
+    house.answer(asks_for(1e9))
     house.advance(119.0)
     assert not house.running
     house.advance(1.0)
@@ -242,6 +248,17 @@ def test_one_answer_brings_a_failing_host_back() -> None:
     assert house.on("flaky") > 1
     house.advance(40.0)
     assert Reason.HOST_DOWN not in house.reasons()
+
+
+def test_an_answer_ends_the_pause_of_a_host_that_is_probed() -> None:
+    house = House()
+    house.add(*urls("flaky", 30))
+    house.answer()
+    for _ in range(3):
+        house.answer(RESET)
+    assert house.on("flaky") == 1
+    house.answer()
+    assert house.on("flaky") > 1
 
 
 def test_out_of_descriptors_lowers_the_number_of_threads_and_costs_no_attempt() -> None:
@@ -351,6 +368,18 @@ def test_hosts_that_are_done_are_forgotten() -> None:
     assert house.scheduler._hosts == {}
 
 
+@pytest.mark.parametrize("remembered", ["_hosts", "_down"])
+def test_no_more_hosts_that_failed_are_remembered_than_told(monkeypatch: pytest.MonkeyPatch, remembered: str) -> None:
+    monkeypatch.setattr(scheduler, "_HOSTS_REMEMBERED", 5)
+    # Without any patience they are given up, else they have failed once.
+    house = House({"retries": 0, **({"host_failures": 1, "host_patience": 0.0} if remembered == "_down" else {})})
+    for number in range(50):
+        house.add(f"http://host{number}/a.jpg")
+        house.answer(RESET)
+    assert len(house.finished) == 50
+    assert len(getattr(house.scheduler, remembered)) == 5
+
+
 def test_jobs_of_a_near_host_are_taken_in_turns() -> None:
     house = House({"per_host": 1})
     house.add(*urls("near", 100))
@@ -404,7 +433,7 @@ def test_a_turn_does_not_go_on_with_a_host_that_is_paused() -> None:
     house.add(*urls("far", 20))
     house.answer()
     last = house.running.pop()
-    house.answer(Failure(Reason.HTTP_STATUS, "", 503, passing=True, retry_after=20.0))
+    house.answer(asks_for(20.0))
     house.result = ANSWER
     house.meanwhile = lambda: house.advance(0)
     last.end()
@@ -417,7 +446,7 @@ def test_it_is_told_how_long_nothing_can_come() -> None:
     house = House()
     house.add(*urls("host", 1))
     assert house.scheduler.waits() == 0
-    house.answer(Failure(Reason.HTTP_STATUS, "", 503, passing=True, retry_after=20.0))
+    house.answer(asks_for(20.0))
     house.advance(1.0)
     assert house.scheduler.waits() == 19
     house.add(*urls("other", 1))
@@ -428,7 +457,7 @@ def test_what_waits_in_a_turn_when_its_host_is_paused_waits_with_the_others() ->
     house = House({"per_host": 2})
     house.add(*urls("near", 100))
     house.answer()
-    house.answer(Failure(Reason.HTTP_STATUS, "", 503, passing=True, retry_after=20.0))
+    house.answer(asks_for(20.0))
     while house.running:
         assert len(house.running[0].jobs) == 1
         house.answer()
@@ -492,7 +521,7 @@ def test_a_turn_ends_with_its_first_failure_and_the_rest_of_it_waits_on() -> Non
     while len(house.running[0].jobs) < 8:
         house.answer()
     before = len(house.finished)
-    house.answer(Failure(Reason.HTTP_STATUS, "", 503, passing=True, retry_after=5.0))
+    house.answer(asks_for(5.0))
     assert len(house.finished) == before + 1
     assert not house.running
     house.advance(5.0)
