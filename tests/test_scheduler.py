@@ -202,6 +202,61 @@ def test_retry_after_pauses_the_whole_host_but_no_other() -> None:
     assert house.on("host") > 0
 
 
+def busy_host(retry_after: float) -> House:
+    """Return a house whose one host has just asked for a pause, while seven other attempts at it are under way."""
+    house = House({"per_host": 8, "retries": 100}, pace=0.05)
+    house.add(*urls("host", 40))
+    house.answer()
+    house.answer(asks_for(retry_after))
+    assert house.on("host") == 7
+    return house
+
+
+def test_retry_after_holds_whatever_failed_and_was_answered_since() -> None:
+    house = busy_host(20.0)
+    for result in (RESET, RESET, RESET, ANSWER, RESET, ANSWER, ANSWER):
+        house.answer(result)
+    assert house.on("host") == 0
+    house.advance(19.5)
+    assert house.on("host") == 0
+    house.advance(0.5)
+    assert house.on("host") > 1
+
+
+def test_the_patience_with_a_host_begins_at_the_end_of_the_pause_that_it_asked_for() -> None:
+    house = busy_host(60.0)
+    while house.running:
+        house.answer(RESET)
+    house.advance(59.5)
+    assert not house.running
+    house.advance(0.5)
+    assert house.running
+    until = house.now + 29.0
+    while house.now < until:
+        while house.running:
+            house.answer(RESET)
+        house.advance(0.25)
+    assert not house.reasons()
+    while house.running:
+        house.answer(RESET)
+    house.advance(2.0)
+    assert set(house.reasons()) == {Reason.HOST_DOWN}
+    assert house.scheduler.pending == 0
+
+
+def test_a_pause_that_a_host_asks_for_is_kept_by_one_that_is_probed() -> None:
+    house = House({"retries": 100})
+    house.add(*urls("flaky", 10))
+    while house.running:
+        house.answer(RESET)
+    house.advance(1.0)
+    house.answer(asks_for(20.0))
+    house.advance(19.0)
+    assert not house.running
+    house.advance(1.0)
+    assert house.running
+
+
 def test_retry_after_is_capped() -> None:
     house = House({"retries": 5})
     house.add("http://host/a.jpg")

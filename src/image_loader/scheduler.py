@@ -115,8 +115,8 @@ class _Turn:
 class _Host:
     """What is known of one origin in this run."""
 
-    __slots__ = ("failing_since", "failures", "limit", "origin", "pace", "paused_until", "probe_pause", "queued",
-                 "retrying", "running", "waiting")  # fmt: skip
+    __slots__ = ("asked_until", "failing_since", "failures", "limit", "origin", "pace", "probe_at", "probe_pause",
+                 "queued", "retrying", "running", "waiting")  # fmt: skip
 
     def __init__(self, origin: str, limit: int) -> None:
         self.origin = origin
@@ -126,10 +126,16 @@ class _Host:
         self.pace: float | None = None
         self.retrying = 0
         self.queued = False
-        self.paused_until = 0.0
+        # The end of the pause that the server asked for, and of ours before a dead host is asked by one job again.
+        self.asked_until = 0.0
+        self.probe_at = 0.0
         self.failures = 0
         self.failing_since = 0.0
         self.probe_pause = _FIRST_PAUSE
+
+    @property
+    def paused_until(self) -> float:
+        return max(self.asked_until, self.probe_at)
 
     @property
     def idle(self) -> bool:
@@ -140,6 +146,12 @@ class _Host:
         size = 1 if self.pace is None else int(_SHARE_TIME / max(self.pace, _SHARE_TIME / _LONGEST_SHARE))
         fair = -(-len(self.waiting) // slots)
         return [self.waiting.popleft() for _ in range(min(max(1, size), fair))]
+
+    def forget_failures(self) -> None:
+        """Count anew; a pause that the server asked for goes on."""
+        self.failures = 0
+        self.probe_at = 0.0
+        self.probe_pause = _FIRST_PAUSE
 
     def keep_pace(self, seconds: float) -> None:
         """Note how long an answer took."""
@@ -382,7 +394,7 @@ class Scheduler:
         else:
             self._answered(host, grow=not result.passing)
         if result.retry_after is not None:
-            self._pause_host(host, min(result.retry_after, self._settings.retry_after_cap), "as it asked")
+            self._pause_as_asked(host, min(result.retry_after, self._settings.retry_after_cap))
         spent = task.attempts > self._settings.retries or host.origin in self._down or self._ending
         if result.passing and not spent:
             self._retry(task, result)
@@ -449,22 +461,23 @@ class Scheduler:
 
     # Hosts that ask for a pause, and hosts that do not answer.
 
-    def _pause_host(self, host: _Host, seconds: float, why: str) -> None:
+    def _pause_as_asked(self, host: _Host, seconds: float) -> None:
+        """Keep a pause that the server asked for: nothing but its time ends it."""
         until = self._clock() + seconds
-        if until > host.paused_until:
-            _LOG.debug("%s: paused for %.1f s, %s", host.origin, seconds, why)
-            host.paused_until = until
-            self._set_timer(seconds, host, None)
-            for turn in self._turns:
-                if turn.host is host:
-                    self._put_back(turn)
+        if until > host.asked_until:
+            host.asked_until = until
+            self._pause_host(host, seconds, "as it asked")
+
+    def _pause_host(self, host: _Host, seconds: float, why: str) -> None:
+        _LOG.debug("%s: paused for %.1f s, %s", host.origin, seconds, why)
+        self._set_timer(seconds, host, None)
+        for turn in self._turns:
+            if turn.host is host:
+                self._put_back(turn)
 
     def _answered(self, host: _Host, *, grow: bool) -> None:
         if host.failures:
-            if host.failures >= self._settings.host_failures:
-                host.paused_until = 0.0
-            host.failures = 0
-            host.probe_pause = _FIRST_PAUSE
+            host.forget_failures()
             self._down.pop(host.origin, None)
         if grow and host.limit < self._settings.per_host:
             host.limit = min(self._settings.per_host, _GROWTH * host.limit)
@@ -472,12 +485,14 @@ class Scheduler:
     def _missed(self, host: _Host, started: float) -> None:
         """Count a failure to connect; a host with several in a row is asked by one job at a time, ever more rarely."""
         if not host.failures:
-            host.failing_since = started
-            self._set_timer(started + self._settings.host_patience - self._clock(), host, None)
+            # Nobody asks during a pause that the server asked for: it does not count against the server.
+            host.failing_since = max(started, host.asked_until)
+            self._set_timer(host.failing_since + self._settings.host_patience - self._clock(), host, None)
         host.failures += 1
         # Those that were already under way when the host was paused tell nothing new.
         if host.failures >= self._settings.host_failures and host.paused_until <= self._clock():
             host.limit = 1
+            host.probe_at = self._clock() + host.probe_pause
             self._pause_host(host, host.probe_pause, f"{host.failures} failures in a row")
             host.probe_pause = min(_LONGEST_PROBE_PAUSE, 2 * host.probe_pause)
 
