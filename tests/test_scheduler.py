@@ -316,6 +316,93 @@ def test_an_answer_ends_the_pause_of_a_host_that_is_probed() -> None:
     assert house.on("flaky") > 1
 
 
+def given_up(**changes: Any) -> House:
+    """Return a house whose one host was given up a moment ago."""
+    house = House({"host_failures": 1, "host_patience": 30.0, "retries": 0, **changes})
+    house.add("http://dead/first.jpg")
+    house.answer(RESET)
+    house.advance(30.0)
+    assert house.scheduler.verdict("http://dead") is not None
+    return house
+
+
+def test_a_host_that_was_given_up_is_asked_by_one_job_each_time_the_patience_is_over() -> None:
+    house = given_up(retries=2)
+    asked = []
+    for _ in range(1000):
+        house.add(*urls("dead", 3))
+        if house.running:
+            asked.append(house.now)
+            assert house.on("dead") == 1
+            house.answer(RESET)
+        assert house.scheduler.pending == 0
+        house.advance(0.1)
+    assert asked == pytest.approx([60.0, 90.0, 120.0], abs=0.2)
+    assert house.reasons().count(Reason.CONNECT) == 3
+    assert house.reasons().count(Reason.HOST_DOWN) == 1 + 3 * 1000 - 3
+
+
+def test_the_verdict_on_a_host_that_was_given_up_is_lifted_for_one_job() -> None:
+    house = given_up()
+    verdict = house.scheduler.verdict("http://dead")
+    assert verdict is not None
+    assert verdict.reason is Reason.HOST_DOWN
+    house.advance(30.0)
+    assert house.scheduler.verdict("http://dead") is None
+    house.add("http://dead/a.jpg")
+    assert house.scheduler.verdict("http://dead") is not None
+
+
+def test_a_host_that_was_given_up_and_answers_is_one_like_any_other() -> None:
+    house = given_up()
+    house.advance(30.0)
+    house.add(*urls("dead", 10))
+    assert house.reasons() == [Reason.CONNECT] + [Reason.HOST_DOWN] * 9
+    house.answer(GONE)
+    assert house.scheduler.verdict("http://dead") is None
+    house.add(*urls("dead", 10))
+    while house.running:
+        house.answer()
+    assert len(house.finished) == 21
+    assert house.reasons().count(Reason.HOST_DOWN) == 9
+
+
+def test_a_host_that_was_given_up_is_asked_by_no_second_job_while_the_first_one_waits_for_its_answer() -> None:
+    house = given_up()
+    house.advance(30.0)
+    house.add("http://dead/a.jpg")
+    house.advance(100.0)
+    house.add("http://dead/b.jpg")
+    assert house.reasons()[-1] is Reason.HOST_DOWN
+    house.answer(RESET)
+    house.add("http://dead/c.jpg")
+    assert house.on("dead") == 1
+
+
+def test_a_host_that_was_given_up_and_asks_for_a_pause_gets_it() -> None:
+    house = given_up(retries=2)
+    house.advance(30.0)
+    house.add("http://dead/a.jpg")
+    house.answer(asks_for(20.0))
+    house.add("http://dead/b.jpg")
+    house.advance(19.0)
+    assert not house.running
+    house.advance(1.0)
+    assert house.on("dead") == 2
+
+
+def test_without_any_patience_a_host_that_was_given_up_is_asked_no_more_often_than_one_that_is_probed() -> None:
+    house = House({"host_failures": 1, "host_patience": 0.0, "retries": 0})
+    house.add("http://dead/a.jpg")
+    house.answer(RESET)
+    house.advance(7.5)
+    house.add("http://dead/b.jpg")
+    assert not house.running
+    house.advance(0.5)
+    house.add("http://dead/c.jpg")
+    assert house.running
+
+
 def test_out_of_descriptors_lowers_the_number_of_threads_and_costs_no_attempt() -> None:
     house = House({"retries": 0})
     house.add(*(f"http://host{number}/a.jpg" for number in range(8)))

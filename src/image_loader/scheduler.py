@@ -179,7 +179,8 @@ class Scheduler:
         self._shrunk_at = -math.inf
         self._ended_well = 0
         self._hosts: dict[str, _Host] = {}
-        self._down: dict[str, None] = {}
+        # When each host that was given up is asked by one job again.
+        self._down: dict[str, float] = {}
         self._ready: deque[_Host] = deque()
         self._timers: list[tuple[float, int, _Host, Task | None]] = []
         self._numbers = itertools.count()
@@ -198,11 +199,13 @@ class Scheduler:
         for job in jobs:
             self.pending += 1
             task = Task(job, self._host(job.url.origin))
+            if (down := self.verdict(task.host.origin)) is not None:
+                self._finish(task, down)
+                continue
             if task.host.origin in self._down:
-                self._finish(task, _host_down())
-            else:
-                task.host.waiting.append(task)
-                self._make_ready(task.host)
+                self._ask_later(task.host.origin)
+            task.host.waiting.append(task)
+            self._make_ready(task.host)
 
     def _host(self, origin: str) -> _Host:
         host = self._hosts.get(origin)
@@ -211,8 +214,15 @@ class Scheduler:
         return host
 
     def verdict(self, origin: str) -> Failure | None:
-        """Return what becomes of the jobs of a host that was given up; None for any other."""
-        return _host_down() if origin in self._down else None
+        """Return what becomes of the jobs of a host that was given up; None for any other, and once it is to be asked.
+
+        It is asked by one job at a time: where attempts take longer than the pause, they would pile up.
+        """
+        ask_at = self._down.get(origin)
+        if ask_at is None:
+            return None
+        due = ask_at <= self._clock() and (origin not in self._hosts or self._hosts[origin].idle)
+        return None if due else _host_down()
 
     def advance(self, timeout: float) -> list[Task]:
         """Start what can start, wait at most ``timeout`` seconds for something to end, and return what has ended."""
@@ -476,14 +486,16 @@ class Scheduler:
                 self._put_back(turn)
 
     def _answered(self, host: _Host, *, grow: bool) -> None:
+        self._down.pop(host.origin, None)
         if host.failures:
             host.forget_failures()
-            self._down.pop(host.origin, None)
         if grow and host.limit < self._settings.per_host:
             host.limit = min(self._settings.per_host, _GROWTH * host.limit)
 
     def _missed(self, host: _Host, started: float) -> None:
         """Count a failure to connect; a host with several in a row is asked by one job at a time, ever more rarely."""
+        if host.origin in self._down:
+            return
         if not host.failures:
             # Nobody asks during a pause that the server asked for: it does not count against the server.
             host.failing_since = max(started, host.asked_until)
@@ -501,9 +513,8 @@ class Scheduler:
         if host.failures < self._settings.host_failures or self._clock() - host.failing_since < patience:
             return
         _LOG.debug("%s: given up after %.0f s without an answer", host.origin, patience)
-        self._down[host.origin] = None
-        if len(self._down) > _HOSTS_REMEMBERED:
-            del self._down[next(iter(self._down))]
+        self._ask_later(host.origin)
+        host.forget_failures()
         retrying = [task for *_, other, task in self._timers if task is not None and other is host]
         self._timers = [timer for timer in self._timers if timer[2] is not host]
         heapq.heapify(self._timers)
@@ -511,6 +522,12 @@ class Scheduler:
         waiting, host.waiting = [*host.waiting, *retrying], deque()
         for task in waiting:
             self._finish(task, _host_down())
+
+    def _ask_later(self, origin: str) -> None:
+        """Remember a host as down until an answer comes; it is asked no more often than one that is probed."""
+        self._down[origin] = self._clock() + max(self._settings.host_patience, _LONGEST_PROBE_PAUSE)
+        if len(self._down) > _HOSTS_REMEMBERED:
+            del self._down[next(iter(self._down))]
 
 
 def _host_down() -> Failure:
