@@ -213,6 +213,45 @@ def test_a_run_that_cannot_start_empties_no_file(loader: Loader, options: list[s
     assert (loader.home / "kept.csv").read_text() == "kept"
 
 
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["shut/list", "images"],
+        ["shut/list", "images", "--failed", "failed.txt"],
+        ["shut/list", "images", "--progress"],
+        [LONG, "images"],
+        [LONG, "images", "--failed", "failed.txt"],
+        [LONG, "images", "--progress"],
+        ["missing", "shut/images"],
+        ["missing", LONG],
+        ["list", "shut/images"],
+        ["list", LONG],
+        ["list", "loop", "--report", "report.html"],
+        ["list", "images", "--report", "shut/report.html"],
+        ["list", "images", "--ca-bundle", "shut/ca.pem"],
+        ["list", "images", "--ca-bundle", LONG],
+        ["list", "images", "--index", LONG],
+        ["list", "images", "--results", f"{LONG}.csv"],
+    ],
+    ids=lambda arguments: " ".join(arguments).replace(LONG, "long"),
+)
+def test_a_name_that_cannot_be_looked_at_ends_the_run_in_plain_words(
+    loader: Loader, ordinary: tuple[str, ...], arguments: list[str]
+) -> None:
+    (loader.home / "list").write_text("http://127.0.0.1:1/a.jpg\n")
+    (loader.home / "loop").symlink_to("loop")
+    (loader.home / "shut").mkdir(0o000)
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    command = [*ordinary, *arguments]
+    run = subprocess.run(command, check=False, capture_output=True, text=True, cwd=loader.home, env=environment)
+    assert run.returncode == 2
+    assert "loader: " in run.stderr
+    assert "Traceback" not in run.stderr
+
+
 def test_failures_that_are_not_shown_are_counted(server: Server, loader: Loader) -> None:
     run = loader.run(urls_of(server, 8, "status-404"))
     assert sum(line.startswith("failed ") for line in run.stderr.splitlines()) == 3

@@ -167,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _order_hint(error: LoaderError, arguments: argparse.Namespace) -> str:
-    swapped = arguments.directory.is_file() or Path(arguments.urls).is_dir()
+    # Unlike Path's methods (3.11), these raise nothing where a name cannot be looked at, or is too long to be one.
+    swapped = os.path.isfile(arguments.directory) or os.path.isdir(arguments.urls)  # noqa: PTH112, PTH113
     return "; the list comes first: loader URLFILE DIRECTORY" if isinstance(error, UrlFileError) and swapped else ""
 
 
@@ -339,7 +340,7 @@ def _check(settings: Settings) -> None:
             raise OptionError(f"--header: {name!r} or its value is no header that can be sent")
     if not _HEADER_VALUE.fullmatch(settings.user_agent):
         raise OptionError("--user-agent: it holds characters that no header can have")
-    if settings.ca_bundle is not None and not Path(settings.ca_bundle).exists():
+    if settings.ca_bundle is not None and not os.path.exists(settings.ca_bundle):  # noqa: PTH110
         raise OptionError(f"--ca-bundle: {settings.ca_bundle}: no such file or directory")
     if settings.verify:
         from image_loader import media

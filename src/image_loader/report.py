@@ -52,10 +52,10 @@ class Report:
         if path.suffix.lower() not in _EXTENSIONS:
             raise OptionError(f"{path}: the report is a web page; give the file the extension .html")
         require_report()
-        if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        if os.path.isdir(path) or not os.access(path.parent, os.W_OK | os.X_OK):  # noqa: PTH112
             raise ResultsFileError(f"{path}: cannot be written there; name a file in a directory that you can write to")
         self._path = path
-        self._summary = _Summary(directory.resolve().name or str(directory))
+        self._summary = _Summary(Path(os.path.realpath(directory)).name or str(directory))
         self._pictures = {status: deque[_Picture](maxlen=_PICTURES) for status in (Status.SAVED, Status.FRESH)}
         self._failures = _Failures()
         self._prefix = os.path.relpath(os.path.realpath(directory), os.path.realpath(path.parent))

@@ -47,9 +47,12 @@ def read(path: str | os.PathLike[str], batch: int) -> Iterator[list[Line]]:
 
 def check(path: str | os.PathLike[str]) -> None:
     """Raise ``UrlFileError`` if the list cannot be opened; a pipe is left alone, since its writer would notice."""
-    if os.fspath(path) != _STANDARD_INPUT and not Path(path).is_fifo():
-        with _told(path), _opened(path):
-            pass
+    if os.fspath(path) == _STANDARD_INPUT:
+        return
+    with _told(path):
+        if not Path(path).is_fifo():
+            with _opened(path):
+                pass
 
 
 def from_strings(urls: Iterable[str], batch: int) -> Iterator[list[Line]]:
@@ -68,7 +71,7 @@ def from_strings(urls: Iterable[str], batch: int) -> Iterator[list[Line]]:
 
 def count(path: str | os.PathLike[str]) -> int | None:
     """Return how many lines ``read`` would yield, or None where that cannot be known ahead."""
-    if os.fspath(path) == _STANDARD_INPUT or not Path(path).is_file():
+    if os.fspath(path) == _STANDARD_INPUT or not os.path.isfile(path):  # noqa: PTH113 (Path's raises)
         return None
     try:
         return sum(_is_entry(_text(raw)) for raw_lines in _raw_lines(path) for raw in raw_lines)
