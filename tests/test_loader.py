@@ -206,10 +206,23 @@ def test_wrong_use_is_told_with_what_to_type_instead(loader: Loader, arguments: 
     assert sorted(path.name for path in loader.home.iterdir()) == ["images", "list"]
 
 
-@pytest.mark.parametrize("options", [["--failed", "kept.csv"], ["--results", "kept.csv"]])
-def test_a_run_that_cannot_start_empties_no_file(loader: Loader, options: list[str]) -> None:
+@pytest.mark.parametrize("option", ["--failed", "--results"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["missing.txt", "images"],
+        ["list", "file"],
+        ["list", "images", "--index", "file"],
+        ["list", "images", "--ca-bundle", "file"],
+    ],
+    ids=["list", "directory", "index", "CA bundle"],
+)
+def test_a_run_that_cannot_start_empties_no_file(loader: Loader, option: str, arguments: list[str]) -> None:
     (loader.home / "kept.csv").write_text("kept")
-    assert loader.bare(*options, "missing.txt", "images").status == 2
+    (loader.home / "list").write_text("http://127.0.0.1:1/a.jpg\n")
+    (loader.home / "file").write_text("neither a directory nor an index nor a certificate\n")
+    run = loader.bare(option, "kept.csv", *arguments)
+    assert (run.status, len(run.stderr.splitlines())) == (2, 1)
     assert (loader.home / "kept.csv").read_text() == "kept"
 
 
@@ -914,6 +927,15 @@ def test_what_failed_is_a_list_to_go_on_with(server: Server, loader: Loader) -> 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     server.healthy = True
     assert (run.status, loader.run(path).counts) == (1, (3, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("option", "left"), [("--failed", ""), ("--results", ",".join(KEYS) + "\n")], ids=["failed", "results"]
+)
+def test_a_run_that_has_nothing_to_do_empties_its_files(loader: Loader, option: str, left: str) -> None:
+    (loader.home / "old.csv").write_text("old")
+    assert loader.bare(option, "old.csv", "-", "images").status == 0
+    assert (loader.home / "old.csv").read_text() == left
 
 
 @pytest.mark.parametrize("option", ["--results", "--failed"])

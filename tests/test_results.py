@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from image_loader.errors import OptionError, ResultsFileError
+from image_loader.errors import DirectoryError, OptionError, ResultsFileError
 from image_loader.model import Outcome, Reason, Status
 from image_loader.results import COLUMNS, FailedFile, ResultsFile
 
@@ -23,6 +23,7 @@ SAVED = Outcome(1, SIGNED, "a.jpg", Status.SAVED, None, None, 200, "image/jpeg",
 FAILED = Outcome(2, "http://host/b.jpg", None, Status.FAILED, Reason.TIMEOUT, "no answer", attempts=4, seconds=9.0)
 BAD = Outcome(3, '=cmd|"x",\x00\x1b[31mé', None, Status.FAILED, Reason.BAD_URL, "no scheme")
 DUPLICATE = Outcome(4, SIGNED, None, Status.SKIPPED, Reason.DUPLICATE)
+HEADING = ",".join(COLUMNS) + "\n"
 OUTCOMES = [SAVED, FAILED, BAD, DUPLICATE]
 
 
@@ -109,6 +110,32 @@ def test_an_earlier_file_is_begun_anew(tmp_path: Path) -> None:
     path.write_text("old\n" * 100)
     write_all(ResultsFile(path), [SAVED])
     assert len(path.read_text().splitlines()) == 1
+
+
+def test_an_earlier_list_of_failures_is_emptied_by_an_outcome_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "failed.txt"
+    path.write_text("old\n")
+    with FailedFile(path) as file:
+        assert path.read_text() == "old\n"
+        file.write(SAVED)
+        assert path.read_text() == ""
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "results.csv", "failed.txt"])
+def test_an_earlier_file_is_kept_by_a_run_that_never_began(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("old\n")
+    with pytest.raises(DirectoryError), FailedFile(path) if name == "failed.txt" else ResultsFile(path):
+        raise DirectoryError("no such directory")
+    assert path.read_text() == "old\n"
+
+
+@pytest.mark.parametrize(("name", "left"), [("results.jsonl", ""), ("results.csv", HEADING), ("failed.txt", "")])
+def test_an_earlier_file_is_emptied_by_a_run_without_any_outcome(tmp_path: Path, name: str, left: str) -> None:
+    path = tmp_path / name
+    path.write_text("old\n")
+    write_all(FailedFile(path) if name == "failed.txt" else ResultsFile(path), [])
+    assert path.read_text() == left
 
 
 def test_a_file_that_cannot_be_made_is_named_with_the_reason(tmp_path: Path) -> None:

@@ -208,7 +208,9 @@ def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Ou
     if not any(files.values()):
         return []
     _check_distinct(arguments.urls, files)
-    urlfile.check(arguments.urls)  # For a run that cannot start, nothing is emptied.
+    # Before a file is made. A bundle without certificates shows with the first request: by then, lines have failed.
+    urlfile.check(arguments.urls)
+    _check_bundle(arguments.ca_bundle)
     writers: list[Callable[[Outcome], None]] = []
     if arguments.report is not None:
         from image_loader.report import Report
@@ -223,6 +225,19 @@ def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Ou
 
         writers.append(stack.enter_context(FailedFile(arguments.failed)).write)
     return writers
+
+
+def _check_bundle(path: str | None) -> None:
+    """Raise ``OptionError`` where no certificates can be read from a file or directory."""
+    if path is None:
+        return
+    import ssl
+
+    try:
+        place = "capath" if Path(path).is_dir() else "cafile"
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(**{place: path})
+    except OSError as error:
+        raise OptionError(f"--ca-bundle: {path}: no certificates can be read from it; name another") from error
 
 
 def _check_distinct(urls: str, files: Mapping[str, Path | None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import operator
@@ -42,14 +43,16 @@ def csv_row(outcome: Outcome) -> str:
 
 
 class ResultsFile:
-    """One row per outcome, in the format that the extension names; the file is whole after each row."""
+    """One row per outcome, in the format that the extension names; the file is whole after each row.
+
+    An earlier file is emptied with the first outcome, or at the end of a run that had none: one that cannot start
+    leaves it.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Empty or make the file; ``OptionError`` for an unknown extension, ``ResultsFileError`` if that fails."""
+        """Open or make the file; ``OptionError`` for an unknown extension, ``ResultsFileError`` if that fails."""
         self._to_row = _row_format(path)
-        self._file = _LineFile(path)
-        if self._to_row is csv_row:
-            self._file.append(_csv_record(COLUMNS))
+        self._file = _LineFile(path, _csv_record(COLUMNS) if self._to_row is csv_row else "")
 
     def write(self, outcome: Outcome) -> None:
         """Append the outcome's row; ``ResultsFileError`` if the file does not take it."""
@@ -58,19 +61,23 @@ class ResultsFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._file.close(begin=error is None)
 
 
 class FailedFile:
-    """The URLs that failed, as they were given, one a line: itself a list for the next run."""
+    """The URLs that failed, as they were given, one a line: itself a list for the next run.
+
+    An earlier file is emptied with the first outcome, whatever it is, or at the end of a run that had none.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Empty or make the file; ``ResultsFileError`` if that fails."""
+        """Open or make the file; ``ResultsFileError`` if that fails."""
         self._file = _LineFile(path)
 
     def write(self, outcome: Outcome) -> None:
         """Append the outcome's URL if it failed; ``ResultsFileError`` if the file does not take it."""
+        self._file.begin()
         if outcome.status is Status.FAILED:
             # An overlong or undecodable line is known in part only. Where that part makes a URL, it is another one.
             self._file.append(f"{'# ' if _is_remnant(outcome) else ''}{outcome.url}\n")
@@ -78,22 +85,50 @@ class FailedFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._file.close(begin=error is None)
 
 
 class _LineFile:
-    """A file that only its owner may read, and that ends with a whole line at any moment."""
+    """A file that only its owner may read, and that ends with a whole line at any moment.
 
-    def __init__(self, path: Path) -> None:
+    What is in it stays until it is begun; from then on, ``heading`` stands before the lines.
+    """
+
+    def __init__(self, path: Path, heading: str = "") -> None:
         self._path = path
+        self._heading = heading
+        self._begun = False
         self._size = 0
         try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise self._error(error) from error
 
+    def begin(self) -> None:
+        """Empty the file and write its heading, if that is not done."""
+        if self._begun:
+            return
+        self._begun = True
+        try:
+            os.ftruncate(self._descriptor, 0)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a pipe or a terminal has no length
+                raise self._error(error) from error
+        self._write(self._heading)
+
     def append(self, line: str) -> None:
+        self.begin()
+        self._write(line)
+
+    def close(self, *, begin: bool) -> None:
+        try:
+            if begin:
+                self.begin()
+        finally:
+            self._close()
+
+    def _write(self, line: str) -> None:
         content = line.encode(errors="backslashreplace")
         try:
             written = 0
@@ -104,7 +139,7 @@ class _LineFile:
             raise self._error(error) from error
         self._size += len(content)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         try:
             os.close(self._descriptor)
         except OSError as error:
