@@ -226,6 +226,27 @@ def test_a_run_that_cannot_start_empties_no_file(loader: Loader, option: str, ar
     assert (loader.home / "kept.csv").read_text() == "kept"
 
 
+@pytest.mark.parametrize("option", ["--failed", "--results", "--report", "--index"])
+def test_a_list_on_standard_input_is_not_written_over(loader: Loader, option: str) -> None:
+    name = {"--results": "list.csv", "--report": "list.html"}.get(option, "list.txt")
+    (loader.home / name).write_text("http://127.0.0.1:1/a.jpg\n")
+    with (loader.home / name).open() as urls:
+        run = loader.bare("-", "images", option, name, stdin=urls)
+    assert run.status == 2
+    assert f"{option}: {name} would be overwritten" in run.stderr
+    assert (loader.home / name).read_text() == "http://127.0.0.1:1/a.jpg\n"
+
+
+def test_a_terminal_may_give_the_list_and_show_what_failed(loader: Loader) -> None:
+    master, slave = pty.openpty()
+    os.write(master, b"nonsense\n\x04")
+    run = loader.bare("-", "images", "--failed", os.ttyname(slave), stdin=slave)
+    os.close(slave)
+    assert run.status == 1
+    assert os.read(master, 4096).count(b"nonsense") == 2
+    os.close(master)
+
+
 LONG = "a" * 300
 
 

@@ -242,7 +242,7 @@ def _check_bundle(path: str | None) -> None:
 
 def _check_distinct(urls: str, files: Mapping[str, Path | None]) -> None:
     """Raise ``OptionError`` for a file that would be emptied while it is read, or written twice over."""
-    used = [Path(urls)]
+    used: list[Path | int] = [Path(urls), 0] if urls == urlfile.STANDARD_INPUT else [Path(urls)]
     for name, path in files.items():
         if path is not None:
             if any(_same(path, other) for other in used):
@@ -250,11 +250,11 @@ def _check_distinct(urls: str, files: Mapping[str, Path | None]) -> None:
             used.append(path)
 
 
-def _same(path: Path, other: Path) -> bool:
-    try:
-        return path == other or path.samefile(other)
-    except OSError:
-        return False
+def _same(path: Path, other: Path | int) -> bool:
+    """Whether both are one file; ``other`` may be a descriptor. A terminal or a pipe is never emptied."""
+    with suppress(OSError):
+        return path == other or (path.is_file() and os.path.samefile(path, other))  # noqa: PTH121 (a descriptor)
+    return False
 
 
 def _bar(arguments: argparse.Namespace, console: Console, tally: Tally, stack: ExitStack) -> Callable[[float], None]:

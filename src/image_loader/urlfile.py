@@ -18,12 +18,13 @@ from image_loader.errors import UrlFileError
 from image_loader.model import Line
 from image_loader.url import parse, redacted
 
+STANDARD_INPUT = "-"
+"""What names standard input as the list."""
 LIMIT = 65536
 """Longest line, in bytes."""
 POLL = 0.01
 """Longest wait for a pipe, in seconds: meanwhile the caller cannot look after its downloads."""
 
-_STANDARD_INPUT = "-"
 _CHUNK = 65536
 _SHOWN_OF_LONG_LINE = 200
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -47,7 +48,7 @@ def read(path: str | os.PathLike[str], batch: int) -> Iterator[list[Line]]:
 
 def check(path: str | os.PathLike[str]) -> None:
     """Raise ``UrlFileError`` if the list cannot be opened; a pipe is left alone, since its writer would notice."""
-    if os.fspath(path) == _STANDARD_INPUT:
+    if os.fspath(path) == STANDARD_INPUT:
         return
     with _told(path):
         if not Path(path).is_fifo():
@@ -71,7 +72,7 @@ def from_strings(urls: Iterable[str], batch: int) -> Iterator[list[Line]]:
 
 def count(path: str | os.PathLike[str]) -> int | None:
     """Return how many lines ``read`` would yield, or None where that cannot be known ahead."""
-    if os.fspath(path) == _STANDARD_INPUT or not os.path.isfile(path):  # noqa: PTH113 (Path's raises)
+    if os.fspath(path) == STANDARD_INPUT or not os.path.isfile(path):  # noqa: PTH113 (Path's raises)
         return None
     try:
         return sum(_is_entry(_text(raw)) for raw_lines in _raw_lines(path) for raw in raw_lines)
@@ -120,13 +121,13 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
             raise UrlFileError(f"{redacted(name)}: {text}") from error
         reason = error.strerror if isinstance(error, OSError) else f"gzip data damaged or cut off ({error})"
         raise UrlFileError(
-            f"{'standard input' if name == _STANDARD_INPUT else name}: cannot be read: {reason}"
+            f"{'standard input' if name == STANDARD_INPUT else name}: cannot be read: {reason}"
         ) from error
 
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[int]:
-    if os.fspath(path) == _STANDARD_INPUT:
+    if os.fspath(path) == STANDARD_INPUT:
         if sys.stdin is None:  # Closed, as by the shell's "<&-"; descriptor 0 may be any other file by now.
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         yield sys.stdin.buffer.fileno()
