@@ -39,6 +39,7 @@ INSTALLED = Path(sys.executable).with_name("loader")
 BLOCKED = ("--threads", "100", "--per-host", "100")
 PROMPT = 3.0
 """Seconds within which a signal has to end the run: two are promised, and the machine may be busy."""
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCES)}
 BIDI = "\u202e"
 
 
@@ -65,8 +66,7 @@ def test_relative_names_are_relative_to_where_one_stands(server: Server, loader:
 
 
 def _printed(*arguments: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
-    return subprocess.run([*MODULE, *arguments], check=True, capture_output=True, text=True, env=environment).stdout
+    return subprocess.run([*MODULE, *arguments], check=True, capture_output=True, text=True, env=ENVIRONMENT).stdout
 
 
 def test_the_version_is_told() -> None:
@@ -278,9 +278,8 @@ def test_a_name_that_cannot_be_looked_at_ends_the_run_in_plain_words(
     (loader.home / "list").write_text("http://127.0.0.1:1/a.jpg\n")
     (loader.home / "loop").symlink_to("loop")
     (loader.home / "shut").mkdir(0o000)
-    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
     command = [*ordinary, *arguments]
-    run = subprocess.run(command, check=False, capture_output=True, text=True, cwd=loader.home, env=environment)
+    run = subprocess.run(command, check=False, capture_output=True, text=True, cwd=loader.home, env=ENVIRONMENT)
     assert run.returncode == 2
     assert "loader: " in run.stderr
     assert "Traceback" not in run.stderr
@@ -1232,6 +1231,21 @@ def test_the_library_yields_outcomes(server: Server, tmp_path: Path, capfd: pyte
     assert {outcome.file for outcome in outcomes} == {"0000.png", "0001.png", "0002.png"}
     assert [outcome.status for outcome in load(urls_of(server, 3), str(tmp_path / "images"))] == ["fresh"] * 3
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_library_prints_no_warning_and_its_caller_can_log_it(tmp_path: Path) -> None:
+    code = "import logging, sys; from image_loader import load\n"
+    code += "if sys.argv[2:]: logging.basicConfig()\n"
+    code += "list(load(['nonsense'], sys.argv[1]))"
+    index = tmp_path / ".image_loader" / "index.sqlite3"
+    index.parent.mkdir()
+    printed = []
+    for arguments in ([], ["logged"]):
+        index.write_bytes(b"damaged" * 1000)
+        command = [sys.executable, "-c", code, str(tmp_path), *arguments]
+        printed.append(subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT))
+    assert (printed[0].stdout, printed[0].stderr) == ("", "")
+    assert "the index is damaged; moved aside" in printed[1].stderr
 
 
 def test_the_library_takes_every_option_of_the_command(server: Server, tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ LAYOUT = Layout.FLAT
 # ---------------------------------------------------------------------------------------------------------------------
 
 _LOG = logging.getLogger("image_loader")
+# Without any handler, logging prints warnings on standard error: those of ``load`` are for whom its caller says.
+_LOG.addHandler(logging.NullHandler())
 _SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
