@@ -150,6 +150,7 @@ WRONG_USE = [
     ["--retries", "-1"],
     ["--max-size", "large"],
     ["--max-size", "-1"],
+    ["--max-size", "9" * 400],
     ["-H", "no colon"],
     ["-H", "Bad Name: x"],
     ["-H", "Name: a\nInjected: b"],
@@ -553,6 +554,27 @@ def test_a_size_over_the_limit_is_refused(server: Server, loader: Loader, size: 
     run = loader.run([server.url("/a.png")], "--max-size", size)
     assert run.rows[0]["status"] == status
     assert run.rows[0]["reason"] == (None if status == "saved" else "too-large")
+
+
+@pytest.mark.parametrize(
+    ("option", "most", "more"),
+    [
+        ("--threads", "100000", "100001"),
+        ("--per-host", "100000", "100001"),
+        ("--timeout", "1e6", "1000001"),
+        ("--max-time", "1e9", "1e10"),
+        ("--retries", "1000000000", "1000000001"),
+        ("--max-size", "1000G", "1001G"),
+    ],
+)
+def test_the_greatest_value_accepted_works_and_more_is_refused(
+    server: Server, loader: Loader, option: str, most: str, more: str
+) -> None:
+    run = loader.run([server.url("/a.png"), server.url("/slow/b.png")], option, most)
+    assert (run.status, run.counts, run.stderr) == (0, (2, 0, 0, 0), "")
+    run = loader.run([server.url("/c.png")], option, more)
+    assert run.status == 2
+    assert "at most 1000" in run.stderr
 
 
 # What is saved ----------------------------------------------------------------------------------------------------

@@ -85,8 +85,16 @@ _SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
-_LEAST = {"threads": 1, "per_host": 1, "timeout": 0.001, "max_time": 0.001, "retries": 0, "max_size": 1}
-_MOST = 10**12
+# Least and most. A pool makes room for all its connections at once. A socket's timeout that does not fit into 31 bits
+# of milliseconds is cut to any other (CPython 3.11), and a thread can be told to wait for 292 years at most.
+_RANGES: dict[str, tuple[float, int]] = {
+    "threads": (1, 10**5),
+    "per_host": (1, 10**5),
+    "timeout": (0.001, 10**6),
+    "max_time": (0.001, 10**9),
+    "retries": (0, 10**9),
+    "max_size": (1, 10**12),
+}
 _EPILOG = """\
 examples:
   loader urls.txt images                    download; run it again, and only what changed comes
@@ -347,10 +355,10 @@ def _settings(
 
 
 def _check(settings: Settings) -> None:
-    for name, least in _LEAST.items():
+    for name, (least, most) in _RANGES.items():
         value = getattr(settings, name)
-        if not isinstance(value, int | float) or not least <= value <= _MOST:
-            limit = f"at most {_MOST}" if isinstance(value, int | float) and value > _MOST else f"at least {least:g}"
+        if not isinstance(value, int | float) or not least <= value <= most:
+            limit = f"at most {most}" if isinstance(value, int | float) and value > most else f"at least {least:g}"
             raise OptionError(f"--{name.replace('_', '-')}: {value!r} will not do; it takes a number, {limit}")
     for name, value in settings.headers.items():
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
@@ -553,7 +561,7 @@ def _size(text: str) -> int:
     >>> _size("200M"), _size("1.5g")
     (200000000, 1500000000)
     """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMG]?)B?", text.strip().upper())
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]+)?)([KMG]?)B?", text.strip().upper())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write it like 200M")
     return int(float(match[1]) * _UNITS[match[2]])
