@@ -190,6 +190,8 @@ def test_wrong_use_ends_before_anything_is_asked(server: Server, loader: Loader,
         (["list", "images", "--results", "a.jsonl", "--index", "a.jsonl"], "--index: a.jsonl would be overwritten"),
         (["list", "http://host/a.jpg"], "DIRECTORY is a URL"),
         (["-H", "Authorization secret", "list", "images"], "no colon after 'Authorization'"),
+        (["-H", "X-A: secret", "-H", "X-A: 2", "list", "images"], "'X-A' stands twice; join its values with a comma"),
+        (["-H", "X-A: secret", "-H", "x-a: 2", "list", "images"], "'x-a' stands twice; join its values with a comma"),
         (["-A", "\u2603", "list", "images"], "--user-agent"),
     ],
     ids=repr,
@@ -1308,6 +1310,8 @@ def test_the_library_raises_what_ends_a_run(tmp_path: Path) -> None:
         list(load(["http://127.0.0.1/a.png"], tmp_path / "file"))
     with pytest.raises(errors.OptionError):
         list(load(["http://127.0.0.1/a.png"], tmp_path / "images", threads=0))
+    with pytest.raises(errors.OptionError):
+        load(["http://127.0.0.1/a.png"], tmp_path / "images", headers={"X-A": "1", "x-a": "2"})
     with pytest.raises(errors.UrlFileError):
         list(load(tmp_path / "missing.txt", tmp_path / "images"))
 

@@ -333,7 +333,7 @@ def _settings(
         raise OptionError(f"--layout: {layout!r} is none of {', '.join(Layout)}")
     settings = Settings(
         directory=Path(directory),
-        headers=dict(headers or {}),
+        headers=_named_once(headers or ()),
         ca_bundle=None if ca_bundle is None else os.fspath(ca_bundle),
         index_file=None if index is None else Path(index),
         layout=Layout(layout),
@@ -352,6 +352,16 @@ def _settings(
     )
     _check(settings)
     return settings
+
+
+def _named_once(headers: Mapping[str, str] | Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return headers by their names; raise ``OptionError`` for two that differ in case at most (RFC 9110, 5.1)."""
+    named: dict[str, tuple[str, str]] = {}
+    for name, value in headers.items() if isinstance(headers, Mapping) else headers:
+        if name.lower() in named:
+            raise OptionError(f"--header: {name!r} stands twice; join its values with a comma (cookies: a semicolon)")
+        named[name.lower()] = name, value
+    return dict(named.values())
 
 
 def _check(settings: Settings) -> None:
@@ -485,7 +495,7 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         type=_header,
         default=[],
         metavar="HEADER",
-        help="a line 'Name: value', sent with each request; may repeat",
+        help="a line 'Name: value', sent with each request; may repeat, each name once",
     )
     group.add_argument(
         "-A",
