@@ -379,8 +379,11 @@ def test_no_header_makes_a_decision_crash_or_last_for_ever(headers: dict[str, st
         freshness.modified_time(value, NOW)
 
 
-@given(HEADER_TEXT, HEADER_TEXT)
+AWKWARD_TEXT = st.text(st.sampled_from("a\xff\u0100\r\n\0"), max_size=3)
+
+
+@given(AWKWARD_TEXT.map('"{}"'.format), AWKWARD_TEXT)
 def test_what_is_sent_back_fits_into_one_header_line(etag: str, last_modified: str) -> None:
-    fields = freshness.condition(freshness.validators({"etag": etag, "last-modified": last_modified}))
-    assert all(value.encode("latin-1").isascii() or value for value in fields.values())
-    assert not any(character in value for value in fields.values() for character in "\r\n\x00")
+    for value in filter(None, freshness.validators({"etag": etag, "last-modified": last_modified})):
+        assert max(value) <= "\xff"  # Latin-1, as headers are sent
+        assert not set(value) & set("\r\n\0")
