@@ -172,6 +172,28 @@ def test_what_is_no_image_at_all_is_not_an_image(file: Path, content: bytes) -> 
     assert failure(file, content, "image/jpeg") is Reason.NOT_AN_IMAGE
 
 
+PSD = b"8BPS\0\1" + b"\0" * 6 + b"\0\3" + b"\0\0\0\1" * 2 + b"\0\x08\0\3" + b"\0" * 14 + b"\1\2\3"
+
+
+@pytest.mark.parametrize(
+    ("content", "sent_as"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "image/heic"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "image/heif"),
+        (b"\xff\x0a\xfa\x1f\x01", "image/jxl"),
+        (PSD, "image/vnd.adobe.photoshop"),
+    ],
+)
+def test_what_is_not_decoded_is_not_an_image(file: Path, content: bytes, sent_as: str) -> None:
+    assert failure(file, content, sent_as) is Reason.NOT_AN_IMAGE
+
+
+def test_every_format_that_the_field_knows_is_decoded_or_named_as_one_that_is_not() -> None:
+    named = {"image/heic", "image/heif", "image/jxl", "image/vnd.adobe.photoshop"}
+    decoded = {EXTENSIONS[sent_as] for sent_as in FORMATS.values()} | {".svg", ".apng"}
+    assert {sent_as for sent_as, suffix in EXTENSIONS.items() if suffix not in decoded} == named
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # RFC 6838, 4.2: no name is longer. It is stored for each image.
 _IMAGE_TYPE = re.compile(r"[ \t]*(image/[!#$%&'*+.^_`|~0-9a-z-]{1,127})[ \t]*(?:;.*)?", re.IGNORECASE | re.ASCII)
 _SVG = "image/svg+xml"
-# Not all that Pillow knows: it would hand an EPS from a hostile server to Ghostscript.
+# Not all that Pillow knows: it would hand an EPS from a hostile server to Ghostscript. README names what is left out.
 _MEDIA_TYPES = {
     "JPEG": "image/jpeg",
     "MPO": "image/jpeg",

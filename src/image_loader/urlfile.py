@@ -57,7 +57,11 @@ def check(path: str | os.PathLike[str]) -> None:
 
 
 def from_strings(urls: Iterable[str], batch: int) -> Iterator[list[Line]]:
-    """Yield the same for strings as ``read`` does for the lines of a file; those that come slowly, one by one."""
+    """Yield the same for strings as ``read`` does for the lines of a file.
+
+    A group is yielded with the first string that comes more than ``POLL`` seconds after the last group: strings that
+    come slowly one by one, and those before a pause with the one that ends it, since an iterable cannot be polled.
+    """
     group: list[Line] = []
     begun = time.monotonic()
     for number, text in enumerate(urls, 1):
