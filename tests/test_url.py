@@ -101,11 +101,6 @@ def test_the_origin_is_scheme_host_and_port(text: str, origin: str) -> None:
     assert parse(text).origin == origin
 
 
-@pytest.mark.parametrize(("text", "host"), [("http://h:81/", "h"), ("http://h/", "h"), ("http://[::1]/", "[::1]")])
-def test_the_host_has_no_port(text: str, host: str) -> None:
-    assert parse(text).host == host
-
-
 def test_the_hashes_are_those_of_the_canonical_spelling() -> None:
     url = parse("HTTP://h:80/a b.jpg")
     assert url.sha256 == hashlib.sha256(b"http://h/a%20b.jpg").hexdigest()

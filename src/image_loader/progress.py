@@ -14,13 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self, TextIO
 
 from image_loader.model import Outcome, Reason, Status
-from image_loader.url import printable, redacted
+from image_loader.url import printable, redacted, shortened
 
 _FAILURES_LOGGED = 10  # as warnings; a cron mail stays short, and the summary tells the rest
 _EXAMPLES_LOGGED = 3  # of each reason
 _COUNTED_HOSTS = 10_000  # pairs of reason and host, some 250 bytes each; hosts beyond are counted together
 _HOSTS_SHOWN = 3  # for each reason in the summary
-_LONGEST_SHOWN = 200  # characters of a URL or a detail in a log line
 _FILE_COLUMN = 24
 _WRITE_PATIENCE = 1.0  # seconds that a full pipe or a stopped terminal may hold up the run, once
 _PIPE_BUFFER = 4096  # bytes that a pipe that is ready takes without blocking (POSIX PIPE_BUF, on Linux)
@@ -63,8 +62,8 @@ def describe(outcome: Outcome) -> str:
     if outcome.attempts > 1:
         cells.append(f"{outcome.attempts} attempts")
     if explanation := ": ".join(filter(None, (outcome.reason, outcome.detail))):
-        cells.append(_shortened(printable(explanation)))
-    return "  ".join([*cells, _shortened(redacted(outcome.url))])
+        cells.append(shortened(printable(explanation)))
+    return "  ".join([*cells, shortened(redacted(outcome.url))])
 
 
 class Tally:
@@ -402,7 +401,3 @@ def _fitted(words: Sequence[str], width: int) -> str:
 
 def _urls(count: int) -> str:
     return "1 URL" if count == 1 else f"{count} URLs"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"

@@ -20,14 +20,13 @@ from urllib.parse import quote
 from image_loader.errors import LoaderError, OptionError, ResultsFileError
 from image_loader.formats import IMAGE_EXTENSIONS
 from image_loader.model import Outcome, Reason, Status
-from image_loader.url import parse, printable, redacted
+from image_loader.url import LONGEST_SHOWN, parse, printable, redacted, shortened
 
 _PICTURES = 3000  # shown, of those saved and of those fresh; some 500 bytes each, as are the failures
 _GROUPS = 500  # pairs of host and reason that are told apart
 _EXAMPLES = 10  # failures shown of each group
-_LONGEST_SHOWN = 300  # characters of a URL, a host or a detail
 _BINS_PER_DECADE = 10
-_BAR_HEIGHT = 48  # pixels of the highest bar
+_COLUMN_HEIGHT = 48  # pixels of the highest column of a plot
 _EXTENSIONS = (".html", ".htm")
 # As a page of its own an SVG may run a script, and what has no known extension may turn out to be a page.
 _LINKED_EXTENSIONS = tuple(IMAGE_EXTENSIONS - {".svg"})
@@ -119,8 +118,8 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
-    """One bar of a plot: its place from the left, its height in pixels, and what it counts."""
+class Column:
+    """One column of a plot: its place from the left, its height in pixels, and what it counts."""
 
     x: int
     height: int
@@ -133,7 +132,7 @@ class Histogram:
     >>> histogram = Histogram(least=0.01, decades=3)
     >>> for value in (0, 0.2, 0.2, 5, 1e9):
     ...     histogram.add(value)
-    >>> [(bar.x, bar.count) for bar in histogram.bars()]
+    >>> [(column.x, column.count) for column in histogram.columns()]
     [(0, 1), (13, 2), (26, 1), (29, 1)]
     >>> histogram.median, histogram.largest
     (0.22, 1000000000.0)
@@ -163,10 +162,10 @@ class Histogram:
         self._counts[min(max(place, 0), len(self._counts) - 1)] += 1
         self.largest = max(self.largest, value)
 
-    def bars(self) -> list[Bar]:
-        """Return a bar for each bin that is not empty."""
-        scale = _BAR_HEIGHT / max(self._counts)
-        return [Bar(place, max(1, round(n * scale)), n) for place, n in enumerate(self._counts) if n]
+    def columns(self) -> list[Column]:
+        """Return a column for each bin that is not empty."""
+        scale = _COLUMN_HEIGHT / max(self._counts)
+        return [Column(place, max(1, round(n * scale)), n) for place, n in enumerate(self._counts) if n]
 
 
 @dataclass(slots=True)
@@ -255,12 +254,12 @@ class _Failures:
         group = self._groups.setdefault(key, _Group(*key))
         group.count += 1
         if len(group.examples) < _EXAMPLES:
-            text = f"line {outcome.line}: {_shown(redacted(outcome.url))}"
-            group.examples.append(_Failure(text, address, _shown(printable(outcome.detail or ""))))
+            text = f"line {outcome.line}: {shortened(redacted(outcome.url))}"
+            group.examples.append(_Failure(text, address, shortened(printable(outcome.detail or ""))))
 
 
 def _picture(outcome: Outcome, prefix: str) -> _Picture:
-    file, url = outcome.file or "", _shown(redacted(outcome.url))
+    file, url = outcome.file or "", shortened(redacted(outcome.url))
     address = quote(os.fsencode(f"{prefix}/{file}"))
     return _Picture(printable(file), address, url, outcome.bytes, new=outcome.status is Status.SAVED)
 
@@ -271,9 +270,5 @@ def _host_and_address(text: str) -> tuple[str, str]:
         url = parse(text)
     except ValueError:
         return "", ""
-    hidden = url.userinfo or "?" in url.path or len(url.canonical) > _LONGEST_SHOWN
-    return _shown(printable(url.authority)), "" if hidden else url.canonical
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
+    hidden = url.userinfo or "?" in url.path or len(url.canonical) > LONGEST_SHOWN
+    return shortened(printable(url.authority)), "" if hidden else url.canonical

@@ -7,6 +7,9 @@ import hashlib
 import re
 from typing import NamedTuple
 
+LONGEST_SHOWN = 300
+"""Characters of a URL, a host or a detail that people are shown."""
+
 _URL = re.compile(
     r"(?P<scheme>https?)://(?:(?P<userinfo>[^/?#]*)@)?"
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]]+)(?::(?P<port>[0-9]*))?(?P<path>[/?][^#]*)?(?:#.*)?",
@@ -44,15 +47,6 @@ class Url(NamedTuple):
     def authority(self) -> str:
         """``host`` or ``host:port``."""
         return self.origin.partition("://")[2]
-
-    @property
-    def host(self) -> str:
-        """The host alone, as in the authority.
-
-        >>> parse("http://[::1]:8080/a.jpg").host
-        '[::1]'
-        """
-        return re.sub(r":[0-9]+$", "", self.authority)
 
     @property
     def canonical(self) -> str:
@@ -115,6 +109,15 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return re.sub(_SHOWN_AS_ESCAPE, lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def shortened(text: str) -> str:
+    """Return the beginning of a text that is longer than ``LONGEST_SHOWN``, and any other whole.
+
+    >>> shortened("a.jpg"), len(shortened(1000 * "a")), shortened(1000 * "a")[-3:]
+    ('a.jpg', 300, 'aa…')
+    """
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…"
 
 
 def _percent_encoded(match: re.Match[str]) -> str:
