@@ -384,6 +384,6 @@ AWKWARD_TEXT = st.text(st.sampled_from("a\xff\u0100\r\n\0"), max_size=3)
 
 @given(AWKWARD_TEXT.map('"{}"'.format), AWKWARD_TEXT)
 def test_what_is_sent_back_fits_into_one_header_line(etag: str, last_modified: str) -> None:
-    for value in filter(None, freshness.validators({"etag": etag, "last-modified": last_modified})):
+    for value in freshness.condition(freshness.validators({"etag": etag, "last-modified": last_modified})).values():
         assert max(value) <= "\xff"  # Latin-1, as headers are sent
         assert not set(value) & set("\r\n\0")

@@ -1196,6 +1196,16 @@ def test_what_is_excepted_from_the_proxy_is_asked_for_directly(monkeypatch: pyte
         assert get(asking, server.url("/a")).body == BODY
 
 
+@pytest.mark.parametrize("variable", ["all_proxy", "http_proxy"])
+def test_a_socks_proxy_is_refused_in_plain_words(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "SOCKS5h://me:secret@127.0.0.1:9")
+    with transport() as asking:
+        failure = refusal(asking, "http://images.test/a")
+    assert (failure.reason, failure.passing) == (Reason.CONNECT, False)
+    assert failure.detail.startswith("SOCKS proxies are not spoken to")
+    assert "secret" not in failure.detail
+
+
 @contextmanager
 def scripted_port(*steps: Any) -> Iterator[int]:
     """Yield a port that takes one connection, waits for some bytes, and sends these steps, whatever is spoken."""

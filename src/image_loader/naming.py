@@ -25,7 +25,7 @@ _IGNORABLE = "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e010
 
 
 def candidates(url: Url, layout: Layout, max_bytes: int = 255) -> Iterator[Name]:
-    """Yield the names that a URL may have, the preferred one first; the last one is unique by itself.
+    """Yield the names that a URL may have, the preferred one first; nobody has the last one who does not mean to.
 
     Those with a hash get the extension of the media type received. ``max_bytes``, at least 80, holds for the last
     component with that extension.

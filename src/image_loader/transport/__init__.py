@@ -212,6 +212,10 @@ class Transport:
         found: dict[str, Any] = dict(self._session.merge_environment_settings(base, {}, None, verify, None))
         found.pop("stream")
         proxy = requests.utils.select_proxy(base, found["proxies"])
+        if proxy and proxy.lower().startswith("socks"):
+            raise DownloadError(
+                Reason.CONNECT, "SOCKS proxies are not spoken to; name an HTTP proxy, or unset ALL_PROXY"
+            )
         if proxy and self._settings.public_only:
             raise DownloadError(Reason.PRIVATE_ADDRESS, "through a proxy the server's address cannot be checked")
         try:
