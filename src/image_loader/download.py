@@ -33,9 +33,9 @@ from image_loader.url import redacted
 _LOG = logging.getLogger(__name__)
 # What tells a server, and every cache on the way to it, to send the image whatever they think we have.
 _UNCONDITIONAL = {"Cache-Control": "no-cache"}
+# What tells the caches to ask the server whether it has changed (RFC 9111, 5.2.1.1).
+_REVALIDATING = {"Cache-Control": "max-age=0"}
 _NONE: dict[str, str] = {}
-# What tells them to ask whoever made the image (RFC 9111, 5.2.1.1).
-_END_TO_END = {"Cache-Control": "max-age=0"}
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -51,7 +51,7 @@ class Downloader:
         self._transport = transport
         self._directory = directory
         self._settings = settings
-        self._fields = _UNCONDITIONAL if settings.force else _END_TO_END if settings.revalidate else {}
+        self._fields = _UNCONDITIONAL if settings.force else _REVALIDATING if settings.revalidate else {}
         self._likely_extension = ".jpg"
         if settings.verify:
             media.load_decoders()
