@@ -19,6 +19,7 @@ import pytest
 
 from conftest import CLOCK_STEP, SETTINGS, leftovers
 from exchange import PNG, End, Request, chunked, head, length, png, whole
+from image_loader import freshness
 from image_loader.directory import Directory
 from image_loader.download import Downloader
 from image_loader.errors import DirectoryError
@@ -663,6 +664,36 @@ def test_a_redirect_that_leads_elsewhere_is_asked_without_the_validators_of_wher
     assert asked == [None, None, None, '"1"', None, None]
 
 
+def test_a_redirect_to_another_signature_leads_to_the_same_image(house: House) -> None:
+    first, second = (f"/b.png?id=7&X-Amz-Date={day}&X-Amz-Signature={day}" for day in ("today", "tomorrow"))
+    script = (
+        plays(moved(first)), plays(whole(BODY, f"ETag: {TAG}")),
+        plays(moved(second)), plays(head(f"ETag: {TAG}", status="304 Not Modified")),
+    )  # fmt: skip
+    with Scripted(*script) as server:
+        image = house.saved(job(server))
+        state = house.directory.stat("a.png")
+        assert state is not None
+        again = job(server, image=image, validators=image.validators, inode=state.st_ino)
+        assert isinstance(house.attempt(again), NotModified)
+
+
+VARIES = "Vary: *"
+LASTS = "Cache-Control: max-age=60"
+
+
+def test_what_varies_with_anything_does_so_behind_a_redirect_as_well(house: House) -> None:
+    redirect = head("Location: /b.png", "Content-Length: 0", status="302 Found")
+    with Scripted(plays(redirect), plays(whole(BODY, VARIES, LASTS))) as server:
+        assert house.saved(job(server)).fresh_until == freshness.NEVER
+
+
+def test_a_redirect_that_varies_with_anything_says_nothing_of_the_image(house: House) -> None:
+    redirect = head("Location: /b.png", "Content-Length: 0", VARIES, LASTS, status="302 Found")
+    with Scripted(plays(redirect), plays(whole(BODY, LASTS))) as server:
+        assert house.saved(job(server)).fresh_until is None
+
+
 def test_a_rest_is_asked_for_only_where_the_beginning_came_from(house: House) -> None:
     script = plays(moved("/first.png")), CUT, plays(moved("/second.png")), plays(whole(BODY[::-1], f"ETag: {TAG}"))
     with Scripted(*script) as server:
@@ -676,8 +707,8 @@ def test_what_another_host_behind_a_redirect_fails_at_is_no_fault_of_the_one_tha
     with Scripted(plays(head("Retry-After: 60", "Content-Length: 0", status="503 Unavailable"))) as other:
         with Scripted(plays(moved(other.url("/b.png")))) as server:
             failure = house.failure(job(server))
-        assert (failure.http_status, failure.passing, failure.retry_after) == (503, True, None)
+        assert (failure.http_status, failure.retry_after, failure.elsewhere) == (503, 60.0, True)
         gone = other.url("/b.png")
     with Scripted(plays(moved(gone))) as server:
         failure = house.failure(job(server))
-    assert (failure.reason, failure.passing, failure.unreachable) == (Reason.CONNECT, True, False)
+    assert (failure.reason, failure.passing, failure.elsewhere) == (Reason.CONNECT, True, True)

@@ -319,6 +319,15 @@ def test_a_304_gives_an_etag_to_an_image_that_had_none_only_with_its_last_modifi
     assert freshness.renewed(IMAGE._replace(validators=Validators()), {"etag": '"9"'}, NOW, NOW) is None
 
 
+def test_a_file_of_another_program_is_known_by_its_time_alone() -> None:
+    """Go's servers tell of an ETag in a 304 and of no Last-Modified (RFC 9110, 15.4.5)."""
+    image = IMAGE._replace(sha256=None, validators=Validators(None, DATE))
+    renewed = freshness.renewed(image, {"etag": '"9"'}, NOW, NOW)
+    assert renewed is not None
+    assert renewed.validators == image.validators
+    assert freshness.renewed(image, {"etag": '"9"', "last-modified": HOUR_BEFORE}, NOW, NOW) is None
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [

@@ -663,6 +663,31 @@ def test_an_index_of_an_earlier_version_is_taken_over(path: Path) -> None:
         assert connection.execute("PRAGMA user_version").fetchone() == (2,)
 
 
+@pytest.mark.parametrize("version", [0, 1])
+def test_two_runs_that_make_an_index_or_take_it_over_at_once_share_it(path: Path, version: int) -> None:
+    """Also where nothing keeps them from opening it at once, as on some network file systems."""
+    if version:
+        digests = fill(path, 3)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("ALTER TABLE image DROP COLUMN target")
+            connection.execute("PRAGMA user_version = 1")
+    else:
+        digests = []
+        path.touch()
+    folder = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        running = [start("Index(Path(sys.argv[1]), 0.0).close(); say('sound')", path) for _ in range(3)]
+        time.sleep(2.5)  # By now, each of them waits for the lock of the database.
+        other.execute("COMMIT")
+        assert [process.communicate()[0] for process in running] == ["sound\n"] * 3
+    os.close(folder)
+    assert list(path.parent.glob("*.damaged-*")) == []
+    with Index(path, NEVER) as index:
+        assert len(index.look_up(digests)) == len(digests)
+
+
 def test_an_index_of_a_later_version_is_refused_and_left_as_it_is(path: Path) -> None:
     fill(path, 10)
     with closing(sqlite3.connect(path)) as connection:

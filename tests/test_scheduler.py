@@ -257,6 +257,29 @@ def test_a_pause_that_a_host_asks_for_is_kept_by_one_that_is_probed() -> None:
     assert house.running
 
 
+def test_what_another_host_asks_for_holds_for_that_image_alone() -> None:
+    house = House({"threads": 1})
+    house.add(*urls("host", 3))
+    house.answer(asks_for(20.0)._replace(elsewhere=True))
+    house.answer()
+    house.answer()
+    house.advance(19.5)
+    assert not house.running
+    house.advance(0.5)
+    assert house.on("host") == 1
+
+
+def test_another_host_that_fails_is_no_failure_of_this_one() -> None:
+    house = House({"retries": 0})
+    house.add(*urls("host", 30))
+    for _ in range(9):
+        house.answer(RESET._replace(elsewhere=True))
+        house.advance(10.0)
+    house.answer()
+    assert house.reasons() == [Reason.CONNECT] * 9
+    assert house.on("host") > 1
+
+
 def test_retry_after_is_capped() -> None:
     house = House({"retries": 5})
     house.add("http://host/a.jpg")

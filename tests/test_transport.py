@@ -575,6 +575,14 @@ def test_many_requests_at_once_get_each_its_own_response(asking: Transport) -> N
         assert all(body == server.image(target) for target, body in found.items())
 
 
+def test_what_is_left_of_an_answer_is_not_taken_for_the_next_one(asking: Transport) -> None:
+    late = plays(b"0\r\n\r\n", whole(BODY))
+    with Scripted(plays(head("Transfer-Encoding: chunked", status="304 Not Modified")), late, served()) as server:
+        assert get(asking, server.url("/a")).status == 304
+        assert get(asking, server.url("/b")).body == BODY
+        assert [request.connection for request in server.requests] == [1, 1, 2]
+
+
 def test_connections_that_are_dropped_are_closed_at_once_and_made_again(asking: Transport) -> None:
     with Scripted(served()) as server:
         gc.disable()
@@ -1562,6 +1570,20 @@ def test_a_redirect_to_where_one_cannot_go_fails_as_such(asking: Transport, loca
     with Scripted(redirect_to(location)) as server:
         failure = refusal(asking, server.url("/a"))
     assert (failure.reason, failure.passing) == (Reason.REDIRECTS, False)
+
+
+def test_a_target_that_does_not_answer_is_given_up() -> None:
+    reasons = []
+    with (
+        refusing_port() as port,
+        Scripted(redirect_to(f"http://127.0.0.1:{port}/b")) as server,
+        transport(host_failures=2, host_patience=1.0) as asking,
+    ):
+        for pause in (0.0, 1.1, 0.0):
+            time.sleep(pause)
+            reasons.append(refusal(asking, server.url("/a")).reason)
+        reasons.append(refusal(asking, server.url("/a")).reason)
+    assert reasons == [Reason.CONNECT] * 3 + [Reason.HOST_DOWN]
 
 
 def test_a_redirect_without_a_location_fails(asking: Transport) -> None:

@@ -180,9 +180,11 @@ def _own_lifetime(answer: Answer) -> float | None:
 
 def _at_the_earliest(end: float | None, answer: Answer) -> float | None:
     """Return when the first lifetime ends: the image's own, or that of a redirect, which may lead elsewhere by then."""
+    if end == freshness.NEVER:
+        return end
     for redirect in answer.redirects:
         other = _own_lifetime(redirect)
-        end = None if end is None or other is None else min(end, other)
+        end = None if end is None or other in (None, freshness.NEVER) else min(end, other)
     return end
 
 
@@ -203,7 +205,7 @@ def _validators(answer: Answer, resume: Resume | None) -> Validators:
     etag, last_modified, _ = freshness.validators(answer.fields)
     if resume is not None:
         last_modified = last_modified or resume.validators.last_modified
-    return Validators(etag, last_modified, answer.url.digest if answer.redirects else None)
+    return Validators(etag, last_modified, answer.url.resource if answer.redirects else None)
 
 
 def _whole_size(answer: Answer, resume: Resume) -> int:
@@ -225,10 +227,9 @@ def _wrong_part() -> DownloadError:
 
 def _status_error(job: Job, answer: Answer, *, ranged: bool) -> DownloadError:
     retry_after = None
-    # What the target of a redirect asks for is no matter of the host that led there.
-    if answer.status in (429, 503) and answer.url.origin == job.url.origin:
+    if answer.status in (429, 503):
         retry_after = freshness.retry_after(answer.fields.get("retry-after"), answer.received)
-    return DownloadError(
+    error = DownloadError(
         Reason.HTTP_STATUS,
         f"HTTP status {answer.status}",
         http_status=answer.status,
@@ -236,6 +237,9 @@ def _status_error(job: Job, answer: Answer, *, ranged: bool) -> DownloadError:
         passing=answer.status in _PASSING_STATUSES or (ranged and answer.status == 416),
         retry_after=retry_after,
     )
+    if answer.url.origin != job.url.origin:
+        error.happened_elsewhere()
+    return error
 
 
 def _shown_type(answer: Answer) -> str:

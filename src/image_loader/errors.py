@@ -68,7 +68,7 @@ class DownloadError(Exception):
 
     def happened_elsewhere(self) -> None:
         """Say that it happened to another host than the one asked for, which has answered."""
-        self.failure = self.failure._replace(unreachable=False)
+        self.failure = self.failure._replace(elsewhere=True)
 
     def happened_at(self, place: str) -> None:
         """Name the place where it happened, which is not the server asked for."""

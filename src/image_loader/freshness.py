@@ -123,7 +123,7 @@ def renewed(image: Image, headers: Headers, requested: float, received: float) -
     """
     ours = image.validators
     usual = ours.etag == headers.get("etag") and ours.last_modified == headers.get("last-modified")
-    merged = ours if usual else _merged(ours, validators(headers))
+    merged = ours if usual else _merged(image, validators(headers))
     if merged is None:
         return None
     return NotModified(image, merged, _renewed_lifetime(image.fresh_until, headers, requested, received), received)
@@ -156,9 +156,12 @@ def is_resumable(headers: Headers) -> bool:
     return etag is not None and etag.startswith('"') and plain and ranges
 
 
-def _merged(ours: Validators, theirs: Validators) -> Validators | None:
+def _merged(image: Image, theirs: Validators) -> Validators | None:
+    ours = image.validators
     if ours.etag and theirs.etag:
         same = ours.etag.removeprefix("W/") == theirs.etag.removeprefix("W/")
+    elif theirs.etag and not theirs.last_modified and image.sha256 is None:
+        return ours  # All that is known of what another program saved is its time; nor does that program know more.
     elif theirs.etag:
         # It may be that of an older version, which has not been modified since ours either.
         same = theirs.last_modified is not None and theirs.last_modified == ours.last_modified

@@ -353,11 +353,8 @@ def _require_file(path: Path) -> None:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    schema, application, version = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("schema_version", "application_id", "user_version")
-    )
-    if schema and application != _APPLICATION_ID:
+    schema, version = _pragma(connection, "schema_version"), _pragma(connection, "user_version")
+    if schema and _pragma(connection, "application_id") != _APPLICATION_ID:
         raise IndexFileError(f"{path}: a database of another program, not an index; name another file with --index")
     if version > _VERSION:
         raise IndexFileError(
@@ -368,9 +365,15 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if not schema or version < _VERSION:
         with connection:
             connection.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA if not schema else _FROM_VERSION_1:
+            # Another run may have done it meanwhile.
+            schema, version = _pragma(connection, "schema_version"), _pragma(connection, "user_version")
+            for statement in _SCHEMA if not schema else _FROM_VERSION_1 if version < _VERSION else ():
                 connection.execute(statement)
     connection.execute(f"{_LOOK_UP} FALSE").fetchone()  # Fails where the schema is damaged.
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
 
 def _move_aside(path: Path) -> Path:

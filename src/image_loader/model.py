@@ -193,7 +193,8 @@ class Failure(NamedTuple):
 
     ``passing`` failures may be tried again. ``unreachable`` ones happened to the connection, not to the image, and
     count against the host. ``retry_after`` is what the server asked for, in seconds. ``exhausted`` says that this
-    process ran out of descriptors, which is nobody's fault out there.
+    process ran out of descriptors, which is nobody's fault out there. ``elsewhere`` says that it was another host than
+    the job's, to which that one had redirected.
     """
 
     reason: Reason
@@ -204,6 +205,7 @@ class Failure(NamedTuple):
     retry_after: float | None = None
     exhausted: bool = False
     resume: Resume | None = None
+    elsewhere: bool = False
 
 
 Result = Saved | NotModified | Locked | Failure

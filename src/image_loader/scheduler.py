@@ -399,11 +399,11 @@ class Scheduler:
         if result.exhausted and others and not self._ending:
             self._shrink(task, started)
             return
-        if result.unreachable:
+        if result.unreachable and not result.elsewhere:
             self._missed(host, started)
         else:
             self._answered(host, grow=not result.passing)
-        if result.retry_after is not None:
+        if result.retry_after is not None and not result.elsewhere:
             self._pause_as_asked(host, min(result.retry_after, self._settings.retry_after_cap))
         spent = task.attempts > self._settings.retries or host.origin in self._down or self._ending
         if result.passing and not spent:
@@ -434,6 +434,8 @@ class Scheduler:
         task.job = task.job._replace(resume=failure.resume)
         longest = min(self._settings.backoff_cap, 2.0 ** min(task.attempts - 1, 60))
         delay = longest * self._jitter()
+        if failure.elsewhere and failure.retry_after is not None:
+            delay = max(delay, min(failure.retry_after, self._settings.retry_after_cap))
         _LOG.debug("line %d: %s, again in %.1f s: %s", task.job.line, failure.reason, delay, failure.detail)
         task.host.retrying += 1
         self._set_timer(delay, task.host, task)

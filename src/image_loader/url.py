@@ -19,6 +19,12 @@ _HOST = re.compile(r"(?=.{1,253}\Z)(?:[0-9a-z_~!$&'()*+,;=-]{1,63}\.)*[0-9a-z_~!
 _TO_ENCODE = re.compile(r"[^!$%&'()*+,\-./0-9:;=?@A-Z_a-z~\[\]|]")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _DIGEST_SIZE = 16
+# Those of Amazon S3 and CloudFront, Google Cloud Storage and Azure. Compiled with the first redirect.
+_SIGNATURE = r"(?:[^&]*&)*(?:(?:X-Amz-|X-Goog-)?Signature|sig)=.*"
+_PART_OF_SIGNATURE = (
+    r"(?:X-Amz|X-Goog)-[^=]*=.*|(?:AWSAccessKeyId|GoogleAccessId|Key-Pair-Id|Policy|Signature|Expires)=.*"
+    r"|(?:sig|se|st|ske|skt)=.*"
+)
 # Few texts have any of these, so they are compiled when the first one does; it takes as long as fifty URLs.
 _CONTROL = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 _SHOWN_AS_ESCAPE = (
@@ -63,6 +69,20 @@ class Url(NamedTuple):
     def sha256(self) -> str:
         """SHA-256 of the canonical spelling, in hex."""
         return hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    @property
+    def resource(self) -> bytes:
+        """The same of the URL without a signature, which is another one each time that a redirect leads there.
+
+        >>> signed = "https://cdn.example/a.jpg?id=1&X-Amz-Date=20261125T000000Z&X-Amz-Signature={}"
+        >>> parse(signed.format(1)).resource == parse(signed.format(2)).resource == parse(signed[:30]).digest
+        True
+        """
+        path, _, query = self.path.partition("?")
+        if not re.fullmatch(_SIGNATURE, query):
+            return self.digest
+        kept = "&".join(field for field in query.split("&") if not re.fullmatch(_PART_OF_SIGNATURE, field))
+        return self._replace(path=f"{path}?{kept}" if kept else path).digest
 
     @property
     def digest(self) -> bytes:

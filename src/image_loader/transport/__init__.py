@@ -24,6 +24,7 @@ from image_loader.errors import DownloadError, OptionError
 from image_loader.model import Reason, Settings
 from image_loader.transport import coding, connection
 from image_loader.transport.connection import StaleConnectionError
+from image_loader.transport.targets import Targets
 from image_loader.transport.watchdog import Watch, Watchdog
 from image_loader.url import Url, parse
 
@@ -120,6 +121,7 @@ class Transport:
         self._adapter = _Adapter(settings.pool_hosts, settings.per_host)
         self._session = _session(settings, self._adapter)
         self._watchdog = Watchdog(settings.timeout, settings.max_time)
+        self._targets = Targets(settings.host_failures, settings.host_patience)
         self._route = functools.lru_cache(settings.pool_hosts)(self._new_route)
 
     def exchange(
@@ -157,16 +159,12 @@ class Transport:
     ) -> Answer:
         hop, redirects = url, list[Answer]()
         for _ in range(self._settings.redirects + 1):
-            conditional = bool(condition) and (hop is url if target is None else hop.digest == target)
-            try:
-                sent = _lines(fields) + _lines(condition) if conditional else _lines(fields)
-                answer = self._get(hop, sent, watch, own=hop.origin == url.origin)
-            except DownloadError as error:
-                if hop is not url and error.failure.reason is Reason.BAD_URL:
-                    raise DownloadError(Reason.REDIRECTS, f"redirected to a {error.failure.detail}") from error
-                if hop.origin != url.origin:
-                    error.happened_elsewhere()
-                raise
+            conditional = bool(condition) and (hop is url if target is None else hop.resource == target)
+            sent = _lines(fields) + _lines(condition) if conditional else _lines(fields)
+            if hop.origin == url.origin:
+                answer = self._get(hop, sent, watch, own=True)
+            else:
+                answer = self._get_elsewhere(hop, sent, watch)
             if answer.status not in _REDIRECTS:
                 answer.url, answer.redirects, answer.conditional = hop, redirects, conditional
                 return answer
@@ -175,6 +173,22 @@ class Transport:
             answer.release()
             hop = _target(hop, location, url)
         raise DownloadError(Reason.REDIRECTS, f"more than {self._settings.redirects} redirects")
+
+    def _get_elsewhere(self, url: Url, fields: str, watch: Watch) -> Answer:
+        """Ask another host than the one that the list names."""
+        self._targets.check(url.origin)
+        started = time.monotonic()
+        try:
+            answer = self._get(url, fields, watch, own=False)
+        except DownloadError as error:
+            if error.failure.reason is Reason.BAD_URL:
+                raise DownloadError(Reason.REDIRECTS, f"redirected to a {error.failure.detail}") from error
+            error.happened_elsewhere()
+            if error.failure.unreachable:
+                self._targets.missed(url.origin, started)
+            raise
+        self._targets.answered(url.origin)
+        return answer
 
     def _get(self, url: Url, fields: str, watch: Watch, *, own: bool) -> Answer:
         requested = time.time()

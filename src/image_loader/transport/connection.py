@@ -18,7 +18,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from image_loader.errors import DownloadError
 from image_loader.model import Reason
-from image_loader.transport.response import ClosedEarlyError, Response
+from image_loader.transport.response import ClosedEarlyError, NoStatusLineError, Response
 from image_loader.transport.watchdog import Watch
 
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
@@ -75,6 +75,10 @@ class WatchedConnection(HTTPConnection):
             self.response.read_head()
         except (ClosedEarlyError, ConnectionError) as error:
             raise self._lost() from error
+        except NoStatusLineError as error:
+            if self._used:
+                raise StaleConnectionError from error
+            raise
         except BlockingIOError as error:
             raise TimeoutError from error
         self._used = True

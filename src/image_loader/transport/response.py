@@ -35,6 +35,13 @@ class ClosedEarlyError(Exception):
     """The peer closed or reset the connection before it answered at all."""
 
 
+class NoStatusLineError(DownloadError):
+    """What came is no response; on a connection that was used before, it may be what was left of the last one."""
+
+    def __init__(self, *, passing: bool) -> None:
+        super().__init__(Reason.PROTOCOL, "no HTTP/1.x status line", passing=passing)
+
+
 class Response:
     """The response that follows on ``connection``; what breaks the rules of framing is a ``DownloadError``.
 
@@ -124,7 +131,7 @@ class Response:
             raise ClosedEarlyError("the server closed the connection without an answer")
         status = _status(line.decode("latin-1"))
         if status is None:
-            raise DownloadError(Reason.PROTOCOL, "no HTTP/1.x status line", passing=not line.endswith(b"\n"))
+            raise NoStatusLineError(passing=not line.endswith(b"\n"))
         self._minor_version, self.status = status
 
     def _field_lines(self) -> Iterator[tuple[str, str]]:
