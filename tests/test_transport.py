@@ -27,9 +27,11 @@ from typing import Any
 
 import pytest
 import trustme
+from urllib3.util import create_urllib3_context
 
 from conftest import SETTINGS
 from exchange import PNG, End, Request, chunked, head, length, png, whole
+from image_loader import transport as transport_module
 from image_loader.errors import DownloadError, OptionError
 from image_loader.model import Failure, Reason
 from image_loader.transport import Transport, coding
@@ -996,9 +998,20 @@ def test_an_option_that_names_no_certificates_leaves_no_thread(tmp_path: Path) -
     assert set(threading.enumerate()) <= before
 
 
-def test_an_unframed_body_within_tls_is_whole_only_after_a_farewell(tls: ssl.SSLContext, bundle: str) -> None:
+def test_an_unframed_body_within_tls_is_whole_only_after_a_farewell(
+    tls: ssl.SSLContext, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """RFC 9112, 9.8: whoever stands in between could cut it short by closing the connection."""
-    with transport(ca_bundle=bundle) as asking, Scripted(plays(head(PNG) + BODY, End.CLOSE), tls=tls) as server:
+
+    def lenient_context() -> ssl.SSLContext:
+        """Make a context as Python up to 3.11.2 makes it."""
+        context = create_urllib3_context()
+        context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+        return context
+
+    monkeypatch.setattr(transport_module, "create_urllib3_context", lenient_context)
+    own = shutil.copy(bundle, tmp_path)  # No context was made for it yet.
+    with transport(ca_bundle=str(own)) as asking, Scripted(plays(head(PNG) + BODY, End.CLOSE), tls=tls) as server:
         failure = refusal(asking, server.url("/a"))
     assert (failure.reason, failure.passing) == (Reason.TRUNCATED, True)
 
@@ -1485,6 +1498,13 @@ def test_a_netrc_that_is_none_does_no_harm(asking: Transport, tmp_path: Path, co
     (tmp_path / ".netrc").chmod(0o600)
     with Scripted(served()) as server:
         assert get(asking, server.url("/a")).body == BODY
+
+
+def test_a_netrc_in_another_encoding_ends_the_run_in_plain_words(asking: Transport, tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_bytes("machine 127.0.0.1 login caf\xe9 password pass\n".encode("latin-1"))
+    (tmp_path / ".netrc").chmod(0o600)
+    with pytest.raises(OptionError, match=r"\.netrc.*encoding"):
+        get(asking, "http://127.0.0.1:9/a")
 
 
 def redirect_to(location: str, status: str = "302 Found") -> Callable[[Request], Iterable[Any]]:

@@ -71,6 +71,7 @@ def test_a_url_has_one_canonical_spelling(text: str, canonical: str) -> None:
         ("http://%41/c.jpg", "bad host"),
         ("http://" + "a" * 64 + "/", "bad host"),
         ("http://" + "a." * 150 + "/", "bad host"),
+        ("http://" + "\xe9" * 254 + "/", "bad host"),
         ("http://h:0/", "bad port"),
         ("http://h:65536/", "bad port"),
         ("http://h:-1/", "bad port"),

@@ -15,7 +15,8 @@ _URL = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]]+)(?::(?P<port>[0-9]*))?(?P<path>[/?][^#]*)?(?:#.*)?",
     re.IGNORECASE | re.DOTALL,
 )
-_HOST = re.compile(r"(?=.{1,253}\Z)(?:[0-9a-z_~!$&'()*+,;=-]{1,63}\.)*[0-9a-z_~!$&'()*+,;=-]{1,63}\.?")
+_LONGEST_HOST = 253  # characters; what IDNA makes of a name is hardly ever shorter
+_HOST = re.compile(r"(?:[0-9a-z_~!$&'()*+,;=-]{1,63}\.)*[0-9a-z_~!$&'()*+,;=-]{1,63}\.?")
 _TO_ENCODE = re.compile(r"[^!$%&'()*+,\-./0-9:;=?@A-Z_a-z~\[\]|]")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _DIGEST_SIZE = 16
@@ -147,7 +148,7 @@ def _percent_encoded(match: re.Match[str]) -> str:
 @functools.lru_cache(1024)
 def _origin(scheme: str, host: str, port: str) -> str:
     scheme, host = scheme.lower(), host.lower()
-    if host.isascii() and host[0] != "[" and not _HOST.fullmatch(host):
+    if len(host) > _LONGEST_HOST or (host.isascii() and host[0] != "[" and not _HOST.fullmatch(host)):
         raise ValueError("bad host name")
     if not port:
         return f"{scheme}://{host}"

@@ -218,6 +218,8 @@ class Transport:
             auth = _as_it_is  # Else a line in .netrc would go before what the user asked for.
         try:
             request = self._session.prepare_request(requests.Request("GET", origin + "/", headers=headers, auth=auth))
+        except UnicodeDecodeError as error:
+            raise OptionError("the .netrc file cannot be read: its text is not in the locale's encoding") from error
         except (requests.RequestException, UnicodeError) as error:
             raise DownloadError(Reason.BAD_URL, "bad host name") from error
         base = str(request.url).removesuffix("/")
@@ -281,6 +283,8 @@ def _session(settings: Settings, adapter: _Adapter) -> requests.Session:
 def _tls_context(verify: bool | str | None) -> ssl.SSLContext:  # noqa: FBT001 (what requests calls it)
     """Return the context for what requests calls ``verify``; loading its certificates takes some 20 ms."""
     context = create_urllib3_context()
+    # Python up to 3.11.2 sets it: a connection that somebody cuts would look like one that ended well.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     if verify is False:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -18,7 +18,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from image_loader.errors import DownloadError
 from image_loader.model import Reason
-from image_loader.transport.response import ClosedEarlyError, NoStatusLineError, Response
+from image_loader.transport.response import ClosedEarlyError, NoStatusLineError, Response, is_torn
 from image_loader.transport.watchdog import Watch
 
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
@@ -124,9 +124,11 @@ class WatchedTlsConnection(WatchedConnection, HTTPSConnection):
             super().connect()
             # A body that ends with the connection is whole only if the peer says so (RFC 9112, 9.8).
             cast(Any, self.sock).suppress_ragged_eofs = False
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError) as error:
+        except (ssl.SSLZeroReturnError, ConnectionError) as error:
             raise self._lost() from error
         except ssl.SSLError as error:
+            if is_torn(error):
+                raise self._lost() from error
             self.watch.check()
             raise DownloadError(Reason.TLS, _tls_detail(error)) from error
         finally:

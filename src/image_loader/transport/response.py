@@ -212,7 +212,9 @@ class Response:
         try:
             # TLS within TLS (urllib3 2.8) says 0 for the end.
             data = self._receive(limit) or b""
-        except ssl.SSLEOFError:
+        except ssl.SSLError as error:
+            if not is_torn(error):
+                raise
             self._torn, data = True, b""
         except BlockingIOError as error:
             raise TimeoutError from error  # What SO_RCVTIMEO says.
@@ -232,6 +234,11 @@ class Response:
         line = self._buffer[self._at : end]
         self._at = end
         return line
+
+
+def is_torn(error: ssl.SSLError) -> bool:
+    """Whether a connection ended without the farewell of TLS; Python 3.11.2 has no exception of its own for that."""
+    return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 
 @functools.lru_cache(64)
