@@ -214,11 +214,11 @@ def test_an_event_ends_the_run_and_every_line_that_was_read_is_told(server: Serv
     told: list[Outcome] = []
     groups = [lines_of(urls_of(server, 3)), lines_of(urls_of(server, 5, "held"), 4), lines_of(["http://h/x.png"], 9)]
 
-    def watched() -> Iterator[list[Line]]:
+    def watched() -> Iterator[list[Line] | None]:
         yield groups[0]
         yield groups[1]
         while not any(request.path.startswith("/held") for request in server.requests):
-            yield []
+            yield None
         stop.set()
         yield groups[2]
 
@@ -236,7 +236,7 @@ def test_very_long_urls_are_not_looked_at_far_ahead(
 ) -> None:
     read = []
 
-    def lines() -> Iterator[list[Line]]:
+    def lines() -> Iterator[list[Line] | None]:
         for number in range(8):
             read.append(number)
             yield lines_of(urls_of(server, 1, f"gated/{number}", "?" + "x" * 9000), number + 1)
@@ -254,13 +254,26 @@ def test_very_long_urls_are_not_looked_at_far_ahead(
     assert [outcome.status for outcome in told] == [Status.SAVED] * 8
 
 
+@pytest.mark.parametrize("filler", [b"#" * 65535 + b"\n", b"x" * 65536])
+def test_what_has_no_urls_is_read_without_waiting_for_downloads(
+    server: Server, directory: Path, tmp_path: Path, filler: bytes
+) -> None:
+    held, good = server.url("/held/a.png"), server.url("/image/b.png")
+    path = tmp_path / "urls.txt"
+    path.write_bytes(f"{held}\n".encode() + filler * 500 + f"\n{good}\n".encode())
+    started = time.monotonic()
+    with closing(load(path, directory)) as outcomes:
+        assert good in {outcome.url for outcome in islice(outcomes, 1 + filler.startswith(b"x"))}
+    assert time.monotonic() - started < 15, "with a tenth of a second for each chunk, it takes 50 s"
+
+
 def test_a_host_that_was_given_up_costs_its_further_lines_no_name(server: Server, directory: Path) -> None:
     told: list[Outcome] = []
 
-    def lines(port: int) -> Iterator[list[Line]]:
+    def lines(port: int) -> Iterator[list[Line] | None]:
         yield lines_of([f"http://127.0.0.1:{port}/{number}.png" for number in range(3)])
         while len(told) < 3:
-            yield []
+            yield None
         yield lines_of([f"http://127.0.0.1:{port}/{number}.png" for number in (3, 4, 4)] + urls_of(server, 1), 4)
 
     with refusing_port() as port:
@@ -273,7 +286,7 @@ def test_a_host_that_was_given_up_costs_its_further_lines_no_name(server: Server
     assert names == {"0.png", "1.png", "2.png", last[-1].file}
 
 
-def _broken_list(groups: Sequence[list[Line]], error: Exception) -> Iterator[list[Line]]:
+def _broken_list(groups: Sequence[list[Line]], error: Exception) -> Iterator[list[Line] | None]:
     yield from groups
     raise error
 
@@ -301,7 +314,7 @@ def test_an_error_of_the_list_itself_reaches_the_caller_and_leaves_nothing(serve
 # What ends the run -------------------------------------------------------------------------------------------------
 
 
-def _told_until_error(groups: Iterator[list[Line]], settings: Settings) -> tuple[list[Outcome], LoaderError]:
+def _told_until_error(groups: Iterator[list[Line] | None], settings: Settings) -> tuple[list[Outcome], LoaderError]:
     told: list[Outcome] = []
     with pytest.raises(LoaderError) as caught:
         for outcome in batch.run(groups, settings, threading.Event()):
@@ -318,7 +331,7 @@ def _without_table(index: Path) -> None:
 def test_an_index_that_fails_in_mid_run_ends_it_and_every_line_that_was_read_is_told(
     server: Server, directory: Path, waiting: str
 ) -> None:
-    def groups() -> Iterator[list[Line]]:
+    def groups() -> Iterator[list[Line] | None]:
         yield lines_of(urls_of(server, 3, waiting))
         server.wait_for(lambda: len(server.requests) == 3)
         _without_table(directory / ".image_loader" / "index.sqlite3")
@@ -335,7 +348,7 @@ def test_a_directory_that_goes_in_mid_run_ends_it_and_every_line_that_was_read_i
 ) -> None:
     settings = settings_for(directory, index_file=tmp_path / "index.sqlite3")
 
-    def groups() -> Iterator[list[Line]]:
+    def groups() -> Iterator[list[Line] | None]:
         yield lines_of(urls_of(server, 3))
         server.wait_for(lambda: len(server.requests) == 3)
         directory.rename(tmp_path / "moved")

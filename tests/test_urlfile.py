@@ -37,7 +37,7 @@ def urlfile(tmp_path: Path) -> Path:
 
 
 def lines(path: Path, batch: int = 100) -> list[Line]:
-    return [line for chunk in read(path, batch) for line in chunk]
+    return [line for chunk in read(path, batch) for line in chunk or ()]
 
 
 def urls(path: Path) -> list[str | None]:
@@ -49,7 +49,7 @@ def before_the_error(path: Path) -> tuple[list[Line], str]:
     found: list[Line] = []
     with pytest.raises(UrlFileError) as caught:
         for chunk in read(path, 100):
-            found.extend(chunk)
+            found.extend(chunk or ())
     return found, str(caught.value)
 
 
@@ -155,8 +155,24 @@ def test_memory_stays_flat_for_an_endless_line(urlfile: Path, compress: type[byt
 
 def test_batches_hold_no_more_lines_than_asked_for(urlfile: Path) -> None:
     urlfile.write_text("".join(f"http://h/{number}.jpg\n" for number in range(25)))
-    sizes = [len(chunk) for chunk in read(urlfile, 10)]
-    assert [size for size in sizes if size] == [10, 10, 5]
+    sizes = [len(chunk) for chunk in read(urlfile, 10) if chunk]
+    assert sizes == [10, 10, 5]
+
+
+WITHOUT_URLS = {
+    "a long line": b"x" * 5_000_000,
+    "comments": b"#\n" * 1_000_000,
+    "gzip of comments": gzip.compress(b"#" * 5_000_000),
+    "empty gzip members": gzip.compress(b"") * 20_000,
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_URLS)
+def test_what_has_no_urls_is_handed_on_in_small_parts_and_not_as_nothing_to_read(urlfile: Path, kind: str) -> None:
+    urlfile.write_bytes(WITHOUT_URLS[kind])
+    parts = list(read(urlfile, 10))
+    assert None not in parts
+    assert urlfile.stat().st_size / 65536 < len(parts) < 1000
 
 
 def test_gzip_is_told_by_its_first_bytes_and_read_with_all_its_members(tmp_path: Path) -> None:
@@ -230,13 +246,13 @@ def test_a_pipe_with_nothing_to_read_gives_an_empty_list_soon(content: bytes) ->
     reader, writer = os.pipe()
     chunks = read(f"/dev/fd/{reader}", 10)
     begun = time.monotonic()
-    assert next(chunks) == []
+    assert next(chunks) is None
     assert time.monotonic() - begun < 5
     os.write(writer, content)
     assert next(chunk for chunk in chunks if chunk)[0].text == "http://h/a.jpg"
-    assert next(chunks) == []
+    assert next(chunks) is None
     os.close(writer)
-    assert [line for chunk in chunks for line in chunk] == []
+    assert [line for chunk in chunks for line in chunk or ()] == []
     os.close(reader)
 
 
@@ -244,15 +260,15 @@ def test_a_fifo_that_no_one_has_opened_yet_does_not_block(tmp_path: Path) -> Non
     path = tmp_path / "fifo"
     os.mkfifo(path)
     chunks = read(path, 10)
-    assert next(chunks) == []
+    assert next(chunks) is None
     thread = written_by_a_thread([b"http://h/a.jpg\n"], os.open(path, os.O_WRONLY))
-    assert [line.text for chunk in chunks for line in chunk] == ["http://h/a.jpg"]
+    assert [line.text for chunk in chunks for line in chunk or ()] == ["http://h/a.jpg"]
     thread.join()
 
 
 READ_STANDARD_INPUT = """
 from image_loader.urlfile import read
-print([line.text for chunk in read("-", 10) for line in chunk])
+print([line.text for chunk in read("-", 10) for line in chunk or ()])
 """
 
 
@@ -309,7 +325,7 @@ def test_any_bytes_become_as_many_lines_as_were_counted(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any-bytes.txt"
     path.write_bytes(content)
-    chunks = list(read(path, batch))
+    chunks = [chunk for chunk in read(path, batch) if chunk is not None]
     counted = count(path)
     found = [line for chunk in chunks for line in chunk]
     assert max(map(len, chunks)) <= batch

@@ -39,15 +39,15 @@ _GRACE = 1.5
 
 
 def run(
-    lines: Iterable[Sequence[Line]],
+    lines: Iterable[Sequence[Line] | None],
     settings: Settings,
     stop: threading.Event,
     tick: Callable[[float], None] = lambda _: None,
 ) -> Generator[Outcome, None, None]:
     """Yield the outcome of every line, as images end, until the list ends or ``stop`` is set.
 
-    ``lines`` come in groups; an empty group says that none is there yet. ``tick`` is called several times a second,
-    also while nothing ends, with the seconds for which nothing can, since all that is left has to wait. Raises
+    ``lines`` come in groups; None in place of one says that none is there yet. ``tick`` is called several times a
+    second, also while nothing ends, with the seconds for which nothing can, since all that is left has to wait. Raises
     ``LoaderError`` for what ends the run; what was saved until then is in place and in the index.
     """
     lines = iter(lines)
@@ -78,7 +78,7 @@ class _Run:
         self._new = 0
         self._size = 0
 
-    def outcomes(self, lines: Iterable[Sequence[Line]], stop: threading.Event) -> Iterator[Outcome]:
+    def outcomes(self, lines: Iterable[Sequence[Line] | None], stop: threading.Event) -> Iterator[Outcome]:
         """Yield the outcomes; whatever ends the run, every line that was read is accounted for."""
         try:
             yield from self._downloaded(lines, stop)
@@ -89,15 +89,17 @@ class _Run:
             # Where nobody takes outcomes any more, there is nothing left to yield, but still something to record.
             self._cut_off()
 
-    def _downloaded(self, lines: Iterable[Sequence[Line]], stop: threading.Event) -> Iterator[Outcome]:
+    def _downloaded(self, lines: Iterable[Sequence[Line] | None], stop: threading.Event) -> Iterator[Outcome]:
         unreadable = None
         try:
-            for group in lines:
+            for read in lines:
+                group = read or ()
                 if stop.is_set():
                     yield from map(_interrupted, group)
                     break
                 yield from self._take_on(group)
-                yield from self._advance(stop, self._settings.window - self._settings.batch, 0.0 if group else _WAIT)
+                wait = _WAIT if read is None else 0.0
+                yield from self._advance(stop, self._settings.window - self._settings.batch, wait)
         except UrlFileError as error:
             unreadable = error
         yield from self._advance(stop, 0, _WAIT)

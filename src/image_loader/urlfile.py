@@ -32,14 +32,18 @@ _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 _SURROGATE = "[\ud800-\udfff]"  # compiled with the first bad line
 
 
-def read(path: str | os.PathLike[str], batch: int) -> Iterator[list[Line]]:
+def read(path: str | os.PathLike[str], batch: int) -> Iterator[list[Line] | None]:
     """Yield the lines of a list, at most ``batch`` at once; ``-`` is standard input.
 
-    A pipe that has nothing to read yet gives an empty list, so that the caller can get on with other things. What
-    cannot be opened or read, or is cut off, raises ``UrlFileError`` after the lines before it.
+    So that the caller can get on with other things, None stands for a pipe that has nothing to read yet, and an empty
+    list for a part of the list in which no line to be told ends: a long line, comments. What cannot be opened or read,
+    or is cut off, raises ``UrlFileError`` after the lines before it.
     """
     number = 1
     for raw_lines in _raw_lines(path):
+        if raw_lines is None:
+            yield None
+            continue
         lines = [line for number, raw in enumerate(raw_lines, number) if (line := _line(number, raw))]
         number += len(raw_lines)
         for start in range(0, len(lines) or 1, batch):
@@ -79,7 +83,7 @@ def count(path: str | os.PathLike[str]) -> int | None:
     if os.fspath(path) == STANDARD_INPUT or not os.path.isfile(path):  # noqa: PTH113 (Path's raises)
         return None
     try:
-        return sum(_is_entry(_text(raw)) for raw_lines in _raw_lines(path) for raw in raw_lines)
+        return sum(_is_entry(_text(raw)) for raw_lines in _raw_lines(path) for raw in raw_lines or ())
     except UrlFileError:
         return None
 
@@ -108,7 +112,7 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff").strip()
 
 
-def _raw_lines(path: str | os.PathLike[str]) -> Iterator[list[bytes]]:
+def _raw_lines(path: str | os.PathLike[str]) -> Iterator[list[bytes] | None]:
     with _told(path), _opened(path) as descriptor:
         yield from _split(_plain(_chunks(descriptor)))
 
@@ -144,51 +148,59 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _chunks(descriptor: int) -> Iterator[bytes]:
-    """Yield what can be read; an empty chunk stands for "nothing yet"."""
+def _chunks(descriptor: int) -> Iterator[bytes | None]:
+    """Yield what can be read; None stands for "nothing yet"."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     while True:
         if not poll.poll(POLL * 1000):
-            yield b""
+            yield None
         elif chunk := os.read(descriptor, _CHUNK):
             yield chunk
         else:
             return
 
 
-def _plain(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _plain(chunks: Iterator[bytes | None]) -> Iterator[bytes | None]:
     """Yield the chunks, decompressed if their first bytes say gzip."""
     head = b""
     for chunk in chunks:
-        head += chunk
+        head += chunk or b""
         if len(head) >= len(_GZIP_MAGIC):
             break
-        yield b""
+        if chunk is None:
+            yield None
     whole = itertools.chain([head], chunks)
     yield from _decompressed(whole) if head.startswith(_GZIP_MAGIC) else whole
 
 
-def _decompressed(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _decompressed(chunks: Iterator[bytes | None]) -> Iterator[bytes | None]:
     """Decompress gzip, with as many members as there are (RFC 1952, 2.2), into chunks of bounded size."""
     decoder = zlib.decompressobj(_GZIP_WINDOW)
     for chunk in chunks:
-        rest = chunk
-        while True:
+        if chunk is None:
+            yield None
+            continue
+        rest, plain = chunk, b""
+        while rest or len(plain) == _CHUNK:
             if decoder.eof and rest:
                 decoder = zlib.decompressobj(_GZIP_WINDOW)
-            yield (plain := decoder.decompress(rest, _CHUNK))
+            if plain := decoder.decompress(rest, _CHUNK):
+                yield plain
             rest = decoder.unconsumed_tail or decoder.unused_data
-            if not rest and len(plain) < _CHUNK:
-                break
+        if not plain:
+            yield b""
     if not decoder.eof:
         raise EOFError("unexpected end")
 
 
-def _split(chunks: Iterator[bytes]) -> Iterator[list[bytes]]:
+def _split(chunks: Iterator[bytes | None]) -> Iterator[list[bytes] | None]:
     """Split into lines without their ends; of one longer than ``LIMIT`` just enough is kept to tell."""
     rest = b""
     for chunk in chunks:
+        if chunk is None:
+            yield None
+            continue
         *lines, rest = (rest + chunk).split(b"\n")
         rest = rest[: LIMIT + 1]
         yield lines
