@@ -967,6 +967,29 @@ def test_few_open_files_make_it_slower_and_lose_nothing(server: Server, loader: 
     assert run.counts == (120, 0, 0, 0)
 
 
+def _room_for_threads(number: int) -> tuple[str, ...]:
+    """Return the command with memory for so many threads of 1 GB each, its first one not counted."""
+    return _limited(f"-Ss 1000000; ulimit -v {number * 1_000_000 + 700_000}")
+
+
+def test_few_threads_make_it_slower_and_lose_nothing(server: Server, loader: Loader) -> None:
+    urls = [*urls_of(server, 60), *urls_of(server, 20, "slow")]
+    run = loader.run(urls, "-v", *AT_ONCE, command=_room_for_threads(4), seconds=30)
+    assert run.counts == (80, 0, 0, 0)
+    assert run.stderr.count("out of threads") == 1
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_run_that_gets_no_thread_for_its_downloads_ends_in_plain_words(
+    server: Server, loader: Loader, number: int
+) -> None:
+    run = loader.run(urls_of(server, 20), command=_room_for_threads(number))
+    assert run.status == 2
+    assert "no thread can be had" in run.stderr
+    assert len(run.rows) == 20
+    assert server.requests == []
+
+
 def test_idle_connections_make_room_where_descriptors_are_few(loader: Loader) -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(Server(name=str(number))) for number in range(30)]

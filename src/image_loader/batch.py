@@ -183,11 +183,9 @@ class _Downloads:
     """What downloading needs; built when the first image has to be asked for, since many runs ask for none."""
 
     def __init__(self, settings: Settings, directory: Directory, stack: ExitStack) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
         from image_loader.download import Downloader
         from image_loader.processors import stay_on_one
-        from image_loader.scheduler import Scheduler
+        from image_loader.scheduler import Scheduler, Threads
         from image_loader.transport import Transport
 
         for module in _WANTED_LATER:
@@ -195,7 +193,7 @@ class _Downloads:
         processors = stay_on_one() if settings.one_processor else frozenset()
         self.transport = Transport(settings)
         stack.callback(self.transport.close)
-        executor = ThreadPoolExecutor(settings.threads, "image_loader")
+        executor = Threads(settings.threads)
         stack.callback(executor.shutdown, wait=False, cancel_futures=True)
         downloader = Downloader(self.transport, directory, settings, processors)
         self.scheduler = Scheduler(executor, downloader.attempt, settings)

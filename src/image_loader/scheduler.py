@@ -10,7 +10,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
@@ -158,6 +158,29 @@ class _Host:
         self.pace = seconds if self.pace is None else self.pace + _PACE_WEIGHT * (seconds - self.pace)
 
 
+class Threads(ThreadPoolExecutor):
+    """Threads, at most ``most`` of them, and fewer where the system gives no more: they do the work of all.
+
+    Raises ``LoaderError`` where there is not even one.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most, "image_loader")
+        self._short = False
+
+    def _adjust_thread_count(self) -> None:
+        # No public way: ``submit`` raises when the work is queued already (CPython 3.11 to 3.14), and whoever submitted
+        # it again would have it done twice.
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError as error:
+            if not self._threads:
+                raise LoaderError("no thread can be had (ulimit -u, ulimit -v, a container's limit)") from error
+            if not self._short:
+                _LOG.info("out of threads (ulimit -u, ulimit -v): %d at once", len(self._threads))
+            self._short = True
+
+
 class Scheduler:
     """Hands jobs to an executor and their last results back; used by one thread alone."""
 
@@ -299,7 +322,11 @@ class Scheduler:
         turn = _Turn(host, host.share(host.limit - host.running))
         self._turns.add(turn)
         host.running += 1
-        future = self._executor.submit(turn.take, self._attempt, self._clock, self._ended, self._tell_last)
+        try:
+            future = self._executor.submit(turn.take, self._attempt, self._clock, self._ended, self._tell_last)
+        except LoaderError as error:
+            future = Future()
+            future.set_exception(error)
         future.add_done_callback(lambda future: self._told.put((turn, future)))
 
     def _tell_last(self, turn: _Turn) -> None:

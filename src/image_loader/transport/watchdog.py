@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 
-from image_loader.errors import DownloadError
+from image_loader.errors import DownloadError, LoaderError
 from image_loader.model import Reason
 
 _INTERRUPT_INTERVAL = 0.05  # seconds
@@ -67,7 +67,10 @@ class Watch:
 
 
 class Watchdog:
-    """One daemon thread for all attempts of a run; each has the same ``timeout`` and ``max_time`` (seconds)."""
+    """One daemon thread for all attempts of a run; each has the same ``timeout`` and ``max_time`` (seconds).
+
+    Raises ``LoaderError`` where no thread can be had: nothing else would keep the deadlines.
+    """
 
     def __init__(self, timeout: float, max_time: float) -> None:
         self._timeout = timeout
@@ -77,7 +80,10 @@ class Watchdog:
         self._over = threading.Event()
         self._interrupted = False
         self._closed = False
-        threading.Thread(target=self._run, name="image_loader-watchdog", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="image_loader-watchdog", daemon=True).start()
+        except RuntimeError as error:
+            raise LoaderError("no thread can be had (ulimit -u, ulimit -v, a container's limit)") from error
 
     def watch(self) -> Watch:
         """Return a watch whose time runs from now; it is to be closed."""
