@@ -10,6 +10,9 @@ from image_loader.model import Reason
 
 _GZIP = zlib.MAX_WBITS | 16
 _PLAIN = frozenset({"", "identity"})
+# Bytes unpacked at once. When a member ends, zlib copies all behind it: of 256 kB of empty members, each would cost a
+# copy of 128 kB on average (seven times the time in all).
+_FED = 8192
 
 
 def decoded(chunks: Iterable[bytes], coding: str, limit: int) -> Iterator[bytes]:
@@ -34,11 +37,11 @@ def is_plain(coding: str) -> bool:
 
 def _inflated(chunks: Iterable[bytes], wbits: int, limit: int) -> Iterator[bytes]:
     unpacker = None
-    for chunk in chunks:
+    for piece in _pieces(chunks):
         if unpacker is None:
-            unpacker = zlib.decompressobj(_window(chunk, wbits))
-        waiting, content = chunk, b""
-        # What does not fit into one piece may be left in the unpacker when all of the chunk has gone into it.
+            unpacker = zlib.decompressobj(_window(piece, wbits))
+        waiting, content = piece, b""
+        # What does not fit into one piece may be left in the unpacker when all that was fed has gone into it.
         while waiting or len(content) == limit:
             # A gzip file may have several members, one after the other (RFC 1952, 2.2).
             if unpacker.eof and waiting:
@@ -47,10 +50,15 @@ def _inflated(chunks: Iterable[bytes], wbits: int, limit: int) -> Iterator[bytes
                 content = unpacker.decompress(waiting, limit)
             except zlib.error as error:
                 raise DownloadError(Reason.DAMAGED, "the compressed body cannot be unpacked") from error
-            yield content
+            if content:
+                yield content
             waiting = unpacker.unconsumed_tail or unpacker.unused_data
     if unpacker is None or not unpacker.eof:
         raise DownloadError(Reason.TRUNCATED, "the compressed body ends too early", passing=True)
+
+
+def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    return (chunk[start : start + _FED] for chunk in chunks for start in range(0, len(chunk), _FED))
 
 
 def _window(chunk: bytes, wbits: int) -> int:
