@@ -181,6 +181,22 @@ def test_gzip_is_told_by_its_first_bytes_and_read_with_all_its_members(tmp_path:
     assert urls(path) == ["http://h/a.jpg", "http://h/b.jpg"]
 
 
+@pytest.mark.parametrize("zeros", [1, 512, 8192, 200_000])
+def test_zeros_behind_a_gzip_member_are_passed_over(urlfile: Path, zeros: int) -> None:
+    first, second = gzip.compress(b"http://h/a.jpg\nhttp://h/"), gzip.compress(b"b.jpg\n")
+    urlfile.write_bytes(first + bytes(zeros) + second + bytes(zeros))
+    assert urls(urlfile) == ["http://h/a.jpg", "http://h/b.jpg"]
+    assert count(urlfile) == 2
+    urlfile.write_bytes(first + bytes(zeros) + b"no gzip")
+    assert "incorrect header" in before_the_error(urlfile)[1]
+
+
+def test_zeros_behind_a_gzip_member_are_passed_over_in_any_pieces() -> None:
+    content = gzip.compress(b"http://h/a.jpg\n") + bytes(9)
+    pieces = [content[at : at + 1] for at in range(len(content))]
+    assert [line.text for line in through_a_pipe(pieces)] == ["http://h/a.jpg"]
+
+
 def test_a_flood_of_empty_gzip_members_costs_no_more_than_its_length(
     urlfile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,19 +178,22 @@ def _plain(chunks: Iterator[bytes | None]) -> Iterator[bytes | None]:
 
 
 def _decompressed(chunks: Iterator[bytes | None]) -> Iterator[bytes | None]:
-    """Decompress gzip, with as many members as there are (RFC 1952, 2.2), into chunks of bounded size."""
+    """Decompress gzip, with as many members as there are (RFC 1952, 2.2), into chunks of bounded size.
+
+    Zeros behind a member, such as those that fill the last block of a tape, are passed over, as ``zcat`` does.
+    """
     decoder = zlib.decompressobj(_GZIP_WINDOW)
     for piece in _pieces(chunks):
         if piece is None:
             yield None
             continue
-        rest, plain = piece, b""
+        rest, plain = piece.lstrip(b"\0") if decoder.eof else piece, b""
         while rest or len(plain) == _CHUNK:
             if decoder.eof and rest:
                 decoder = zlib.decompressobj(_GZIP_WINDOW)
             if plain := decoder.decompress(rest, _CHUNK):
                 yield plain
-            rest = decoder.unconsumed_tail or decoder.unused_data
+            rest = decoder.unconsumed_tail or decoder.unused_data.lstrip(b"\0")
         if not plain:
             yield b""
     if not decoder.eof:
