@@ -35,7 +35,7 @@ OWNERS = {
     "tqdm": {"progress"},
     "csv": {"results"},
     "gzip": {"urlfile"},
-    "concurrent": {"scheduler", "batch"},
+    "concurrent": {"scheduler"},
     "PIL": {"media"},
     "defusedxml": {"media"},
     "jinja2": {"report"},

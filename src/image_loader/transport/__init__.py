@@ -101,6 +101,8 @@ class Answer:
         try:
             while data := self._response.read(size):
                 yield data
+                # What has come already could be worked on for long after the time is over.
+                self._watch.check()
         except DownloadError:
             self._watch.check()
             raise
