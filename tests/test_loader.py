@@ -494,6 +494,18 @@ def test_https_goes_through_a_proxy_as_a_tunnel(server: Server, loader: Loader, 
     assert [request.target for request in server.requests] == [f"CONNECT {secure.port}"]
 
 
+@pytest.mark.parametrize("options", [(), ("--failed", "failed.txt", "--index", "index.sqlite3")], ids=["bare", "files"])
+def test_a_ca_bundle_may_be_a_pipe(loader: Loader, authority: trustme.CA, options: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, authority.cert_pem.bytes())
+    os.close(writing)
+    with Server(tls=_trusted(authority)) as secure:
+        bundle = ("--ca-bundle", f"/dev/fd/{reading}")
+        run = loader.run([secure.url("/a.png")], *bundle, *options, results=False, pass_fds=[reading])
+    os.close(reading)
+    assert (run.status, run.files) == (0, {"a.png"})
+
+
 def test_a_host_may_be_kept_from_the_proxy(server: Server, loader: Loader) -> None:
     environment = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
     assert loader.run([server.url("/a.png")], environment=environment).counts == (1, 0, 0, 0)

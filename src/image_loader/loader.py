@@ -238,13 +238,17 @@ def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Ou
 
 
 def _check_bundle(path: str | None) -> None:
-    """Raise ``OptionError`` where no certificates can be read from a file or directory."""
-    if path is None:
+    """Raise ``OptionError`` where no certificates can be read from a file or directory.
+
+    A pipe is left alone: it can be read only once.
+    """
+    # Unlike Path's methods (3.11), these raise nothing where a name cannot be looked at.
+    if path is None or not (os.path.isfile(path) or os.path.isdir(path)):  # noqa: PTH112, PTH113
         return
     import ssl
 
     try:
-        place = "capath" if Path(path).is_dir() else "cafile"
+        place = "capath" if os.path.isdir(path) else "cafile"  # noqa: PTH112
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(**{place: path})
     except OSError as error:
         raise OptionError(f"--ca-bundle: {path}: no certificates can be read from it; name another") from error
