@@ -240,6 +240,40 @@ def test_a_list_on_standard_input_is_not_written_over(loader: Loader, option: st
     assert (loader.home / name).read_text() == "http://127.0.0.1:1/a.jpg\n"
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("--results", "new.jsonl"), ("--failed", "{home}/new.jsonl")),
+        (("--results", "new.jsonl"), ("--failed", "images/../new.jsonl")),
+        (("--results", "link.jsonl"), ("--failed", "new.jsonl")),
+        (("--report", "new.html"), ("--failed", "{home}/new.html")),
+        (("--index", "new.sqlite3"), ("--failed", "{home}/new.sqlite3")),
+    ],
+    ids=repr,
+)
+def test_a_file_that_is_yet_to_be_made_is_not_written_twice_over(
+    loader: Loader, first: tuple[str, str], second: tuple[str, str]
+) -> None:
+    (loader.home / "link.jsonl").symlink_to("new.jsonl")
+    (loader.home / "images").mkdir()
+    run = loader.bare("-", "images", *first, second[0], second[1].format(home=loader.home))
+    assert run.status == 2
+    assert "would be overwritten while it is in use" in run.stderr
+    assert not list(loader.home.glob("new.*"))
+
+
+def test_results_and_failures_may_go_to_one_pipe(loader: Loader) -> None:
+    reading, writing = os.pipe()
+    (loader.home / "pipe.jsonl").symlink_to(f"/dev/fd/{writing}")
+    options = ("--results", "pipe.jsonl", "--failed", f"/dev/fd/{writing}")
+    (loader.home / "list").write_text("nonsense\n")
+    run = loader.bare("list", "images", *options, pass_fds=[writing])
+    os.close(writing)
+    assert run.status == 1
+    assert os.read(reading, 4096).endswith(b"}\nnonsense\n")
+    os.close(reading)
+
+
 def test_a_terminal_may_give_the_list_and_show_what_failed(loader: Loader) -> None:
     master, slave = pty.openpty()
     os.write(master, b"nonsense\n\x04")
@@ -503,7 +537,8 @@ def test_a_ca_bundle_may_be_a_pipe(loader: Loader, authority: trustme.CA, option
         bundle = ("--ca-bundle", f"/dev/fd/{reading}")
         run = loader.run([secure.url("/a.png")], *bundle, *options, results=False, pass_fds=[reading])
     os.close(reading)
-    assert (run.status, run.files) == (0, {"a.png"})
+    assert run.status == 0
+    assert run.files == {"a.png"}
 
 
 def test_a_host_may_be_kept_from_the_proxy(server: Server, loader: Loader) -> None:

@@ -265,9 +265,11 @@ def _check_distinct(urls: str, files: Mapping[str, Path | None]) -> None:
 
 
 def _same(path: Path, other: Path | int) -> bool:
-    """Whether both are one file; ``other`` may be a descriptor. A terminal or a pipe is never emptied."""
+    """Whether both are or will be one file; ``other`` may be a descriptor. A terminal or a pipe is never emptied."""
     with suppress(OSError):
-        return path == other or (path.is_file() and os.path.samefile(path, other))  # noqa: PTH121 (a descriptor)
+        if os.path.exists(path):  # noqa: PTH110 (Path's raises)
+            return path == other or (path.is_file() and os.path.samefile(path, other))  # noqa: PTH121 (a descriptor)
+        return not isinstance(other, int) and os.path.realpath(path) == os.path.realpath(other)
     return False
 
 
