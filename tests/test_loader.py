@@ -187,7 +187,7 @@ def test_wrong_use_ends_before_anything_is_asked(server: Server, loader: Loader,
         (["images", "list"], "the list comes first"),
         (["missing", "list"], "the list comes first"),
         (["list", "images", "--index", "list"], "--index: list would be overwritten"),
-        (["list", "images", "--results", "a.jsonl", "--index", "a.jsonl"], "--index: a.jsonl would be overwritten"),
+        (["list", "images", "--results", "a.jsonl", "--index", "a.jsonl"], "--results: a.jsonl would be overwritten"),
         (["list", "http://host/a.jpg"], "DIRECTORY is a URL"),
         (["-H", "Authorization secret", "list", "images"], "no colon after 'Authorization'"),
         (["-H", "X-A: secret", "-H", "X-A: 2", "list", "images"], "'X-A' stands twice; join its values with a comma"),
@@ -260,6 +260,22 @@ def test_a_file_that_is_yet_to_be_made_is_not_written_twice_over(
     assert run.status == 2
     assert "would be overwritten while it is in use" in run.stderr
     assert not list(loader.home.glob("new.*"))
+
+
+@pytest.mark.parametrize("option", ["--results", "--failed", "--report"])
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+def test_no_index_is_written_over(loader: Loader, option: str, suffix: str) -> None:
+    extension = {"--results": ".csv", "--report": ".html"}.get(option, "")
+    (loader.home / "images" / ".image_loader").mkdir(parents=True)
+    (loader.home / "images" / ".image_loader" / "index.sqlite3").symlink_to(loader.home / "own")
+    for index in ([], ["--index", "own"]):
+        for name in ("own", "images/.image_loader/index.sqlite3", "images/.image_loader/other"):
+            link = loader.home / f"link{extension}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"{name}{suffix}")
+            run = loader.bare("-", "images", *index, option, link.name)
+            assert run.status == 2
+            assert f"{option}: {link.name} would be overwritten" in run.stderr
 
 
 def test_results_and_failures_may_go_to_one_pipe(loader: Loader) -> None:

@@ -81,6 +81,7 @@ LAYOUT = Layout.FLAT
 _LOG = logging.getLogger("image_loader")
 # Without any handler, logging prints warnings on standard error: those of ``load`` are for whom its caller says.
 _LOG.addHandler(logging.NullHandler())
+_HIDDEN = ".image_loader"
 _SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -217,7 +218,7 @@ def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Ou
     files = {name: getattr(arguments, name) for name in names}
     if not any(files.values()):
         return []
-    _check_distinct(arguments.urls, files)
+    _check_distinct(arguments.urls, arguments.directory, files)
     # Before a file is made. A bundle without certificates shows with the first request: by then, lines have failed.
     urlfile.check(arguments.urls)
     _check_bundle(arguments.ca_bundle)
@@ -254,14 +255,21 @@ def _check_bundle(path: str | None) -> None:
         raise OptionError(f"--ca-bundle: {path}: no certificates can be read from it; name another") from error
 
 
-def _check_distinct(urls: str, files: Mapping[str, Path | None]) -> None:
+def _check_distinct(urls: str, directory: Path, files: Mapping[str, Path | None]) -> None:
     """Raise ``OptionError`` for a file that would be emptied while it is read, or written twice over."""
     used: list[Path | int] = [Path(urls), 0] if urls == urlfile.STANDARD_INPUT else [Path(urls)]
-    for name, path in files.items():
+    hidden = os.path.realpath(directory / _HIDDEN)
+    index = Path(os.path.realpath(files["index"] or directory / _HIDDEN / "index.sqlite3"))
+    # The index comes first: with it, two files are in use that SQLite makes beside it.
+    for name in ("index", *(name for name in files if name != "index")):
+        path = files[name]
         if path is not None:
-            if any(_same(path, other) for other in used):
+            is_hidden = name != "index" and Path(os.path.realpath(path)).is_relative_to(hidden)
+            if is_hidden or any(_same(path, other) for other in used):
                 raise OptionError(f"--{name}: {path} would be overwritten while it is in use; name another file")
             used.append(path)
+        if name == "index":
+            used += [index, *(index.with_name(index.name + suffix) for suffix in ("-wal", "-shm"))]
 
 
 def _same(path: Path, other: Path | int) -> bool:
