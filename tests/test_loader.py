@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import gzip
 import hashlib
 import os
@@ -15,6 +16,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -1290,6 +1292,53 @@ def test_a_signal_ends_a_run_that_waits_to_try_again(server: Server, loader: Loa
     server.wait_for(lambda: len(server.requests) >= 20 and not server.at_work)
     running.send(signal.SIGINT)
     assert running.finish(PROMPT).status == 130
+
+
+@pytest.mark.parametrize("option", ["--results", "--failed"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_that_waits_for_a_reader(
+    loader: Loader, option: str, number: signal.Signals, status: int
+) -> None:
+    fifo = loader.home / "fifo.jsonl"
+    os.mkfifo(fifo)
+    running = loader.start(["nonsense"], option, str(fifo), results=False)
+    _wait_until_asleep(running.process.pid)
+    running.send(number)
+    assert running.finish(PROMPT).status == status
+
+
+@pytest.mark.parametrize("option", ["--results", "--failed"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_whose_results_nobody_takes(
+    loader: Loader, option: str, number: signal.Signals, status: int
+) -> None:
+    fifo = loader.home / "fifo.jsonl"
+    os.mkfifo(fifo)
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    running = loader.start(["nonsense"] * 20_000, option, str(fifo), results=False)
+    while _unread(reading) < 60_000:
+        assert running.process.poll() is None
+    running.send(number)
+    run = running.finish(PROMPT)
+    os.close(reading)
+    assert run.status == status
+    assert run.summary
+
+
+def _unread(descriptor: int) -> int:
+    """Return how many bytes a pipe holds."""
+    return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def _wait_until_asleep(process: int) -> None:
+    """Wait until a process has set its handlers and does nothing."""
+    status, asleep = Path(f"/proc/{process}/status"), 0
+    while asleep < 20:
+        told = status.read_text()
+        caught = int(told.partition("SigCgt:")[2].split()[0], 16)
+        ready = caught >> (signal.SIGTERM - 1) & 1 and "State:\tS" in told
+        asleep = asleep + 1 if ready else 0
+        time.sleep(0.01)
 
 
 def test_a_second_signal_ends_at_once(server: Server, loader: Loader) -> None:

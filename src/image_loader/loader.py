@@ -193,7 +193,7 @@ def _run(arguments: argparse.Namespace, console: Console, stop: _Stop) -> Tally:
     started, tally, log = time.monotonic(), Tally(), OutcomeLog(_LOG)
     with ExitStack() as stack:
         stack.callback(lambda: _summarize(tally, log, time.monotonic() - started))
-        records = [tally.add, log.write, *_files(arguments, stack)]
+        records = [tally.add, log.write, *_files(arguments, stack, stop)]
         tick = _bar(arguments, console, tally, stack)
         lines = urlfile.read(arguments.urls, settings.batch)
         for outcome in stack.enter_context(closing(batch.run(lines, settings, stop.event, tick))):
@@ -209,7 +209,7 @@ def _take_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Outcome], None]]:
+def _files(arguments: argparse.Namespace, stack: ExitStack, stop: _Stop) -> list[Callable[[Outcome], None]]:
     """Open the files that were asked for; return what writes an outcome to each.
 
     Most runs want none, and are over before what these would import is.
@@ -230,11 +230,11 @@ def _files(arguments: argparse.Namespace, stack: ExitStack) -> list[Callable[[Ou
     if arguments.results is not None:
         from image_loader.results import ResultsFile
 
-        writers.append(stack.enter_context(ResultsFile(arguments.results)).write)
+        writers.append(stack.enter_context(ResultsFile(arguments.results, stop.event.is_set)).write)
     if arguments.failed is not None:
         from image_loader.results import FailedFile
 
-        writers.append(stack.enter_context(FailedFile(arguments.failed)).write)
+        writers.append(stack.enter_context(FailedFile(arguments.failed, stop.event.is_set)).write)
     return writers
 
 

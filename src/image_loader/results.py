@@ -9,6 +9,8 @@ import io
 import json
 import operator
 import os
+import select
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +24,11 @@ COLUMNS = (
 )  # fmt: skip
 _cells = operator.attrgetter(*COLUMNS)
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t")
+_WAIT = 0.1  # seconds that a pipe is waited for before the run is asked whether it is to end
+
+
+def _never() -> bool:
+    return False
 
 
 def json_row(outcome: Outcome) -> str:
@@ -49,10 +56,13 @@ class ResultsFile:
     leaves it.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open or make the file; ``OptionError`` for an unknown extension, ``ResultsFileError`` if that fails."""
+    def __init__(self, path: Path, is_ending: Callable[[], bool] = _never) -> None:
+        """Open or make the file; ``OptionError`` for an unknown extension, ``ResultsFileError`` if that fails.
+
+        A pipe that nobody reads is waited for until ``is_ending`` says so.
+        """
         self._to_row = _row_format(path)
-        self._file = _LineFile(path, _csv_record(COLUMNS) if self._to_row is csv_row else "")
+        self._file = _LineFile(path, _csv_record(COLUMNS) if self._to_row is csv_row else "", is_ending)
 
     def write(self, outcome: Outcome) -> None:
         """Append the outcome's row; ``ResultsFileError`` if the file does not take it."""
@@ -71,9 +81,12 @@ class FailedFile:
     An earlier file is emptied with the first outcome, whatever it is, or at the end of a run that had none.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open or make the file; ``ResultsFileError`` if that fails."""
-        self._file = _LineFile(path)
+    def __init__(self, path: Path, is_ending: Callable[[], bool] = _never) -> None:
+        """Open or make the file; ``ResultsFileError`` if that fails.
+
+        A pipe that nobody reads is waited for until ``is_ending`` says so.
+        """
+        self._file = _LineFile(path, "", is_ending)
 
     def write(self, outcome: Outcome) -> None:
         """Append the outcome's URL if it failed; ``ResultsFileError`` if the file does not take it."""
@@ -92,17 +105,29 @@ class FailedFile:
 class _LineFile:
     """A file that only its owner may read, and that ends with a whole line at any moment.
 
-    What is in it stays until it is begun; from then on, ``heading`` stands before the lines.
+    What is in it stays until it is begun; from then on, ``heading`` stands before the lines. Of a pipe that is full
+    when the run is to end, the rest is dropped.
     """
 
-    def __init__(self, path: Path, heading: str = "") -> None:
+    def __init__(self, path: Path, heading: str, is_ending: Callable[[], bool]) -> None:
         self._path = path
         self._heading = heading
+        self._is_ending = is_ending
         self._begun = False
+        self._given_up = False
         self._size = 0
+        while (descriptor := self._opened()) is None:
+            time.sleep(_WAIT)
+        self._descriptor = descriptor
+
+    def _opened(self) -> int | None:
+        """Open or make the file; None for a FIFO that nobody reads yet."""
+        # O_NONBLOCK: what blocks goes on blocking after a signal was handled (PEP 475).
         try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         except OSError as error:
+            if error.errno == errno.ENXIO and self._path.is_fifo() and not self._is_ending():
+                return None
             raise self._error(error) from error
 
     def begin(self) -> None:
@@ -132,12 +157,24 @@ class _LineFile:
         content = line.encode(errors="backslashreplace")
         try:
             written = 0
-            while written < len(content):
-                written += os.write(self._descriptor, content[written:])
+            while written < len(content) and not self._given_up:
+                try:
+                    written += os.write(self._descriptor, content[written:])
+                except BlockingIOError:
+                    self._given_up = not self._is_writable()
         except OSError as error:
             self._drop_torn_line()
             raise self._error(error) from error
         self._size += len(content)
+
+    def _is_writable(self) -> bool:
+        """Wait until a pipe takes more; False if it does not, and the run is to end."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        while not poll.poll(_WAIT * 1000):
+            if self._is_ending():
+                return False
+        return True
 
     def _close(self) -> None:
         try:
