@@ -195,6 +195,14 @@ def test_wrong_use_ends_before_anything_is_asked(server: Server, loader: Loader,
         (["-H", "X-A: secret", "-H", "X-A: 2", "list", "images"], "'X-A' stands twice; join its values with a comma"),
         (["-H", "X-A: secret", "-H", "x-a: 2", "list", "images"], "'x-a' stands twice; join its values with a comma"),
         (["-A", "\u2603", "list", "images"], "--user-agent"),
+        (["list", "images", "http://u:secret@h/x?sig=secret"], "unrecognized arguments: http://h/x?…"),
+        (["-H", "Cookie sid=secret; t=12:30", "list", "images"], "what stands before the colon is no header's name"),
+        (["-H", "secrettoken", "list", "images"], "no colon; write it like"),
+        (["list", "ftp://u:secret@h/r"], "DIRECTORY is a URL"),
+        *(
+            (["list", "images", option, "http://u:secret@h/x"], f"{option}: http://h/x is a URL")
+            for option in ("--results", "--failed", "--report", "--index", "--ca-bundle")
+        ),
     ],
     ids=repr,
 )

@@ -27,6 +27,7 @@ from image_loader import __version__, batch, urlfile
 from image_loader.errors import LoaderError, OptionError, UrlFileError
 from image_loader.model import Layout, Outcome, Settings
 from image_loader.progress import Bar, Console, LogHandler, OutcomeLog, Tally
+from image_loader.url import redacted
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What shapes memory, sockets, threads and time. Edit here: the command and the library call both take it from here.
@@ -85,6 +86,8 @@ _HIDDEN = ".image_loader"
 _SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# As a Path, a URL has one slash left; a directory may well be named like "c:".
+_URL_START = r"(?i)\s*(?:https?:/|[a-z][a-z0-9+.-]*://)"
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 # Least and most. A pool makes room for all its connections at once. A socket's timeout that does not fit into 31 bits
 # of milliseconds is cut to any other (CPython 3.11), and a thread can be told to wait for 292 years at most.
@@ -215,10 +218,13 @@ def _files(arguments: argparse.Namespace, stack: ExitStack, stop: _Stop) -> list
     Most runs want none, and are over before what these would import is.
     """
     names = ("results", "failed", "report", "index")
-    files = {name: getattr(arguments, name) for name in names}
-    if not any(files.values()):
+    given = {name: getattr(arguments, name) for name in names}
+    if not any(given.values()):
         return []
-    _check_distinct(arguments.urls, arguments.directory, files)
+    for name, file in given.items():
+        _check_name(f"--{name}", file)
+    files = {name: None if file is None else Path(file) for name, file in given.items()}
+    _check_distinct(arguments.urls, Path(arguments.directory), files)
     # Before a file is made. A bundle without certificates shows with the first request: by then, lines have failed.
     urlfile.check(arguments.urls)
     _check_bundle(arguments.ca_bundle)
@@ -226,15 +232,15 @@ def _files(arguments: argparse.Namespace, stack: ExitStack, stop: _Stop) -> list
     if arguments.report is not None:
         from image_loader.report import Report
 
-        writers.append(stack.enter_context(Report(arguments.report, arguments.directory)).write)
+        writers.append(stack.enter_context(Report(Path(arguments.report), Path(arguments.directory))).write)
     if arguments.results is not None:
         from image_loader.results import ResultsFile
 
-        writers.append(stack.enter_context(ResultsFile(arguments.results, stop.event.is_set)).write)
+        writers.append(stack.enter_context(ResultsFile(Path(arguments.results), stop.event.is_set)).write)
     if arguments.failed is not None:
         from image_loader.results import FailedFile
 
-        writers.append(stack.enter_context(FailedFile(arguments.failed, stop.event.is_set)).write)
+        writers.append(stack.enter_context(FailedFile(Path(arguments.failed), stop.event.is_set)).write)
     return writers
 
 
@@ -341,8 +347,12 @@ def _settings(
     """Put the options and the constants together; raise ``OptionError`` for values that make no sense."""
     if not os.fspath(directory):
         raise OptionError("DIRECTORY is empty; write '.' for the one you are in")
-    if os.fspath(directory).startswith(("http:/", "https:/")):
-        raise OptionError("DIRECTORY is a URL; the order is: loader URLFILE DIRECTORY")
+    if re.match(_URL_START, os.fspath(directory)):
+        raise OptionError(
+            f"DIRECTORY is a URL, {redacted(os.fspath(directory))}; the order is: loader URLFILE DIRECTORY"
+        )
+    for option, name in (("--ca-bundle", ca_bundle), ("--index", index)):
+        _check_name(option, name)
     if layout not in set(Layout):
         raise OptionError(f"--layout: {layout!r} is none of {', '.join(Layout)}")
     settings = Settings(
@@ -368,10 +378,19 @@ def _settings(
     return settings
 
 
+def _check_name(option: str, name: str | os.PathLike[str] | None) -> None:
+    """Raise ``OptionError`` for the name of a file that is a URL."""
+    if name is not None and re.match(_URL_START, os.fspath(name)):
+        raise OptionError(f"{option}: {redacted(os.fspath(name))} is a URL, where a file is wanted; name a file")
+
+
 def _named_once(headers: Mapping[str, str] | Sequence[tuple[str, str]]) -> dict[str, str]:
     """Return headers by their names; raise ``OptionError`` for two that differ in case at most (RFC 9110, 5.1)."""
     named: dict[str, tuple[str, str]] = {}
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
+        if not _HEADER_NAME.fullmatch(name):
+            # What is no name may be a secret.
+            raise OptionError("--header: what stands before the colon is no header's name; write it like 'Name: value'")
         if name.lower() in named:
             raise OptionError(f"--header: {name!r} stands twice; join its values with a comma (cookies: a semicolon)")
         named[name.lower()] = name, value
@@ -385,8 +404,8 @@ def _check(settings: Settings) -> None:
             limit = f"at most {most}" if isinstance(value, int | float) and value > most else f"at least {least:g}"
             raise OptionError(f"--{name.replace('_', '-')}: {value!r} will not do; it takes a number, {limit}")
     for name, value in settings.headers.items():
-        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-            raise OptionError(f"--header: {name!r} or its value is no header that can be sent")
+        if not _HEADER_VALUE.fullmatch(value):
+            raise OptionError(f"--header: the value of {name!r} is none that can be sent")
     if not _HEADER_VALUE.fullmatch(settings.user_agent):
         raise OptionError("--user-agent: it holds characters that no header can have")
     if settings.ca_bundle is not None and not os.path.exists(settings.ca_bundle):  # noqa: PTH110
@@ -410,6 +429,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         from difflib import get_close_matches
+
+        message = " ".join(redacted(word) if "://" in word else word for word in message.split(" "))
 
         known = [option for option in self._option_string_actions if option.startswith("--")]
         typed = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
@@ -445,7 +466,7 @@ def _add_positional(group: argparse._ArgumentGroup) -> None:
         "urls", metavar="URLFILE", type=_name, help="one URL a line, plain or gzip; '-' is standard input"
     )
     group.add_argument(
-        "directory", metavar="DIRECTORY", type=_path, help="where the images go; made if it is not there"
+        "directory", metavar="DIRECTORY", type=_name, help="where the images go; made if it is not there"
     )
 
 
@@ -530,16 +551,16 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         default=LAYOUT.value,
         help="name; host/name; ab/cd/name (default: %(default)s)",
     )
-    group.add_argument("--results", type=_path, metavar="FILE", help="write one row per URL, as .jsonl or .csv")
+    group.add_argument("--results", type=_name, metavar="FILE", help="write one row per URL, as .jsonl or .csv")
     group.add_argument(
-        "--failed", type=_path, metavar="FILE", help="write the URLs that failed: a list for the next run"
+        "--failed", type=_name, metavar="FILE", help="write the URLs that failed: a list for the next run"
     )
     group.add_argument(
-        "--report", type=_path, metavar="FILE", help="write a web page, .html, to look at (needs the extra 'report')"
+        "--report", type=_name, metavar="FILE", help="write a web page, .html, to look at (needs the extra 'report')"
     )
     group.add_argument(
         "--index",
-        type=_path,
+        type=_name,
         metavar="FILE",
         help="where to remember what is known of each image (default: DIRECTORY/.image_loader/index.sqlite3)",
     )
@@ -559,10 +580,6 @@ def _name(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("an empty name; is a variable not set? ('.' is the directory that you are in)")
     return text
-
-
-def _path(text: str) -> Path:
-    return Path(_name(text))
 
 
 def _whole(text: str) -> int:
@@ -594,8 +611,10 @@ def _size(text: str) -> int:
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon:
-        # The rest may be a secret.
-        raise argparse.ArgumentTypeError(f"no colon after {text.partition(' ')[0]!r}; write it like 'Name: value'")
+        # The rest may be a secret, and so may a single word.
+        word, space, _ = text.partition(" ")
+        place = f" after {word!r}" if space and _HEADER_NAME.fullmatch(word) else ""
+        raise argparse.ArgumentTypeError(f"no colon{place}; write it like 'Name: value'")
     return name.strip(), value.strip()
 
 
