@@ -1141,6 +1141,22 @@ def test_closed_or_full_streams_stop_no_download(
     assert all(run.content(url) == server.image(url.removeprefix(server.origin)) for url in urls[:20])
 
 
+@pytest.mark.parametrize("script", ['exec "$@" 2>/dev/full', 'exec "$@" 2>&-', 'exec "$@" >&- 2>&-'])
+@pytest.mark.parametrize("arguments", [[], ["--nonsense"]], ids=repr)
+def test_wrong_use_is_2_whatever_standard_error_is(script: str, arguments: list[str]) -> None:
+    run = subprocess.run([*_shell(script), *arguments], check=False, capture_output=True, env=ENVIRONMENT)
+    assert (run.returncode, run.stdout) == (2, b"")
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_that_cannot_be_written_ends_in_plain_words(option: str) -> None:
+    run = subprocess.run(
+        [*_shell('exec "$@" >/dev/full'), option], check=False, capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert run.returncode == 2
+    assert run.stderr == "loader: standard output: cannot be written: No space left on device\n"
+
+
 def test_a_reader_of_the_log_that_goes_away_stops_no_download(server: Server, loader: Loader) -> None:
     reading, writing = os.pipe()
     os.close(reading)

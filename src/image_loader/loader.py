@@ -425,7 +425,7 @@ def _log_to(console: Console, level: int) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says of a mistyped option which one may be meant."""
+    """A parser that says of a mistyped option which one may be meant, and that minds no closed or full stream."""
 
     def error(self, message: str) -> NoReturn:
         from difflib import get_close_matches
@@ -436,8 +436,18 @@ class _Parser(argparse.ArgumentParser):
         typed = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
         meant = [match for word in typed if word not in known for match in get_close_matches(word, known, 1)]
         hint = f"did you mean {' '.join(meant)}? " if meant else ""
-        self.print_usage(sys.stderr)
-        self.exit(2, f"loader: {message}\n{hint}'loader --help' shows all options\n")
+        self.exit(2, f"{self.format_usage()}loader: {message}\n{hint}'loader --help' shows all options\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is None or file is sys.stderr:
+            Console(sys.stderr).write(message.removesuffix("\n"))
+            return
+        try:
+            file.write(message)
+            file.flush()
+        except OSError as error:
+            Console(sys.stderr).write(f"loader: standard output: cannot be written: {error.strerror}")
+            os._exit(2)  # Python's own way out would try again, and tell of it.
 
 
 def parser() -> argparse.ArgumentParser:
