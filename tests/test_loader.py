@@ -181,7 +181,7 @@ def test_wrong_use_ends_before_anything_is_asked(server: Server, loader: Loader,
         (["--forse", "list", "images"], "did you mean --force?"),
         (["--layout", "round", "list", "images"], "'flat', 'host', 'hash'"),
         (["--threads", "many", "list", "images"], "'many' is no whole number"),
-        (["--threads", "0", "list", "images"], "--threads: 0 will not do; it takes a number, at least 1"),
+        (["--threads", "0", "list", "images"], "--threads: 0 will not do; it takes a whole number, at least 1"),
         (["--timeout", "soon", "list", "images"], "no number of seconds"),
         (["list", ""], "an empty name"),
         (["", "images"], "an empty name"),
@@ -1450,6 +1450,30 @@ def test_the_library_raises_what_ends_a_run(tmp_path: Path) -> None:
         load(["http://127.0.0.1/a.png"], tmp_path / "images", headers={"X-A": "1", "x-a": "2"})
     with pytest.raises(errors.UrlFileError):
         list(load(tmp_path / "missing.txt", tmp_path / "images"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threads": 2.5},
+        {"per_host": 2.5},
+        {"retries": 2.5},
+        {"max_size": 2.5},
+        {"headers": {"X": 5}},
+        {"headers": {5: "X"}},
+        {"user_agent": None},
+        {"ca_bundle": "a\0b"},
+        {"index": "a\0b"},
+        {"index": Path("http://u:secret@h/x")},
+        {"directory": "a\0b"},
+        {"urls": "a\0b"},
+    ],
+    ids=repr,
+)
+def test_the_library_refuses_what_makes_no_sense(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(errors.OptionError) as raised:
+        load(**{"urls": [], "directory": tmp_path, **options})
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process choose its processors")

@@ -139,6 +139,8 @@ def load(
     Raises ``OptionError`` for an option that makes no sense; when the first outcome is asked for or later, another
     ``LoaderError`` (those in ``image_loader.errors``) if the run cannot start or cannot go on.
     """
+    if isinstance(urls, str | os.PathLike):
+        _check_nul("URLFILE", urls)
     settings = _settings(
         directory,
         force=force,
@@ -222,7 +224,8 @@ def _files(arguments: argparse.Namespace, stack: ExitStack, stop: _Stop) -> list
     if not any(given.values()):
         return []
     for name, file in given.items():
-        _check_name(f"--{name}", file)
+        if file is not None:
+            _check_name(f"--{name}", file)
     files = {name: None if file is None else Path(file) for name, file in given.items()}
     _check_distinct(arguments.urls, Path(arguments.directory), files)
     # Before a file is made. A bundle without certificates shows with the first request: by then, lines have failed.
@@ -351,8 +354,11 @@ def _settings(
         raise OptionError(
             f"DIRECTORY is a URL, {redacted(os.fspath(directory))}; the order is: loader URLFILE DIRECTORY"
         )
+    _check_nul("DIRECTORY", directory)
     for option, name in (("--ca-bundle", ca_bundle), ("--index", index)):
-        _check_name(option, name)
+        if name is not None:
+            _check_name(option, name)
+            _check_nul(option, name)
     if layout not in set(Layout):
         raise OptionError(f"--layout: {layout!r} is none of {', '.join(Layout)}")
     settings = Settings(
@@ -378,9 +384,15 @@ def _settings(
     return settings
 
 
-def _check_name(option: str, name: str | os.PathLike[str] | None) -> None:
+def _check_nul(option: str, name: str | os.PathLike[str]) -> None:
+    """Raise ``OptionError`` for a name that no file can have."""
+    if "\0" in os.fspath(name):
+        raise OptionError(f"{option}: a NUL can be in no name")
+
+
+def _check_name(option: str, name: str | os.PathLike[str]) -> None:
     """Raise ``OptionError`` for the name of a file that is a URL."""
-    if name is not None and re.match(_URL_START, os.fspath(name)):
+    if re.match(_URL_START, os.fspath(name)):
         raise OptionError(f"{option}: {redacted(os.fspath(name))} is a URL, where a file is wanted; name a file")
 
 
@@ -388,7 +400,7 @@ def _named_once(headers: Mapping[str, str] | Sequence[tuple[str, str]]) -> dict[
     """Return headers by their names; raise ``OptionError`` for two that differ in case at most (RFC 9110, 5.1)."""
     named: dict[str, tuple[str, str]] = {}
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
-        if not _HEADER_NAME.fullmatch(name):
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
             # What is no name may be a secret.
             raise OptionError("--header: what stands before the colon is no header's name; write it like 'Name: value'")
         if name.lower() in named:
@@ -400,14 +412,15 @@ def _named_once(headers: Mapping[str, str] | Sequence[tuple[str, str]]) -> dict[
 def _check(settings: Settings) -> None:
     for name, (least, most) in _RANGES.items():
         value = getattr(settings, name)
-        if not isinstance(value, int | float) or not least <= value <= most:
+        kind, number = (int, "a whole number") if isinstance(least, int) else (int | float, "a number")
+        if not isinstance(value, kind) or not least <= value <= most:
             limit = f"at most {most}" if isinstance(value, int | float) and value > most else f"at least {least:g}"
-            raise OptionError(f"--{name.replace('_', '-')}: {value!r} will not do; it takes a number, {limit}")
+            raise OptionError(f"--{name.replace('_', '-')}: {value!r} will not do; it takes {number}, {limit}")
     for name, value in settings.headers.items():
-        if not _HEADER_VALUE.fullmatch(value):
+        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
             raise OptionError(f"--header: the value of {name!r} is none that can be sent")
-    if not _HEADER_VALUE.fullmatch(settings.user_agent):
-        raise OptionError("--user-agent: it holds characters that no header can have")
+    if not isinstance(settings.user_agent, str) or not _HEADER_VALUE.fullmatch(settings.user_agent):
+        raise OptionError("--user-agent: it is no text, or holds characters that no header can have")
     if settings.ca_bundle is not None and not os.path.exists(settings.ca_bundle):  # noqa: PTH110
         raise OptionError(f"--ca-bundle: {settings.ca_bundle}: no such file or directory")
     if settings.verify:
