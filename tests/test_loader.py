@@ -1066,6 +1066,15 @@ def test_a_results_file_that_cannot_be_written_ends_the_run_in_plain_words(
     assert "full.jsonl" in run.stderr
 
 
+def test_a_report_replaces_no_fifo(loader: Loader) -> None:
+    fifo = loader.home / "report.html"
+    os.mkfifo(fifo)
+    run = loader.bare("-", "images", "--report", fifo.name)
+    assert run.status == 2
+    assert "report.html: cannot be written: it is no regular file" in run.stderr
+    assert fifo.is_fifo()
+
+
 # Secrets and hostile text -----------------------------------------------------------------------------------------
 
 

@@ -51,7 +51,10 @@ class Report:
         if path.suffix.lower() not in _EXTENSIONS:
             raise OptionError(f"{path}: the report is a web page; give the file the extension .html")
         require_report()
-        if os.path.isdir(path) or not os.access(path.parent, os.W_OK | os.X_OK):  # noqa: PTH112
+        # Replaced by a page, a FIFO or a device would be gone.
+        if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+            raise ResultsFileError(f"{path}: cannot be written: it is no regular file; name another file")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
             raise ResultsFileError(f"{path}: cannot be written there; name a file in a directory that you can write to")
         self._path = path
         self._summary = _Summary(Path(os.path.realpath(directory)).name or str(directory))
