@@ -300,7 +300,8 @@ def _bar(arguments: argparse.Namespace, console: Console, tally: Tally, stack: E
     def count() -> None:
         bar.total = urlfile.count(arguments.urls)
 
-    threading.Thread(target=count, daemon=True).start()
+    with suppress(RuntimeError):  # No thread can be had: the bar goes without a total.
+        threading.Thread(target=count, daemon=True).start()
     return bar.tick
 
 
@@ -444,7 +445,6 @@ class _Parser(argparse.ArgumentParser):
         from difflib import get_close_matches
 
         message = " ".join(redacted(word) if "://" in word else word for word in message.split(" "))
-
         known = [option for option in self._option_string_actions if option.startswith("--")]
         typed = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
         meant = [match for word in typed if word not in known for match in get_close_matches(word, known, 1)]
