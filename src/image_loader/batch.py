@@ -122,7 +122,7 @@ class _Run:
             raise
         if self._downloads is not None:
             self._downloads.scheduler.add(plan.jobs)
-            self._new += sum(job.new for job in plan.jobs)
+            self._new += sum(job.inode is None for job in plan.jobs)
             self._size += sum(len(job.url.text) for job in plan.jobs)
         yield from plan.outcomes
         if self._downloads is not None:
@@ -162,7 +162,7 @@ class _Run:
     def _record(self, finished: Sequence[Task]) -> list[Outcome]:
         for task in finished:
             job, result = task.job, task.result
-            self._new -= job.new
+            self._new -= job.inode is None
             self._size -= len(job.url.text)
             if isinstance(result, Saved):
                 self._index.record(job.row, result.image)

@@ -81,11 +81,12 @@ class Downloader:
     def _attempt(self, job: Job) -> Result:
         if job.resume is not None and not self._directory.is_kept(job.resume):
             job = job._replace(resume=None)  # Another run has taken it for a leftover.
-        likely = job.name.file(self._likely_extension)
         for fields, condition in ((self._fields, _condition(job)), (_UNCONDITIONAL, _NONE)):
             # Overlapping runs share the work.
-            if not condition and self._directory.saved_meanwhile(likely, job.inode):
-                return SAVED_MEANWHILE
+            if not condition:
+                likely = job.name.file(self._likely_extension)
+                if self._directory.saved_meanwhile(likely, job.inode):
+                    return SAVED_MEANWHILE
             result = self._ask(job, fields, condition)
             if result is not None:
                 return result

@@ -434,7 +434,9 @@ def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:
 
 def _record(row: tuple[Any, ...]) -> Record:
     """Return what a row tells; one that this program never wrote, since bits have changed, counts as damage."""
-    if tuple(map(type, row[2:])) not in _SOUND_TYPES or not _is_sound(row[2]):
+    path = f"/{row[2]}/"
+    # A name stays below the directory, and is neither hidden nor of a hidden folder.
+    if tuple(map(type, row[2:])) not in _SOUND_TYPES or "/." in path or "//" in path or "\0" in path:
         raise sqlite3.OperationalError("a row that makes no sense")
     (_, number, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified, target,
      fresh_until, saved, checked) = row  # fmt: skip
@@ -444,12 +446,6 @@ def _record(row: tuple[Any, ...]) -> Record:
         sha256 = sha256 and sha256.hex()
         image = Image(name, size, mtime_ns, media_type, sha256, validators, fresh_until, saved, checked)
     return Record(number, Name(name, complete == 1), image)
-
-
-def _is_sound(name: str) -> bool:
-    """Whether a name stays below the directory, and is neither hidden nor of a hidden folder."""
-    path = f"/{name}/"
-    return not ("/." in path or "//" in path or "\0" in path)
 
 
 def _values(row: int, image: Image, now: float) -> tuple[str | int | float | bytes | None, ...]:

@@ -143,7 +143,7 @@ class Job(NamedTuple):
 
     ``row`` is its number in the index. ``image`` is what that knows of the file in place, where it is as it was
     recorded; ``validators`` are sent with the request (none: an unconditional request). ``inode`` is that of the file
-    that stood under the name when this was planned, None where there was none.
+    that stood under the name when this was planned, None where there was none, so that the image takes one more.
     """
 
     line: int
@@ -154,11 +154,6 @@ class Job(NamedTuple):
     validators: Validators
     inode: int | None
     resume: Resume | None = None
-
-    @property
-    def new(self) -> bool:
-        """Whether the image takes another inode of the file system."""
-        return self.inode is None
 
 
 class Saved(NamedTuple):

@@ -135,7 +135,7 @@ class _Host:
 
     @property
     def paused_until(self) -> float:
-        return max(self.asked_until, self.probe_at)
+        return self.asked_until if self.asked_until > self.probe_at else self.probe_at
 
     @property
     def idle(self) -> bool:
@@ -222,10 +222,10 @@ class Scheduler:
         for job in jobs:
             self.pending += 1
             task = Task(job, self._host(job.url.origin))
-            if (down := self.verdict(task.host.origin)) is not None:
-                self._finish(task, down)
-                continue
             if task.host.origin in self._down:
+                if (down := self.verdict(task.host.origin)) is not None:
+                    self._finish(task, down)
+                    continue
                 self._ask_later(task.host.origin)
             task.host.waiting.append(task)
             self._make_ready(task.host)
@@ -515,7 +515,8 @@ class Scheduler:
                 self._put_back(turn)
 
     def _answered(self, host: _Host, *, grow: bool) -> None:
-        self._down.pop(host.origin, None)
+        if self._down:
+            self._down.pop(host.origin, None)
         if host.failures:
             host.forget_failures()
         if grow and host.limit < self._settings.per_host:

@@ -160,9 +160,10 @@ class Transport:
         self, url: Url, fields: Mapping[str, str], condition: Mapping[str, str], target: bytes | None, watch: Watch
     ) -> Answer:
         hop, redirects = url, list[Answer]()
+        lines = _lines(fields) if fields else ""
         for _ in range(self._settings.redirects + 1):
             conditional = bool(condition) and (hop is url if target is None else hop.resource == target)
-            sent = _lines(fields) + _lines(condition) if conditional else _lines(fields)
+            sent = lines + _lines(condition) if conditional else lines
             if hop.origin == url.origin:
                 answer = self._get(hop, sent, watch, own=True)
             else:
@@ -306,7 +307,7 @@ def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 def _lines(fields: Mapping[str, str]) -> str:
-    return "".join([f"{name}: {value}\r\n" for name, value in fields.items()]) if fields else ""
+    return "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
 
 
 def _target(base: Url, location: str | None, first: Url) -> Url:
