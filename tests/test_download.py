@@ -631,8 +631,7 @@ def test_an_image_is_fresh_for_no_longer_than_the_redirect_that_leads_to_it(
 ) -> None:
     kept = "Cache-Control: max-age=3600"
     answer = whole(BODY, kept) if changed else head('ETag: "old"', kept, status="304 Not Modified")
-    moved = head("Location: /b.png", "Content-Length: 0", redirect, status="302 Found")
-    with Scripted(plays(moved), plays(answer)) as server:
+    with Scripted(plays(moved("/b.png", redirect)), plays(answer)) as server:
         asked = known(server, house)
         target = parse(server.url("/b.png")).digest
         result = house.attempt(asked._replace(validators=asked.validators._replace(target=target)))
@@ -641,8 +640,15 @@ def test_an_image_is_fresh_for_no_longer_than_the_redirect_that_leads_to_it(
     assert told.fresh_until == (None if lifetime is None else pytest.approx(told.checked + lifetime, abs=3))
 
 
-def moved(target: str) -> bytes:
-    return head(f"Location: {target}", "Content-Length: 0", status="302 Found")
+def moved(target: str, *fields: str) -> bytes:
+    return head(f"Location: {target}", "Content-Length: 0", *fields, status="302 Found")
+
+
+def saved_before(house: House, server: Server) -> Job:
+    """Save an image, and return the job of the run after."""
+    image = house.saved(job(server))
+    inode = (house.directory.path / image.file).stat().st_ino
+    return job(server, image=image, validators=image.validators, inode=inode)
 
 
 def test_a_redirect_that_leads_elsewhere_is_asked_without_the_validators_of_where_it_led(house: House) -> None:
@@ -654,10 +660,7 @@ def test_a_redirect_that_leads_elsewhere_is_asked_without_the_validators_of_wher
         plays(moved("/second.png")), plays(whole(second, 'ETag: "1"')),
     )  # fmt: skip
     with Scripted(*script) as server:
-        image = house.saved(job(server))
-        state = house.directory.stat("a.png")
-        assert state is not None
-        again = job(server, image=image, validators=image.validators, inode=state.st_ino)
+        again = saved_before(house, server)
         assert isinstance(house.attempt(again), NotModified)
         assert house.saved(again).sha256 == hashlib.sha256(second).hexdigest()
         asked = [request.headers.get("if-none-match") for request in server.requests]
@@ -671,10 +674,7 @@ def test_a_redirect_to_another_signature_leads_to_the_same_image(house: House) -
         plays(moved(second)), plays(head(f"ETag: {TAG}", status="304 Not Modified")),
     )  # fmt: skip
     with Scripted(*script) as server:
-        image = house.saved(job(server))
-        state = house.directory.stat("a.png")
-        assert state is not None
-        again = job(server, image=image, validators=image.validators, inode=state.st_ino)
+        again = saved_before(house, server)
         assert isinstance(house.attempt(again), NotModified)
 
 
@@ -683,14 +683,12 @@ LASTS = "Cache-Control: max-age=60"
 
 
 def test_what_varies_with_anything_does_so_behind_a_redirect_as_well(house: House) -> None:
-    redirect = head("Location: /b.png", "Content-Length: 0", status="302 Found")
-    with Scripted(plays(redirect), plays(whole(BODY, VARIES, LASTS))) as server:
+    with Scripted(plays(moved("/b.png")), plays(whole(BODY, VARIES, LASTS))) as server:
         assert house.saved(job(server)).fresh_until == freshness.NEVER
 
 
 def test_a_redirect_that_varies_with_anything_says_nothing_of_the_image(house: House) -> None:
-    redirect = head("Location: /b.png", "Content-Length: 0", VARIES, LASTS, status="302 Found")
-    with Scripted(plays(redirect), plays(whole(BODY, LASTS))) as server:
+    with Scripted(plays(moved("/b.png", VARIES, LASTS)), plays(whole(BODY, LASTS))) as server:
         assert house.saved(job(server)).fresh_until is None
 
 

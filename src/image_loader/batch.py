@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from image_loader.directory import Directory
 from image_loader.errors import LoaderError, UrlFileError
-from image_loader.index import Index
+from image_loader.index import FILE, Index
 from image_loader.model import (
     Failure,
     Job,
@@ -57,7 +57,7 @@ def run(
         directory = Directory(settings.directory)
         stack.callback(directory.close)
         named = settings.index_file
-        path = named or directory.hidden / "index.sqlite3"
+        path = named or directory.hidden / FILE
         index = stack.enter_context(Index(path, settings.flush_interval, stop.is_set, named=named is not None))
         yield from _Run(settings, directory, index, stack, tick).outcomes(chain(first, lines), stop)
 

@@ -20,7 +20,9 @@ from typing import Self
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
 from image_loader.model import Image, Reason, Resume, Validators
 
-_HIDDEN = ".image_loader"
+HIDDEN = ".image_loader"
+"""The folder of the output directory that is ours."""
+
 _MAX_NAME_BYTES = 255
 _MODE = 0o666
 _LOCK_PATIENCE = 0.05
@@ -91,10 +93,10 @@ class Directory:
         What a killed run left behind is removed. Raises ``DirectoryError``.
         """
         self.path = path
-        self.hidden = path / _HIDDEN
+        self.hidden = path / HIDDEN
         self._begun = time.time_ns()
         self._root = os.path.join(os.path.abspath(path), "")
-        self._partials = os.path.join(self._root, _HIDDEN, "partial", "")
+        self._partials = os.path.join(self._root, HIDDEN, "partial", "")
         self._open_partials: dict[str, int] = {}
         self.translating = Translating(self._fault)
         try:

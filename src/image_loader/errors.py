@@ -41,6 +41,13 @@ class OutOfInodesError(DirectoryError):
         self.available = available
 
 
+class OutOfThreadsError(LoaderError):
+    """The system gives not even one thread."""
+
+    def __init__(self) -> None:
+        super().__init__("no thread can be had (ulimit -u, ulimit -v, a container's limit)")
+
+
 class LockedError(Exception):
     """Another process holds the lock of this file."""
 

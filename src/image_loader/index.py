@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
+FILE = "index.sqlite3"
+"""What the index is called where the user names none."""
+
 _MAGIC = b"SQLite format 3\0"
 _APPLICATION_ID = 0x696D6C64
 _VERSION = 2

@@ -24,7 +24,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from image_loader import __version__, batch, urlfile
+from image_loader.directory import HIDDEN
 from image_loader.errors import LoaderError, OptionError, UrlFileError
+from image_loader.index import FILE
 from image_loader.model import Layout, Outcome, Settings
 from image_loader.progress import Bar, Console, LogHandler, OutcomeLog, Tally
 from image_loader.url import redacted
@@ -82,7 +84,6 @@ LAYOUT = Layout.FLAT
 _LOG = logging.getLogger("image_loader")
 # Without any handler, logging prints warnings on standard error: those of ``load`` are for whom its caller says.
 _LOG.addHandler(logging.NullHandler())
-_HIDDEN = ".image_loader"
 _SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -267,8 +268,8 @@ def _check_bundle(path: str | None) -> None:
 def _check_distinct(urls: str, directory: Path, files: Mapping[str, Path | None]) -> None:
     """Raise ``OptionError`` for a file that would be emptied while it is read, or written twice over."""
     used: list[Path | int] = [Path(urls), 0] if urls == urlfile.STANDARD_INPUT else [Path(urls)]
-    hidden = os.path.realpath(directory / _HIDDEN)
-    index = Path(os.path.realpath(files["index"] or directory / _HIDDEN / "index.sqlite3"))
+    hidden = Path(os.path.realpath(directory / HIDDEN))
+    index = Path(os.path.realpath(files["index"] or hidden / FILE))
     # The index comes first: with it, two files are in use that SQLite makes beside it.
     for name in ("index", *(name for name in files if name != "index")):
         path = files[name]

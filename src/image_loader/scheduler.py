@@ -14,7 +14,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
-from image_loader.errors import LoaderError
+from image_loader.errors import LoaderError, OutOfThreadsError
 from image_loader.model import Failure, Job, Reason, Result, Settings
 
 _LOG = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class _Host:
 class Threads(ThreadPoolExecutor):
     """Threads, at most ``most`` of them, and fewer where the system gives no more: they do the work of all.
 
-    Raises ``LoaderError`` where there is not even one.
+    Raises ``OutOfThreadsError`` where there is not even one.
     """
 
     def __init__(self, most: int) -> None:
@@ -175,7 +175,7 @@ class Threads(ThreadPoolExecutor):
             super()._adjust_thread_count()
         except RuntimeError as error:
             if not self._threads:
-                raise LoaderError("no thread can be had (ulimit -u, ulimit -v, a container's limit)") from error
+                raise OutOfThreadsError from error
             if not self._short:
                 _LOG.info("out of threads (ulimit -u, ulimit -v): %d at once", len(self._threads))
             self._short = True

@@ -132,7 +132,7 @@ class Transport:
         """Ask for ``url`` and return its final answer, redirects followed; ``DownloadError`` where there is none.
 
         ``fields`` go with each request. ``condition`` goes only with that for the resource which it is about: the one
-        whose digest is ``target``, else ``url`` itself.
+        whose ``resource`` is ``target``, else ``url`` itself.
         """
         watch = self._watchdog.watch()
         try:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 
-from image_loader.errors import DownloadError, LoaderError
+from image_loader.errors import DownloadError, OutOfThreadsError
 from image_loader.model import Reason
 
 _INTERRUPT_INTERVAL = 0.05  # seconds
@@ -69,7 +69,7 @@ class Watch:
 class Watchdog:
     """One daemon thread for all attempts of a run; each has the same ``timeout`` and ``max_time`` (seconds).
 
-    Raises ``LoaderError`` where no thread can be had: nothing else would keep the deadlines.
+    Raises ``OutOfThreadsError`` where no thread can be had: nothing else would keep the deadlines.
     """
 
     def __init__(self, timeout: float, max_time: float) -> None:
@@ -83,7 +83,7 @@ class Watchdog:
         try:
             threading.Thread(target=self._run, name="image_loader-watchdog", daemon=True).start()
         except RuntimeError as error:
-            raise LoaderError("no thread can be had (ulimit -u, ulimit -v, a container's limit)") from error
+            raise OutOfThreadsError from error
 
     def watch(self) -> Watch:
         """Return a watch whose time runs from now; it is to be closed."""
