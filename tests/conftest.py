@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -22,10 +23,13 @@ import trustme
 from hypothesis import HealthCheck, settings
 
 from image_loader.model import Layout, Settings
+from image_loader.transport import Transport
 from server import Server
 
 SOURCES = Path(__file__).parents[1] / "src"
 MODULE = (sys.executable, "-m", "image_loader")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCES)}
+"""That of a process of its own which imports the package."""
 SUMMARY = re.compile(r"(\d+) URLs?: (\d+) saved(?: \([^)]*\))?, (\d+) fresh, (\d+) skipped, (\d+) failed in [\d.]+ s")
 _FOREIGN = re.compile(r"(?i).*_proxy|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|NETRC|SSL_CERT_.*|NO_COLOR|PYTHONPATH|TQDM_.*")
 
@@ -268,6 +272,37 @@ def new_server() -> Iterator[Callable[..., Server]]:
 def authority() -> trustme.CA:
     """A certificate authority that nobody trusts unless told to."""
     return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def tls(authority: trustme.CA) -> ssl.SSLContext:
+    """The context of a server whose certificate is right."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="session")
+def bundle(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The file to trust it by."""
+    path = tmp_path_factory.mktemp("trust") / "authority.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+@pytest.fixture
+def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep out what would lead requests elsewhere, or lend them passwords."""
+    for name in filter(_FOREIGN.fullmatch, list(os.environ)):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture
+def asking(own_environment: None) -> Iterator[Transport]:
+    """A transport with the settings of most tests."""
+    with closing(Transport(SETTINGS)) as made:
+        yield made
 
 
 @pytest.fixture

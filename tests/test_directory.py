@@ -23,13 +23,12 @@ from typing import TypeVar
 
 import pytest
 
-import image_loader
+from conftest import ENVIRONMENT
 from image_loader import directory as directory_module
 from image_loader.directory import Directory, Partial
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
 from image_loader.model import Reason, Resume, Validators
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(image_loader.__file__).parents[1])}
 HOLD = """
 import sys
 from pathlib import Path

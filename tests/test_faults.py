@@ -492,11 +492,6 @@ def _context(certificate: trustme.LeafCert) -> ssl.SSLContext:
     return context
 
 
-def _bundle(authority: trustme.CA, directory: Path) -> str:
-    authority.cert_pem.write_to_path(directory / "authority.pem")
-    return str(directory / "authority.pem")
-
-
 def _certificate(authority: trustme.CA, fault: str) -> trustme.LeafCert:
     yesterday = datetime.now(UTC) - timedelta(days=1)
     match fault:
@@ -506,30 +501,32 @@ def _certificate(authority: trustme.CA, fault: str) -> trustme.LeafCert:
             return authority.issue_cert("images.test")
         case "unknown authority":
             return trustme.CA().issue_cert("127.0.0.1")
-    return authority.issue_cert("127.0.0.1")
+    raise ValueError(fault)
 
 
 @pytest.mark.parametrize("fault", ["expired", "wrong name", "unknown authority"])
-def test_a_certificate_that_is_not_right_fails_at_once(loader: Loader, authority: trustme.CA, fault: str) -> None:
+def test_a_certificate_that_is_not_right_fails_at_once(
+    loader: Loader, authority: trustme.CA, bundle: str, fault: str
+) -> None:
     with Server(tls=_context(_certificate(authority, fault))) as server:
         url = server.url("/a.png")
-        run = loader.run([url], "--ca-bundle", _bundle(authority, loader.home))
+        run = loader.run([url], "--ca-bundle", bundle)
         assert (run.status, run.row(url)["reason"], run.row(url)["attempts"]) == (1, "tls", 1)
         assert (server.connections, server.requests) == (1, [])
         assert loader.run([url], "--insecure").content(url) == server.image("/a.png")
 
 
-def test_a_certificate_is_trusted_by_its_bundle(loader: Loader, authority: trustme.CA) -> None:
-    with Server(tls=_context(_certificate(authority, "none"))) as server:
-        url, bundle = server.url("/a.png"), _bundle(authority, loader.home)
+def test_a_certificate_is_trusted_by_its_bundle(loader: Loader, tls: ssl.SSLContext, bundle: str) -> None:
+    with Server(tls=tls) as server:
+        url = server.url("/a.png")
         assert loader.run([url]).row(url)["reason"] == "tls"
         assert loader.run([url], "--ca-bundle", bundle).counts == (1, 0, 0, 0)
         assert loader.run([url], "-f", environment={"REQUESTS_CA_BUNDLE": bundle}).counts == (1, 0, 0, 0)
 
 
-def test_a_bundle_that_is_none_is_told_in_plain_words(loader: Loader, authority: trustme.CA) -> None:
+def test_a_bundle_that_is_none_is_told_in_plain_words(loader: Loader, tls: ssl.SSLContext) -> None:
     (loader.home / "none.pem").write_text("no certificate")
-    with Server(tls=_context(_certificate(authority, "none"))) as server:
+    with Server(tls=tls) as server:
         run = loader.run([server.url("/a.png")], "--ca-bundle", "none.pem")
         assert (run.status, server.requests) == (2, [])
     assert "none.pem" in run.stderr
@@ -552,8 +549,8 @@ def test_a_handshake_that_stalls_ends_in_time(loader: Loader) -> None:
     ("behaviour", "reason"),
     [("short-body", "truncated"), ("drip-body", "deadline"), ("stalling-body", "timeout"), ("image", None)],
 )
-def test_faults_within_tls_end_as_without(loader: Loader, authority: trustme.CA, behaviour: str, reason: str) -> None:
-    with Server(tls=_context(_certificate(authority, "none"))) as server:
+def test_faults_within_tls_end_as_without(loader: Loader, tls: ssl.SSLContext, behaviour: str, reason: str) -> None:
+    with Server(tls=tls) as server:
         run = loader.run([server.url(f"/{behaviour}/a.png")], *IMPATIENT, "--insecure")
     assert run.rows[0]["reason"] == reason
 

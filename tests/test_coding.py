@@ -1,0 +1,91 @@
+"""Content codings: undone piece by piece, refused, and bounded."""
+
+from __future__ import annotations
+
+import gzip
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from asking import BODY
+from image_loader.errors import DownloadError
+from image_loader.model import Reason
+from image_loader.transport import coding
+
+
+def _raw(body: bytes) -> bytes:
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return compressor.compress(body) + compressor.flush()
+
+
+def in_pieces(body: bytes, size: int) -> Iterator[bytes]:
+    return (body[start : start + size] for start in range(0, len(body), size))
+
+
+PACKED: dict[str, tuple[str, bytes]] = {
+    "gzip": ("gzip", gzip.compress(BODY)),
+    "x-gzip": ("X-GZip", gzip.compress(BODY)),
+    "members": ("gzip", gzip.compress(BODY[:1000]) + gzip.compress(b"") + gzip.compress(BODY[1000:])),
+    "zlib": (" Deflate ", zlib.compress(BODY)),
+    "raw": ("deflate", _raw(BODY)),
+}
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_coding_is_undone_however_it_is_cut_into_pieces(kind: str, size: int) -> None:
+    name, packed = PACKED[kind]
+    pieces = list(coding.decoded(in_pieces(packed, size), name, 50))
+    assert b"".join(pieces) == BODY
+    assert max(map(len, pieces)) <= 50
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8, 12, 500])
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_coding_that_ends_too_early_is_truncated(kind: str, cut: int) -> None:
+    name, packed = PACKED[kind]
+    with pytest.raises(DownloadError) as caught:
+        b"".join(coding.decoded(in_pieces(packed[:-cut], 64), name, 1000))
+    assert (caught.value.failure.reason, caught.value.failure.passing) == (Reason.TRUNCATED, True)
+
+
+@pytest.mark.parametrize(("name", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("deflate", _raw)])
+def test_what_is_packed_tightly_comes_out_whole_at_every_limit(name: str, pack: Callable[[bytes], bytes]) -> None:
+    """The last byte of raw deflate may stand for kilobytes, of which the limit lets only a part through."""
+    for size in range(4000, 6000, 7):
+        pieces = list(coding.decoded([pack(bytes(size))], name, 4096))
+        assert b"".join(pieces) == bytes(size)
+        assert max(map(len, pieces)) <= 4096
+
+
+@pytest.mark.parametrize("name", ["br", "gzip, gzip", "compress", "gzip;q=1", "chunked", "zstd"])
+def test_a_coding_that_is_not_known_is_refused(name: str) -> None:
+    with pytest.raises(DownloadError) as caught:
+        list(coding.decoded([BODY], name, 1000))
+    assert caught.value.failure.reason is Reason.PROTOCOL
+
+
+@pytest.mark.parametrize("packed", [BODY, gzip.compress(BODY)[:-8] + bytes(8), gzip.compress(BODY) + b"behind"])
+def test_a_coding_that_is_damaged_is_refused(packed: bytes) -> None:
+    with pytest.raises(DownloadError) as caught:
+        list(coding.decoded([packed], "gzip", 1000))
+    assert caught.value.failure.reason is Reason.DAMAGED
+
+
+def test_a_flood_of_empty_members_costs_no_more_than_its_length() -> None:
+    started = time.monotonic()
+    assert b"".join(coding.decoded([gzip.compress(b"") * 400_000], "gzip", 65536)) == b""
+    assert time.monotonic() - started < 10, "with all that follows copied for each member, it takes 50 s"
+
+
+def test_a_bomb_stays_small_in_memory() -> None:
+    packed = gzip.compress(bytes(30_000_000), 9)
+    tracemalloc.start()
+    try:
+        assert sum(map(len, coding.decoded(in_pieces(packed, 65536), "gzip", 65536))) == 30_000_000
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

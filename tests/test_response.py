@@ -1,0 +1,304 @@
+"""Responses, read from one end of a pair of sockets: the head, and where a body ends."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from asking import BODY, CHUNKS, OK, seconds
+from exchange import chunked, head
+from image_loader.errors import DownloadError
+from image_loader.model import Failure, Reason
+from image_loader.transport import coding
+from image_loader.transport import response as response_module
+from image_loader.transport.response import ClosedEarlyError, Response
+
+
+@contextmanager
+def response_to(data: bytes, *, ended: bool = True) -> Iterator[Response]:
+    """Yield the response that reads ``data``; unless ``ended``, its peer stays without a word."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(5)
+        sender = threading.Thread(target=_send, args=(theirs, data, ended), daemon=True)
+        sender.start()
+        yield Response(ours)
+        ours.shutdown(socket.SHUT_RDWR)
+        sender.join()
+
+
+def _send(sink: socket.socket, data: bytes, ended: bool) -> None:
+    with suppress(OSError):
+        sink.sendall(data)
+        if ended:
+            sink.shutdown(socket.SHUT_WR)
+
+
+def read_response(data: bytes, *, ended: bool = True, limit: int = 1000) -> tuple[int, bytes, bool]:
+    """Return the status, the body and whether the connection can be used again."""
+    with response_to(data, ended=ended) as response:
+        response.read_head()
+        body = b"".join(iter(lambda: response.read(limit), b""))
+        return response.status, body, response.reusable
+
+
+def response_refusal(data: bytes) -> Failure:
+    """Return why a response is refused."""
+    with pytest.raises(DownloadError) as caught:
+        read_response(data)
+    return caught.value.failure
+
+
+LENGTH = f"Content-Length: {len(BODY)}\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "reusable"),
+    [
+        (f"{OK}{LENGTH}\r\n".encode() + BODY, True),
+        (f"{OK}{LENGTH}Connection: close\r\n\r\n".encode() + BODY, False),
+        (f"{OK}{LENGTH}Connection: Keep-Alive , CLOSE\r\n\r\n".encode() + BODY, False),
+        (f"{OK}{LENGTH}Connection: upgrade\r\nConnection: close\r\n\r\n".encode() + BODY, False),
+        (f"{OK}{LENGTH}{LENGTH}\r\n".encode() + BODY, True),
+        (f"{OK}Content-Length: {len(BODY)},{len(BODY)}\r\n\r\n".encode() + BODY, True),
+        (f"{OK}{LENGTH}\r\n".encode() + BODY + b"H", False),
+        (f"HTTP/1.0 200 OK\r\n{LENGTH}\r\n".encode() + BODY, False),
+        (f"HTTP/1.0 200 OK\r\n{LENGTH}Connection: keep-alive\r\n\r\n".encode() + BODY, True),
+        (f"HTTP/1.1 200\x20\n{LENGTH}\n".encode() + BODY, True),
+        (f"{OK}Transfer-Encoding: chunked\r\n\r\n".encode() + CHUNKS, True),
+        (f"{OK}Transfer-Encoding: CHUNKED\r\n\r\n".encode() + CHUNKS, True),
+        (f"{OK}Transfer-Encoding: chunked\r\n{LENGTH}\r\n".encode() + CHUNKS, False),
+        (f"{OK}Transfer-Encoding: chunked\r\nContent-Length: 1_0\r\n\r\n".encode() + CHUNKS, False),
+        (f"{OK}Transfer-Encoding: chunked\r\n\r\n".encode() + CHUNKS + b"x", False),
+        (f"{OK}Transfer-Encoding: chunked\r\n\r\n".encode() + CHUNKS[:-2] + b"A: b\r\nC: d\r\n\r\n", True),
+        (
+            f"{OK}Transfer-Encoding: chunked\r\n\r\n000bb8 ;a=\"b\";c\r\n".encode() + BODY + b"\r\n000;last\r\n\r\n",
+            True,
+        ),
+        (f"{OK}\r\n".encode() + BODY, False),
+        (b"HTTP/1.1 100 Continue\r\nContent-Length: 7\r\n\r\nHTTP/1.1 103 Early\r\nTransfer-Encoding: gzip\r\n\r\n"
+         + f"{OK}{LENGTH}\r\n".encode() + BODY, True),
+        (f"{OK}X-Folded: a\r\n\t b\r\n{LENGTH}\r\n".encode() + BODY, True),
+    ],
+)  # fmt: skip
+def test_a_body_ends_where_its_frame_says(data: bytes, reusable: bool) -> None:
+    status, body, again = read_response(data)
+    assert (status, body) == (200, BODY)
+    assert again is reusable
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+@pytest.mark.parametrize(
+    "framing", ["Content-Length: 5", "Transfer-Encoding: chunked", "Transfer-Encoding: gzip", "A: b"]
+)
+def test_a_status_without_a_body_has_none_whatever_it_says(status: str, framing: str) -> None:
+    assert read_response(head(framing, status=status), ended=False) == (int(status[:3]), b"", True)
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        "Content-Length: +5", "Content-Length: -5", "Content-Length: 1_0", "Content-Length: 0x5", "Content-Length: 5.0",
+        "Content-Length: 5 5", "Content-Length:", "Content-Length: 5, 6", "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: 5,", "Content-Length: \xb2", "Content-Length: 9999999999999999999",
+        "Content-Length: 4\r\n 0", "Transfer-Encoding: gzip, chunked", "Transfer-Encoding: chunked, chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", "Transfer-Encoding: identity", "Transfer-Encoding:",
+        "Transfer-Encoding: chunked;a=b", "Transfer-Encoding: \x0bchunked", "Transfer-Encoding:\r\n chunked",
+        "Transfer-Encoding: identity\r\nContent-Length: 5",
+    ],
+)  # fmt: skip
+def test_framing_that_is_not_beyond_doubt_is_refused(framing: str) -> None:
+    failure = response_refusal(head(framing) + b"12345")
+    assert (failure.reason, failure.passing) == (Reason.PROTOCOL, False)
+
+
+def test_chunks_are_refused_in_http_1_0() -> None:
+    failure = response_refusal(head("Transfer-Encoding: chunked", version="HTTP/1.0") + CHUNKS)
+    assert failure.reason is Reason.PROTOCOL
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no colon", ": no name", "Spaced : name", " leading: space", "\tfolded", "A\x00b: c", "A: b\x00c", "A: b\rc: d",
+        "\xe4: b", "A(b): c", "\r",
+    ],
+)  # fmt: skip
+def test_a_header_line_that_is_none_is_refused(line: str) -> None:
+    failure = response_refusal(head(line, f"Content-Length: {len(BODY)}") + BODY)
+    assert (failure.reason, failure.passing) == (Reason.PROTOCOL, False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "HTTP/2 200 OK", "HTTP/1.1 0200 OK", "HTTP/1.1 20 OK", "HTTP/1.1  200 OK", "HTTP/1.1 200OK",
+        "HTTP/1.1 099 Low",
+        "HTTP/1.1 2_0 OK", "HTTP/1.1 +20 OK", "http/1.1 200 OK", " HTTP/1.1 200 OK", "HTTP/1.1\t200 OK",
+        "HTTP/11 200 OK",
+        "HTTP/1.1 200 O\x00K", "HTTP/1.1 200 O\rK", "", "HTTP/1.1 101 Switching Protocols", "SSH-2.0-OpenSSH_9.2",
+    ],
+)  # fmt: skip
+def test_a_status_line_that_is_none_is_refused(line: str) -> None:
+    failure = response_refusal(f"{line}\r\n{LENGTH}\r\n".encode() + BODY)
+    assert (failure.reason, failure.passing) == (Reason.PROTOCOL, False)
+
+
+@pytest.mark.parametrize(
+    "size", ["zz", "-3", "+3", "0x3", "3_0", "", " 3", ";a", "f" * 16, "3\x00", "3 3", "\xb2"]
+)  # fmt: skip
+def test_a_chunk_size_that_is_no_number_is_refused(size: str) -> None:
+    failure = response_refusal(head("Transfer-Encoding: chunked") + f"{size}\r\nabc\r\n0\r\n\r\n".encode("latin-1"))
+    assert failure.reason is Reason.PROTOCOL
+
+
+@pytest.mark.parametrize("length", [len(BODY) // 2, len(BODY) - 1, 0])
+def test_a_body_shorter_than_its_length_is_truncated(length: int) -> None:
+    failure = response_refusal(f"{OK}{LENGTH}\r\n".encode() + BODY[:length])
+    assert (failure.reason, failure.passing) == (Reason.TRUNCATED, True)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4, 5, 6, 100, 700, 710])
+def test_chunks_that_end_anywhere_but_at_their_end_fail_and_may_be_tried_again(cut: int) -> None:
+    failure = response_refusal(head("Transfer-Encoding: chunked") + CHUNKS[:-cut])
+    assert failure.reason in (Reason.TRUNCATED, Reason.PROTOCOL)
+    assert failure.passing
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_a_head_that_is_cut_off_fails_and_may_be_tried_again(cut: int) -> None:
+    failure = response_refusal(f"{OK}{LENGTH}\r\n".encode()[:-cut])
+    assert (failure.reason, failure.passing) == (Reason.PROTOCOL, True)
+
+
+def test_no_answer_at_all_is_told_apart_from_a_bad_one() -> None:
+    with response_to(b"") as response, pytest.raises(ClosedEarlyError):
+        response.read_head()
+
+
+def test_a_chunk_longer_than_its_size_never_becomes_a_body() -> None:
+    failure = response_refusal(head("Transfer-Encoding: chunked") + b"3\r\nabcde\r\n0\r\n\r\n")
+    assert failure.reason is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 200 " + b"O" * 200_000,
+        OK.encode() + b"X: " + b"x" * 200_000,
+        OK.encode() + b"X: y\r\n" * 100_000,
+        OK.encode() + b"X:\r\n" + b" \n" * 200_000,
+        head("Transfer-Encoding: chunked") + b"3;" + b"x" * 200_000,
+        head("Transfer-Encoding: chunked") + b"0\r\n" + b"X: y\r\n" * 100_000,
+    ],
+)
+def test_a_head_or_a_chunk_size_or_a_trailer_without_end_is_refused(data: bytes) -> None:
+    assert response_refusal(data).reason is Reason.PROTOCOL
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"X: " + b" " * 600 + b"\x00",
+        b"X: a" + b" " * 6000 + b"b",
+        b"X: a" + b"\t " * 3000 + b"b",
+        b"X: a\r\n " + b" " * 600 + b"\x00",
+        b"X: a\r\n b" + b" " * 6000 + b"b",
+    ],
+)
+def test_a_line_of_spaces_is_read_in_an_instant(line: bytes) -> None:
+    def read() -> None:
+        with response_to(OK.encode() + line + b"\r\nContent-Length: 0\r\n\r\n") as response, suppress(DownloadError):
+            response.read_head()
+
+    assert seconds(read) < 0.1
+
+
+@pytest.mark.parametrize("line", [b"a:\n", b"a: b\n", b"a:\n" + b" \n" * 2])
+def test_a_quarter_of_a_megabyte_of_tiny_header_lines_is_read_in_an_instant(line: bytes) -> None:
+    def read() -> None:
+        with response_to(OK.encode() + line * (250_000 // len(line)) + b"\n") as response, suppress(DownloadError):
+            response.read_head()
+
+    assert seconds(read) < 0.4
+
+
+def test_repeated_fields_are_joined_and_spaces_around_values_dropped() -> None:
+    with response_to(head("A:\t x  y \t", "a: z", "B:", "C: \xe4")) as response:
+        response.read_head()
+        assert response.fields == {"a": "x  y, z", "b": "", "c": "\xe4"}
+
+
+def test_a_head_that_is_read_at_once_is_the_same_as_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(data: bytes, limit: int) -> tuple[int, Mapping[str, str]] | str:
+        monkeypatch.setattr(response_module, "_USUAL_HEAD", limit)
+        with response_to(data) as response:
+            try:
+                response.read_head()
+            except (DownloadError, ClosedEarlyError) as error:
+                return f"{type(error)}: {error}"
+            return response.status, response.fields
+
+    draw, understood = random.Random(1), 0
+    statuses = [
+        "200 OK",
+        "200 OK",
+        "304",
+        "404 ",
+        "103 Early",
+        "20 OK",
+        "200\tOK",
+        "200 \xc4",
+        "200 O\nK",
+        "200 OK\r",
+        "99 no",
+    ]
+    usual = ["A: b", "a:c", "B-2: \t d: e \t", "B:"]
+    odd = ["C : x", " folded", ": x", "no colon", "D: \0", "\xc4: x", "E: \xc4\r", "\n"]
+    for _ in range(1000):
+        lines = [*draw.sample(usual, draw.randrange(3)), *draw.sample(usual + odd, draw.randrange(3))]
+        data = head(*lines, status=draw.choice(statuses)) + head()
+        at_once = read(data, 8192)
+        assert at_once == read(data, 0), data
+        understood += not isinstance(at_once, str)
+    assert 200 < understood < 800
+
+
+def test_a_body_that_has_arrived_is_passed_over_and_one_that_has_not_is_not_waited_for() -> None:
+    with response_to(head("Content-Length: 5", status="302 Found") + b"12345", ended=False) as response:
+        response.read_head()
+        response.skip_buffered()
+        assert response.reusable
+    with response_to(head("Content-Length: 5", status="302 Found") + b"123", ended=False) as response:
+        response.read_head()
+        response.skip_buffered()
+        assert not response.reusable
+
+
+def test_no_bytes_at_all_raise_anything_but_what_is_said() -> None:
+    draw = random.Random(1)
+    pieces = [b"", b"\r\n", b"\n", b":", b" ", b"0", b"f", b"\xff", b"\0", b","]
+    seeds = [
+        head("Content-Length: 24", "Content-Encoding: gzip") + gzip.compress(b"body"),
+        head("Transfer-Encoding: chunked", "A: b\r\n c") + chunked(b"body" * 9, 7) + b"0\r\nA: b\r\n\r\n",
+        head("A: b", status="103 Early") + head("Content-Length: 3,3", status="302 Found", version="HTTP/1.0") + b"abc",
+    ]
+    for _ in range(1500):
+        data = bytearray(draw.choice(seeds))
+        for _ in range(draw.randrange(1, 6)):
+            place = draw.randrange(len(data))
+            data[place : place + draw.randrange(3)] = draw.choice(pieces)
+        ours, theirs = socket.socketpair()
+        with ours, theirs, suppress(DownloadError, ClosedEarlyError):
+            theirs.sendall(data)
+            theirs.shutdown(socket.SHUT_WR)
+            response = Response(ours)
+            response.read_head()
+            body = iter(lambda response=response: response.read(100), b"")  # type: ignore[misc]
+            b"".join(coding.decoded(body, response.fields.get("content-encoding", ""), 100))

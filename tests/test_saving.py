@@ -1,0 +1,161 @@
+"""What the command leaves on the disk, and under which names."""
+
+from __future__ import annotations
+
+import random
+import re
+import stat
+from collections.abc import Callable
+
+import pytest
+
+from conftest import Loader, leftovers, urls_of
+from server import Server
+
+# What is saved ----------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_file_has_the_time_of_its_last_modified(server: Server, loader: Loader) -> None:
+    loader.run([server.url("/a.png")])
+    assert (loader.directory / "a.png").stat().st_mtime == 1_600_000_000
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
+def test_the_mode_of_a_file_follows_the_umask(server: Server, loader: Loader, umask: int, mode: int) -> None:
+    loader.run([server.url("/a.png")], umask=umask)
+    assert stat.S_IMODE((loader.directory / "a.png").stat().st_mode) == mode
+
+
+def test_what_others_keep_in_the_directory_stays(server: Server, loader: Loader) -> None:
+    loader.directory.mkdir()
+    (loader.directory / "notes.txt").write_text("mine")
+    loader.run([server.url("/a.png")])
+    assert loader.run([server.url("/a.png")]).files == {"a.png", "notes.txt"}
+
+
+def test_nothing_but_the_images_and_the_hidden_folder_is_left(server: Server, loader: Loader) -> None:
+    run = loader.run(urls_of(server, 5))
+    assert {path.name for path in loader.directory.iterdir()} == {".image_loader", *run.files}
+    assert leftovers(loader.directory) == []
+
+
+def test_the_extension_is_that_of_the_type(server: Server, loader: Loader) -> None:
+    targets = ["/photo.php", "/photo.php?id=2", "/noname/", "/", "/thumb", "/image.svgz.exe"]
+    run = loader.run([server.url(target) for target in targets])
+    assert run.counts == (6, 0, 0, 0)
+    assert all(name.endswith(".png") for name in run.files)
+
+
+@pytest.mark.parametrize("layout", ["flat", "host", "hash"])
+def test_a_layout_gives_each_image_its_place(server: Server, loader: Loader, layout: str) -> None:
+    place = {"flat": "", "host": rf"127\.0\.0\.1_{server.port}/", "hash": "[0-9a-f]{2}/[0-9a-f]{2}/"}[layout]
+    for counts in ((5, 0, 0, 0), (0, 5, 0, 0)):
+        run = loader.run(urls_of(server, 5), "--layout", layout)
+        assert run.counts == counts
+        assert all(re.fullmatch(place + r"000\d\.png", file) for file in run.files), run.files
+
+
+def test_verify_refuses_what_is_no_whole_image(server: Server, loader: Loader) -> None:
+    pytest.importorskip("PIL", reason="takes the extra `verify`")
+    server.headers["/odd.png"] = {"Content-Type": "image/jpeg"}
+    good, odd, short = server.url("/a.png"), server.url("/odd.png"), server.url("/short-unframed/b.png")
+    run = loader.run([good, odd, short], "--verify")
+    assert [run.row(url)["reason"] for url in (good, odd, short)] == [None, None, "damaged"]
+
+
+def test_verify_keeps_the_old_image_from_a_damaged_one(server: Server, loader: Loader) -> None:
+    pytest.importorskip("PIL", reason="takes the extra `verify`")
+    url = server.url("/damaged/a.png")
+    server.healthy = True
+    loader.run([url], "--verify")
+    server.healthy, server.versions["/damaged/a.png"] = False, 1
+    run = loader.run([url], "--verify")
+    assert run.row(url)["reason"] in ("damaged", "not-an-image")
+    server.versions["/damaged/a.png"] = 0
+    assert (loader.directory / "a.png").read_bytes() == server.image("/damaged/a.png")
+    assert leftovers(loader.directory) == []
+
+
+# Names ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_name_from_many_hosts_gives_as_many_files(new_server: Callable[..., Server], loader: Loader) -> None:
+    servers = [new_server(name=str(number)) for number in range(10)]
+    urls = [server.url(f"/{folder}/photo.png") for server in servers for folder in range(10)]
+    first = loader.run(urls)
+    assert (first.counts, len(first.files)) == ((100, 0, 0, 0), 100)
+    random.Random(1).shuffle(urls)
+    second = loader.run(urls)
+    assert second.counts == (0, 100, 0, 0)
+    for server in servers:
+        for folder in range(10):
+            assert second.content(server.url(f"/{folder}/photo.png")) == server.image(f"/{folder}/photo.png")
+
+
+def test_names_that_a_file_system_may_take_for_one_give_two_files(server: Server, loader: Loader) -> None:
+    names = [
+        "a.png",
+        "A.png",
+        "a.PNG",
+        "caf%C3%A9.png",
+        "cafe%CC%81.png",
+        "x.png?1",
+        "x.png?2",
+        "stra%C3%9Fe.png",
+        "STRASSE.png",
+    ]
+    run = loader.run([server.url(f"/{name}") for name in names])
+    assert run.counts == (len(names), 0, 0, 0)
+    assert len({name.casefold() for name in run.files}) == len(names)
+    assert all(run.content(server.url(f"/{name}")) == server.image(f"/{name}") for name in names)
+
+
+HOSTILE = [
+    "../a.png",
+    "..%2fa.png",
+    "%2e%2e%2fa.png",
+    "%252e%252e%252fa.png",
+    "..%5ca.png",
+    "a%00.png",
+    "%1b%5b31m.png",
+    "%e2%80%aegnp.exe.png",
+    "x" * 300 + ".png",
+    "%e2%82%ac" * 85 + ".png",
+    "%ff%fe.png",
+    ".",
+    "..",
+    "%2e",
+    "-rf.png",
+    ".hidden.png",
+    ".image_loader",
+    ".image_loader%2findex.sqlite3",
+    "index.sqlite3",
+    "a%0ab.png",
+    "%20.png",
+    "con.png",
+    "a.png/",
+    "%2fetc%2fpasswd.png",
+    "a:b.png",
+    "a*b%3f.png",
+    "%7f.png",
+    "a%e2%80%a8b.png",
+]
+
+
+@pytest.mark.parametrize("layout", ["flat", "hash"])
+def test_a_hostile_name_gives_a_safe_visible_file_inside_the_directory(
+    server: Server, loader: Loader, layout: str
+) -> None:
+    urls = [server.url(f"/{number}/{name}") for number, name in enumerate(HOSTILE)]
+    run = loader.run(urls, "--layout", layout, "-vv")
+    assert run.counts == (len(urls), 0, 0, 0)
+    assert len(run.files) == len(urls)
+    for file in run.files:
+        name = file.rpartition("/")[2]
+        assert name.isprintable(), file
+        assert name[0] not in ".- "
+        assert len(name.encode()) <= 255
+        assert "\\" not in name
+    assert {path.name for path in loader.home.iterdir()} == {"images", "rows.jsonl", "urls-1.txt"}
+    assert "\x1b" not in run.stderr
+    assert "\u202e" not in run.stderr

@@ -1,0 +1,150 @@
+"""TLS: whom to trust, and which ends are whole."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import ssl
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trustme
+from urllib3.util import create_urllib3_context
+
+from asking import BODY, CHUNKS, get, refusal, transport
+from conftest import SETTINGS
+from exchange import PNG, End, head, length, whole
+from image_loader import transport as transport_module
+from image_loader.errors import OptionError
+from image_loader.model import Reason
+from image_loader.transport import Transport
+from server import Scripted, Server, plays
+
+pytestmark = pytest.mark.usefixtures("own_environment")
+
+
+def test_an_error_of_tls_is_final(tls: ssl.SSLContext) -> None:
+    with transport() as asking, Server(tls=tls) as secure, Server() as plain:
+        untrusted = refusal(asking, secure.url("/a"))
+        no_tls = refusal(asking, f"https://127.0.0.1:{plain.port}/a")
+    for failure in (untrusted, no_tls):
+        assert (failure.reason, failure.passing) == (Reason.TLS, False)
+    assert "not trusted" in untrusted.detail
+    assert secure.requests == plain.requests == []
+
+
+def test_the_name_in_the_certificate_has_to_be_that_of_the_url(authority: trustme.CA, bundle: str) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    with transport(ca_bundle=bundle) as asking, Server(tls=context) as server:
+        assert refusal(asking, server.url("/a")).reason is Reason.TLS
+        assert get(asking, f"https://localhost:{server.port}/a").status == 200
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_the_environment_says_whom_to_trust(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, bundle)
+    with transport() as asking, Server(tls=tls) as server:
+        assert get(asking, server.url("/a")).status == 200
+
+
+def test_an_option_goes_before_the_environment(
+    tls: ssl.SSLContext, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(str(other))
+    with Server(tls=tls) as server:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other))
+        with transport() as asking:
+            assert refusal(asking, server.url("/a")).reason is Reason.TLS
+        with transport(ca_bundle=bundle) as asking:
+            assert get(asking, server.url("/a")).status == 200
+        with transport(insecure=True) as asking:
+            assert get(asking, server.url("/a")).status == 200
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", bundle)
+        with transport(ca_bundle=str(other)) as asking:
+            assert refusal(asking, server.url("/a")).reason is Reason.TLS
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nx\n"])
+def test_a_file_of_certificates_that_is_none_ends_the_run(
+    tls: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    path = tmp_path / "none.pem"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    with transport() as asking, Server(tls=tls) as server, pytest.raises(OptionError, match=re.escape(str(path))):
+        get(asking, server.url("/a"))
+
+
+def test_an_option_that_names_no_certificates_leaves_no_thread(tmp_path: Path) -> None:
+    (tmp_path / "none.pem").touch()
+    before = set(threading.enumerate())
+    with pytest.raises(OptionError, match=r"none\.pem"):
+        Transport(SETTINGS._replace(ca_bundle=str(tmp_path / "none.pem")))
+    assert set(threading.enumerate()) <= before
+
+
+def test_an_unframed_body_within_tls_is_whole_only_after_a_farewell(
+    tls: ssl.SSLContext, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 9112, 9.8: whoever stands in between could cut it short by closing the connection."""
+
+    def lenient_context() -> ssl.SSLContext:
+        """Make a context as Python up to 3.11.2 makes it."""
+        context = create_urllib3_context()
+        context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+        return context
+
+    monkeypatch.setattr(transport_module, "create_urllib3_context", lenient_context)
+    own = shutil.copy(bundle, tmp_path)  # No context was made for it yet.
+    with transport(ca_bundle=str(own)) as asking, Scripted(plays(head(PNG) + BODY, End.CLOSE), tls=tls) as server:
+        failure = refusal(asking, server.url("/a"))
+    assert (failure.reason, failure.passing) == (Reason.TRUNCATED, True)
+
+
+def test_an_unframed_body_within_tls_is_whole_after_a_farewell(tls: ssl.SSLContext, bundle: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, transport(ca_bundle=bundle) as asking:
+
+        def serve() -> None:
+            accepted, _ = listener.accept()
+            accepted.settimeout(5)
+            with tls.wrap_socket(accepted, server_side=True) as secure, suppress(OSError):
+                secure.recv(65536)
+                secure.sendall(head(PNG) + BODY)
+                secure.unwrap()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert get(asking, f"https://127.0.0.1:{listener.getsockname()[1]}/a").body == BODY
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("data", "reasons"),
+    [
+        (b"", {Reason.CONNECT}),
+        (b"HTTP/1.1 20", {Reason.PROTOCOL}),
+        (head(PNG, length(BODY))[:-9], {Reason.PROTOCOL}),
+        (whole(BODY)[:-9], {Reason.TRUNCATED}),
+        (head(PNG, "Transfer-Encoding: chunked") + CHUNKS[:-5], {Reason.TRUNCATED}),
+        (head(PNG, "Transfer-Encoding: chunked") + CHUNKS[:-2], {Reason.TRUNCATED, Reason.PROTOCOL}),
+    ],
+)
+@pytest.mark.parametrize("end", [End.CLOSE, End.RESET])
+def test_a_connection_lost_within_tls_is_no_error_of_tls(
+    tls: ssl.SSLContext, bundle: str, data: bytes, reasons: set[Reason], end: End
+) -> None:
+    with (
+        transport(ca_bundle=bundle) as asking,
+        Scripted(plays(*([data, 0.05] if data else []), end), tls=tls) as server,
+    ):
+        failure = refusal(asking, server.url("/a"))
+    assert failure.reason in reasons | ({Reason.CONNECT, Reason.TRUNCATED} if end is End.RESET else set())
+    assert failure.passing
