@@ -55,6 +55,16 @@ def test_a_layout_gives_each_image_its_place(server: Server, loader: Loader, lay
         assert all(re.fullmatch(place + r"000\d\.png", file) for file in run.files), run.files
 
 
+def test_names_are_the_same_in_every_locale(server: Server, loader: Loader) -> None:
+    old = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    urls = [server.url(target) for target in ("/\u0142\xe4.png", "/\u0142/\u732b.png")]
+    for environment, saved in ((old, 2), ({}, 0), (old, 0)):
+        run = loader.run(urls, "-vv", "--report", "page.html", environment=environment)
+        assert run.counts == (saved, 2 - saved, 0, 0)
+        assert run.files == {"\u0142\xe4.png", "\u732b.png"}
+        assert "%C5%82%C3%A4.png" in (loader.home / "page.html").read_text()
+
+
 def test_verify_refuses_what_is_no_whole_image(server: Server, loader: Loader) -> None:
     pytest.importorskip("PIL", reason="takes the extra `verify`")
     server.headers["/odd.png"] = {"Content-Type": "image/jpeg"}

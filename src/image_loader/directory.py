@@ -97,6 +97,7 @@ class Directory:
         self._begun = time.time_ns()
         self._root = os.path.join(os.path.abspath(path), "")
         self._partials = os.path.join(self._root, HIDDEN, "partial", "")
+        self._root_bytes = os.fsencode(self._root)
         self._open_partials: dict[str, int] = {}
         self.translating = Translating(self._fault)
         try:
@@ -114,7 +115,7 @@ class Directory:
     def stat(self, file: str) -> os.stat_result | None:
         """Return the state of a regular file; None where there is none, or a link, directory or FIFO in its place."""
         try:
-            state = os.lstat(self._root + file)
+            state = os.lstat(self._place(file))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -185,10 +186,10 @@ class Directory:
     def replace(self, path: str, file: str) -> None:
         """Give the partial file at ``path`` its image's name; the folders of the layout are made on demand."""
         try:
-            os.replace(path, self._root + file)
+            os.replace(path, self._place(file))
         except FileNotFoundError:
             self._make_folders(file)
-            os.replace(path, self._root + file)
+            os.replace(path, self._place(file))
 
     def forget(self, path: str) -> None:
         """Take note that a partial file is no longer open."""
@@ -227,7 +228,11 @@ class Directory:
         for index, character in enumerate(file):
             if character == "/":
                 with suppress(FileExistsError):
-                    os.mkdir(self._root + file[:index])
+                    os.mkdir(self._place(file[:index]))
+
+    def _place(self, file: str) -> bytes:
+        """Return the path of an image: names are UTF-8, whatever the locale has, which may not have their letters."""
+        return self._root_bytes + file.encode()
 
     def _partial_path(self, key: str) -> str:
         return self._partials + hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -266,7 +271,7 @@ class Directory:
         return DirectoryError(f"{self._subject(error)}: {error.strerror}; {way_out}, or name another directory")
 
     def _subject(self, error: OSError) -> str:
-        return str(error.filename2 or error.filename or self.path)
+        return os.fsdecode(error.filename2 or error.filename or self.path)
 
     def _is_usable(self) -> bool:
         return all(os.access(path, os.W_OK | os.X_OK) for path in (self._root, self._partials))

@@ -263,7 +263,7 @@ class _Failures:
 
 def _picture(outcome: Outcome, prefix: str) -> _Picture:
     file, url = outcome.file or "", shortened(redacted(outcome.url))
-    address = quote(os.fsencode(f"{prefix}/{file}"))
+    address = quote(os.fsencode(f"{prefix}/") + file.encode())
     return _Picture(printable(file), address, url, outcome.bytes, new=outcome.status is Status.SAVED)
 
 
