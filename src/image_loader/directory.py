@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
+from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError, is_exhausted
 from image_loader.model import Image, Reason, Resume, Validators
 
 HIDDEN = ".image_loader"
@@ -32,7 +32,6 @@ _READ_SIZE = 1 << 18
 _REOPEN = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN = _REOPEN | os.O_CREAT
 
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE}
 _OF_ONE_FILE = {
     errno.EACCES,
     errno.EBUSY,
@@ -255,7 +254,7 @@ class Directory:
 
     def _fault(self, error: OSError) -> DirectoryError | DownloadError:
         text = f"{self._subject(error)}: {error.strerror}"
-        if error.errno in _EXHAUSTED:
+        if is_exhausted(error):
             return DownloadError(Reason.WRITE, text, passing=True, exhausted=True)
         if error.errno in _OF_ONE_FILE and self._is_usable():
             return DownloadError(Reason.WRITE, text)

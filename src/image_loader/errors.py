@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from image_loader.model import Failure, Reason, Resume
@@ -80,3 +81,8 @@ class DownloadError(Exception):
     def happened_at(self, place: str) -> None:
         """Name the place where it happened, which is not the server asked for."""
         self.failure = self.failure._replace(detail=f"{place}: {self.failure.detail}")
+
+
+def is_exhausted(error: OSError | None) -> bool:
+    """Whether an error says that there is no file descriptor left, for this process or for any."""
+    return error is not None and error.errno in (errno.EMFILE, errno.ENFILE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import re
@@ -13,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
-from image_loader.errors import DownloadError, OptionError
+from image_loader.errors import DownloadError, OptionError, is_exhausted
 from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
 from image_loader.model import Reason
 
@@ -113,7 +112,7 @@ def verify(path: str, media_type: str) -> str | None:
         with Path(path).open("rb") as file:
             found = _raster_type(file) or _svg_type(file)
     except OSError as error:
-        exhausted = error.errno in {errno.EMFILE, errno.ENFILE}
+        exhausted = is_exhausted(error)
         detail = f"cannot be read back: {error.strerror}"
         raise DownloadError(Reason.WRITE, detail, passing=exhausted, exhausted=exhausted) from error
     return None if EXTENSIONS[found] == extension(media_type) else found

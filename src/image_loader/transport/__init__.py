@@ -20,7 +20,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import create_urllib3_context
 from urllib3.util.proxy import connection_requires_http_tunnel
 
-from image_loader.errors import DownloadError, OptionError
+from image_loader.errors import DownloadError, OptionError, is_exhausted
 from image_loader.model import Reason, Settings
 from image_loader.transport import coding, connection
 from image_loader.transport.connection import StaleConnectionError
@@ -296,7 +296,7 @@ def _tls_context(verify: bool | str | None) -> ssl.SSLContext:  # noqa: FBT001 (
     try:
         context.load_verify_locations(**{"capath" if Path(path).is_dir() else "cafile": path})
     except OSError as error:
-        if connection.is_exhausted(error):
+        if is_exhausted(error):
             raise connection.connect_error(error) from error
         raise OptionError(f"{path}: no certificates can be read from it; name another with --ca-bundle") from error
     return context

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import os
 import queue
@@ -16,12 +15,11 @@ from typing import Any, cast
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from image_loader.errors import DownloadError
+from image_loader.errors import DownloadError, is_exhausted
 from image_loader.model import Reason
 from image_loader.transport.response import ClosedEarlyError, NoStatusLineError, Response, is_torn
 from image_loader.transport.watchdog import Watch
 
-_OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # What IANA has given out so far, less what Python 3.11 does not yet know to be reserved (RFC 9637).
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
@@ -272,11 +270,6 @@ def _connect(sock: socket.socket, address: Any, connection: WatchedConnection, t
         sock.close()
         raise
     return sock
-
-
-def is_exhausted(error: OSError | None) -> bool:
-    """Whether an error says that there are no descriptors left."""
-    return error is not None and error.errno in _OUT_OF_DESCRIPTORS
 
 
 def _lack_of_descriptors() -> OSError | None:
