@@ -45,8 +45,9 @@ SETTINGS = Settings(
 CLOCK_STEP = 0.02
 """Seconds after which a file system's clock, which is behind by some milliseconds, tells a later time than ours did."""
 
-# A shell that starts the tests in the background has them, and all that they start, ignore SIGINT.
+# A shell that starts the tests in the background has them, and all that they start, ignore SIGINT; nohup, SIGHUP.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A test is about what is right; how long it takes is the machine's matter.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
