@@ -113,7 +113,15 @@ def test_an_older_file_without_a_row_is_replaced(server: Server, directory: Path
     assert (directory / "a.png").read_bytes() == server.image("/image/a.png")
 
 
-@pytest.mark.parametrize("harm", [lambda path: path.write_bytes(b""), lambda path: (path.unlink(), path.mkdir())])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:99]),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+    ids=["emptied", "cut", "a directory"],
+)
 def test_what_is_no_image_in_its_place_is_not_adopted(
     server: Server, directory: Path, harm: Callable[[Path], Any]
 ) -> None:

@@ -508,6 +508,15 @@ def test_name_that_cannot_be_had_fails_that_image(directory: Directory, file: st
     assert is_old(directory)
 
 
+def test_folder_on_another_file_system_fails_its_images_alone(mount: Callable[[str], Path], tmp_path: Path) -> None:
+    mount("size=1m")
+    directory = Directory(tmp_path)
+    with pytest.raises(DownloadError, match="cross-device"):
+        save(directory, "mounted/a.jpg", b"new")
+    save(directory, "elsewhere/a.jpg", b"new")
+    assert partials(directory) == []
+
+
 def test_folder_that_may_not_be_written_fails_its_images_alone(directory: Directory) -> None:
     save(directory, "host/a.jpg", b"old")
     (directory.path / "host").chmod(0o555)

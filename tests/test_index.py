@@ -622,6 +622,15 @@ def test_a_row_that_makes_no_sense_counts_as_damage(path: Path, change: str) -> 
         assert anew.look_up(digests) == {}
 
 
+def test_a_digest_that_leads_to_the_row_of_another_counts_as_damage(path: Path) -> None:
+    digests = fill(path, 3)
+    content = bytearray(path.read_bytes())
+    content[content.index(digests[2] + bytes([3])) + len(digests[2])] = 2  # In the index of digests: its row.
+    path.write_bytes(content)
+    with Index(path, NEVER) as index, pytest.raises(IndexFileError, match="damaged and was moved aside"):
+        index.look_up(digests[2:])
+
+
 @pytest.mark.parametrize("byte", [b"1", b"\xff"])
 def test_a_schema_that_is_damaged_is_begun_anew(path: Path, byte: bytes) -> None:
     digests = fill(path, 3)

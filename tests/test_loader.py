@@ -348,6 +348,22 @@ def test_a_directory_that_is_a_file_ends_the_run(server: Server, loader: Loader)
     assert str(loader.directory) in run.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["images"], ["{home}/images", "--failed", "failed.txt"], ["{home}/images", "--index", "index.sqlite3"]],
+)
+def test_a_current_directory_that_is_gone_ends_the_run(loader: Loader, arguments: list[str]) -> None:
+    (loader.home / "gone").mkdir()
+    (loader.home / "urls.txt").touch()
+    script = ("sh", "-c", 'rmdir ../gone; exec "$@"', "sh", *MODULE, str(loader.home / "urls.txt"))
+    command = [*script, *(argument.format(home=loader.home) for argument in arguments)]
+    ended = subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=loader.home / "gone", env=ENVIRONMENT
+    )
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "No such file or directory" in ended.stderr
+
+
 # The list ---------------------------------------------------------------------------------------------------------
 
 

@@ -226,4 +226,6 @@ def test_a_terminal_shows_progress_unless_told_not_to(server: Server, loader: Lo
 
 def test_a_file_shows_progress_only_when_told_to(server: Server, loader: Loader) -> None:
     assert loader.run(urls_of(server, 5)).stderr == ""
-    assert "5/5" in loader.run(urls_of(server, 5), "--progress").stderr
+    # The settings of another program, one of them no number.
+    for environment in ({}, {"TQDM_MININTERVAL": "often", "TQDM_DISABLE": "1"}):
+        assert "5/5" in loader.run(urls_of(server, 5), "--progress", environment=environment).stderr

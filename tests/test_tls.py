@@ -83,6 +83,19 @@ def test_a_file_of_certificates_that_is_none_ends_the_run(
         get(asking, server.url("/a"))
 
 
+def test_keys_that_cannot_be_logged_end_the_run_in_plain_words(
+    tls: ssl.SSLContext, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = shutil.copy(bundle, tmp_path / "never-read-before.pem")
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "missing" / "keys"))
+    with (
+        Server(tls=tls) as server,
+        pytest.raises(OptionError, match="SSLKEYLOGFILE"),
+        transport(ca_bundle=own) as asking,
+    ):
+        get(asking, server.url("/a"))
+
+
 def test_an_option_that_names_no_certificates_leaves_no_thread(tmp_path: Path) -> None:
     (tmp_path / "none.pem").touch()
     before = set(threading.enumerate())

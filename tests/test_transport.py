@@ -77,6 +77,15 @@ def test_a_netrc_in_another_encoding_ends_the_run_in_plain_words(asking: Transpo
         get(asking, "http://127.0.0.1:9/a")
 
 
+def test_a_netrc_with_letters_that_cannot_be_sent_ends_the_run_in_plain_words(
+    asking: Transport, tmp_path: Path
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login \u65e5 password pass\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    with pytest.raises(OptionError, match=r"\.netrc.*Latin-1"):
+        get(asking, "http://127.0.0.1:9/a")
+
+
 def redirect_to(location: str, status: str = "302 Found") -> Callable[[Request], Iterable[Any]]:
     return plays(head(f"Location: {location}", "Content-Length: 0", status=status))
 

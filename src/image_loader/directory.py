@@ -46,6 +46,7 @@ _OF_ONE_FILE = {
     errno.ENOTDIR,
     errno.ENOTEMPTY,
     errno.EPERM,
+    errno.EXDEV,
 }
 _WAYS_OUT = {
     errno.EACCES: "grant the right to write there",
@@ -94,12 +95,12 @@ class Directory:
         self.path = path
         self.hidden = path / HIDDEN
         self._begun = time.time_ns()
-        self._root = os.path.join(os.path.abspath(path), "")
-        self._partials = os.path.join(self._root, HIDDEN, "partial", "")
-        self._root_bytes = os.fsencode(self._root)
         self._open_partials: dict[str, int] = {}
         self.translating = Translating(self._fault)
         try:
+            self._root = os.path.join(os.path.abspath(path), "")
+            self._partials = os.path.join(self._root, HIDDEN, "partial", "")
+            self._root_bytes = os.fsencode(self._root)
             self._make()
             self.max_name_bytes = _max_name_bytes(self._root)
         except OSError as error:

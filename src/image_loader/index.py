@@ -68,6 +68,7 @@ _FROM_VERSION_1 = (
 )
 _LOOK_UP = """SELECT digest, rowid, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified, target,
     fresh_until, saved, checked FROM image WHERE """
+_OF_DIGESTS = "rowid IN (SELECT rowid FROM image WHERE digest IN {})"
 _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
     WHERE NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ?) ON CONFLICT DO NOTHING"""
 # A file that another program saved is recorded without type and hash; another run may know them by now. Or it has saved
@@ -217,8 +218,12 @@ class Index:
     def _select(self, digests: Sequence[bytes]) -> dict[bytes, Record]:
         found: dict[bytes, Record] = {}
         for part in _parts(digests):
-            rows = self._connection.execute(f"{_LOOK_UP} digest IN {_marks(part)}", part)
-            found.update((row[0], _record(row)) for row in rows)
+            # Not by digest alone: SQLite would tell that of its own index, not that of the row which it leads to.
+            query = _LOOK_UP + _OF_DIGESTS.format(_marks(part))
+            rows = {row[0]: row for row in self._connection.execute(query, part)}
+            if not rows.keys() <= set(part):
+                raise sqlite3.OperationalError("a row that was not asked for")
+            found.update((digest, _record(row)) for digest, row in rows.items())
         return found
 
     def _insert(self, digest: bytes, name: Name, key: str) -> Record | None:

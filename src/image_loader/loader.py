@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
     # Run as a file, from a checkout: the package is found one folder up, and no module of ours hides another.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # As in __main__: no traceback while the modules are imported.
 
 import argparse
 import gc
@@ -15,7 +18,6 @@ import logging
 import os
 import re
 import resource
-import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -228,7 +230,10 @@ def _files(arguments: argparse.Namespace, stack: ExitStack, stop: _Stop) -> list
         if file is not None:
             _check_name(f"--{name}", file)
     files = {name: None if file is None else Path(file) for name, file in given.items()}
-    _check_distinct(arguments.urls, Path(arguments.directory), files)
+    try:
+        _check_distinct(arguments.urls, Path(arguments.directory), files)
+    except OSError as error:
+        raise OptionError(f"the current directory: {error.strerror}; go to another one") from error
     # Before a file is made. A bundle without certificates shows with the first request: by then, lines have failed.
     urlfile.check(arguments.urls)
     _check_bundle(arguments.ca_bundle)

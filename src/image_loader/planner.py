@@ -29,6 +29,8 @@ from image_loader.url import Url
 
 _LOG = logging.getLogger(__name__)
 
+_SECOND = 10**9  # nanoseconds
+
 Verdict = Callable[[str], Failure | None]
 """Tells of an origin that it is down, and what becomes of its images; None where it may be asked."""
 
@@ -135,14 +137,15 @@ class Planner:
 def _as_recorded(record: Record, state: os.stat_result | None, now: float) -> Image | None:
     """Return the image that stands in place, if it is as it was recorded; a file that was never recorded is adopted.
 
-    One from the future is not: some servers answer 304 to any such date.
+    Not so one whose time is no whole second, and so no ``Last-Modified``: it is that of writing, which may have been
+    cut off. Nor one from the future: some servers answer 304 to any such date.
     """
     if state is None or not state.st_size:
         return None
     image = record.image
     if image is None:
         time_saved = state.st_mtime_ns / 1e9
-        if time_saved > now:
+        if state.st_mtime_ns % _SECOND or time_saved > now:
             return None
         since = Validators(None, freshness.http_date(time_saved))
         size, mtime_ns = state.st_size, state.st_mtime_ns

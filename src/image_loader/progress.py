@@ -307,6 +307,9 @@ class Bar:
         self, console: Console, tally: Tally, total: int | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """``total`` is the number of lines of the list; it may be set later, or stay unknown."""
+        # Its own settings, of which none matters here: it would not be imported with one that is no number.
+        for name in [name for name in os.environ if name.startswith("TQDM_")]:
+            del os.environ[name]
         from tqdm import tqdm
 
         self._tqdm = tqdm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
 import os
 import secrets
@@ -21,6 +22,8 @@ from image_loader.errors import LoaderError, OptionError, ResultsFileError
 from image_loader.formats import IMAGE_EXTENSIONS
 from image_loader.model import Outcome, Reason, Status
 from image_loader.url import LONGEST_SHOWN, parse, printable, redacted, shortened
+
+_LOG = logging.getLogger(__name__)
 
 _PICTURES = 3000  # shown, of those saved and of those fresh; some 500 bytes each, as are the failures
 _GROUPS = 500  # pairs of host and reason that are told apart
@@ -79,7 +82,12 @@ class Report:
             return  # The run never began.
         if isinstance(error, LoaderError):
             self._summary.fault = printable(str(error))
-        self._replace(self._page())
+        try:
+            self._replace(self._page())
+        except ResultsFileError as failure:
+            if error is None:
+                raise
+            _LOG.error("%s", failure)  # What ended the run counts.
 
     def _page(self) -> Iterable[str]:
         from jinja2 import Environment, PackageLoader, StrictUndefined

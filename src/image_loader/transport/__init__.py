@@ -223,6 +223,8 @@ class Transport:
             request = self._session.prepare_request(requests.Request("GET", origin + "/", headers=headers, auth=auth))
         except UnicodeDecodeError as error:
             raise OptionError("the .netrc file cannot be read: its text is not in the locale's encoding") from error
+        except UnicodeEncodeError as error:
+            raise OptionError("a user or password in .netrc has letters that requests cannot send (Latin-1)") from error
         except (requests.RequestException, UnicodeError) as error:
             raise DownloadError(Reason.BAD_URL, "bad host name") from error
         base = str(request.url).removesuffix("/")
@@ -285,7 +287,13 @@ def _session(settings: Settings, adapter: _Adapter) -> requests.Session:
 @functools.cache
 def _tls_context(verify: bool | str | None) -> ssl.SSLContext:  # noqa: FBT001 (what requests calls it)
     """Return the context for what requests calls ``verify``; loading its certificates takes some 20 ms."""
-    context = create_urllib3_context()
+    try:
+        context = create_urllib3_context()
+    except OSError as error:
+        if is_exhausted(error):
+            raise connection.connect_error(error) from error
+        why = error.strerror or str(error)
+        raise OptionError(f"TLS cannot be set up: {why}; SSLKEYLOGFILE, if set, must name a writable file") from error
     # Python up to 3.11.2 sets it: a connection that somebody cuts would look like one that ended well.
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     if verify is False:
