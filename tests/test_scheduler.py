@@ -280,6 +280,31 @@ def test_another_host_that_fails_is_no_failure_of_this_one() -> None:
     assert house.on("host") > 1
 
 
+def test_a_host_that_asks_for_pause_after_pause_is_given_up() -> None:
+    house = House({"retries": 10})
+    house.add(*urls("busy", 40))
+    pauses = 0
+    while house.scheduler.pending and pauses < 10:
+        while house.running:
+            house.answer(asks_for(60.0))
+        pauses += 1
+        house.advance(60.0)
+    assert pauses == 4
+    assert set(house.reasons()) == {Reason.HTTP_STATUS, Reason.HOST_DOWN}
+    house.add(*urls("busy", 5))
+    assert house.reasons()[40:] == [Reason.HOST_DOWN] * 4, "so does the rest of the list, but for one that is tried"
+
+
+def test_images_between_its_pauses_keep_a_host_from_being_given_up() -> None:
+    house = House({"retries": 10, "per_host": 1})
+    house.add(*urls("busy", 40))
+    while house.scheduler.pending:
+        house.answer(asks_for(60.0))
+        house.advance(60.0)
+        house.answer()
+    assert house.reasons() == []
+
+
 def test_retry_after_is_capped() -> None:
     house = House({"retries": 5})
     house.add("http://host/a.jpg")

@@ -115,8 +115,8 @@ class _Turn:
 class _Host:
     """What is known of one origin in this run."""
 
-    __slots__ = ("asked_until", "failing_since", "failures", "limit", "origin", "pace", "probe_at", "probe_pause",
-                 "queued", "retrying", "running", "waiting")  # fmt: skip
+    __slots__ = ("asked_until", "failing_since", "failures", "given_up_at", "limit", "origin", "pace", "pauses",
+                 "probe_at", "probe_pause", "queued", "retrying", "running", "waiting")  # fmt: skip
 
     def __init__(self, origin: str, limit: int) -> None:
         self.origin = origin
@@ -129,6 +129,9 @@ class _Host:
         # The end of the pause that the server asked for, and of ours before a dead host is asked by one job again.
         self.asked_until = 0.0
         self.probe_at = 0.0
+        # How many pauses it asked for since the last attempt that came to an end.
+        self.pauses = 0
+        self.given_up_at = -math.inf
         self.failures = 0
         self.failing_since = 0.0
         self.probe_pause = _FIRST_PAUSE
@@ -426,12 +429,14 @@ class Scheduler:
         if result.exhausted and others and not self._ending:
             self._shrink(task, started)
             return
+        asks = result.retry_after is not None and not result.elsewhere
         if result.unreachable and not result.elsewhere:
             self._missed(host, started)
-        else:
+        # Those that were already under way when the host was given up tell nothing new.
+        elif not asks or started > host.given_up_at:
             self._answered(host, grow=not result.passing)
-        if result.retry_after is not None and not result.elsewhere:
-            self._pause_as_asked(host, min(result.retry_after, self._settings.retry_after_cap))
+            if result.retry_after is not None and asks:
+                self._pause_as_asked(host, min(result.retry_after, self._settings.retry_after_cap))
         spent = task.attempts > self._settings.retries or host.origin in self._down or self._ending
         if result.passing and not spent:
             self._retry(task, result)
@@ -501,15 +506,22 @@ class Scheduler:
     # Hosts that ask for a pause, and hosts that do not answer.
 
     def _pause_as_asked(self, host: _Host, seconds: float) -> None:
-        """Keep a pause that the server asked for: nothing but its time ends it."""
-        until = self._clock() + seconds
-        if until > host.asked_until:
-            host.asked_until = until
+        """Keep a pause that the server asked for: nothing but its time ends it. With too many in a row, give it up."""
+        now = self._clock()
+        if now >= host.asked_until:
+            host.pauses += 1
+        if host.pauses > self._settings.host_failures:
+            self._give_up_on(host, "since it asks for one pause after the other")
+        elif now + seconds > host.asked_until:
+            host.asked_until = now + seconds
             self._pause_host(host, seconds, "as it asked")
 
     def _pause_host(self, host: _Host, seconds: float, why: str) -> None:
         _LOG.debug("%s: paused for %.1f s, %s", host.origin, seconds, why)
         self._set_timer(seconds, host, None)
+        self._recall_from(host)
+
+    def _recall_from(self, host: _Host) -> None:
         for turn in self._turns:
             if turn.host is host:
                 self._put_back(turn)
@@ -519,6 +531,8 @@ class Scheduler:
             self._down.pop(host.origin, None)
         if host.failures:
             host.forget_failures()
+        if grow:
+            host.pauses = 0
         if grow and host.limit < self._settings.per_host:
             host.limit = min(self._settings.per_host, _GROWTH * host.limit)
 
@@ -542,9 +556,14 @@ class Scheduler:
         patience = self._settings.host_patience
         if host.failures < self._settings.host_failures or self._clock() - host.failing_since < patience:
             return
-        _LOG.debug("%s: given up after %.0f s without an answer", host.origin, patience)
+        self._give_up_on(host, f"after {patience:.0f} s without an answer")
+
+    def _give_up_on(self, host: _Host, why: str) -> None:
+        _LOG.debug("%s: given up %s", host.origin, why)
         self._ask_later(host.origin)
         host.forget_failures()
+        host.given_up_at, host.pauses = self._clock(), 0
+        self._recall_from(host)
         retrying = [task for *_, other, task in self._timers if task is not None and other is host]
         self._timers = [timer for timer in self._timers if timer[2] is not host]
         heapq.heapify(self._timers)
@@ -561,7 +580,7 @@ class Scheduler:
 
 
 def _host_down() -> Failure:
-    return Failure(Reason.HOST_DOWN, "the host does not answer")
+    return Failure(Reason.HOST_DOWN, "the host does not answer, or asks for one pause after the other")
 
 
 def _interrupted() -> Failure:
