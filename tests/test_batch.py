@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from conftest import SETTINGS, leftovers, urls_of
+from conftest import ENVIRONMENT, SETTINGS, leftovers, urls_of
 from image_loader import batch, load
 from image_loader.errors import DirectoryError, IndexFileError, LoaderError, OptionError, UrlFileError
 from image_loader.model import Line, Outcome, Reason, Settings, Status
@@ -448,8 +448,7 @@ for outcome in outcomes:
 
 def test_a_process_that_gets_no_descriptor_at_all_comes_to_an_end(server: Server, directory: Path) -> None:
     urls = [server.url("/image/a.png"), *urls_of(server, 3, "failing-once")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(batch.__file__).parents[1])}
     command = [sys.executable, "-c", _STARVED, str(directory), *urls]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=15, check=False)
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=15, check=False)
     assert ended.stdout.splitlines()[0] == "saved"
     assert "Traceback" not in ended.stderr

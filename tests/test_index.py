@@ -23,12 +23,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import ENVIRONMENT
 from image_loader import index as index_module
 from image_loader.errors import IndexFileError
 from image_loader.index import Index
 from image_loader.model import Image, Name, NotModified, Record, Validators
 
-SOURCES = Path(__file__).parents[1] / "src"
 NEVER = 3600.0
 PRELUDE = """
 import hashlib, os, sys
@@ -116,8 +116,7 @@ def start(script: str, *arguments: object) -> subprocess.Popen[str]:
     """Start a process of its own that has this index module at hand."""
     command = [sys.executable, "-c", PRELUDE + script, *map(str, arguments)]
     pipe = subprocess.PIPE
-    environment = os.environ | {"PYTHONPATH": str(SOURCES)}
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT)
 
 
 def said(process: subprocess.Popen[str], given: str = "") -> str:

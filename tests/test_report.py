@@ -184,13 +184,16 @@ def test_a_run_that_was_ended_says_so(images: Path, fault: Exception | None) -> 
     assert str(fault or "") in page.text
 
 
-def test_what_ended_the_run_counts_more_than_a_page_that_cannot_be_written(images: Path) -> None:
+def test_what_ended_the_run_counts_more_than_a_page_that_cannot_be_written(
+    images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = images.parent / "gone" / "report.html"
     path.parent.mkdir()
     with pytest.raises(DirectoryError, match="no space left"), Report(path, images) as file:
         file.write(saved("a.png"))
         path.parent.rmdir()
         raise DirectoryError("no space left")
+    assert f"{path}: cannot be written" in caplog.text
 
 
 # Memory.

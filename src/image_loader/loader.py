@@ -65,7 +65,7 @@ BACKOFF_CAP = 60.0
 RETRY_AFTER_CAP = 120.0
 """Seconds that a host is paused at most when it asks for it."""
 HOST_FAILURES = 5
-"""Connection-level failures in a row after which a host is only probed."""
+"""Connection-level failures in a row after which a host is only probed; pauses that it may ask for in a row."""
 HOST_PATIENCE = 30.0
 """Seconds without any success after which such a host's images fail at once."""
 ONE_PROCESSOR = True

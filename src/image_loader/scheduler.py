@@ -129,7 +129,7 @@ class _Host:
         # The end of the pause that the server asked for, and of ours before a dead host is asked by one job again.
         self.asked_until = 0.0
         self.probe_at = 0.0
-        # How many pauses it asked for since the last attempt that came to an end.
+        # The pauses that it asked for in a row: with no attempt between them that came to an end.
         self.pauses = 0
         self.given_up_at = -math.inf
         self.failures = 0
@@ -429,14 +429,14 @@ class Scheduler:
         if result.exhausted and others and not self._ending:
             self._shrink(task, started)
             return
-        asks = result.retry_after is not None and not result.elsewhere
+        pause = None if result.elsewhere else result.retry_after
         if result.unreachable and not result.elsewhere:
             self._missed(host, started)
         # Those that were already under way when the host was given up tell nothing new.
-        elif not asks or started > host.given_up_at:
+        elif pause is None or started > host.given_up_at:
             self._answered(host, grow=not result.passing)
-            if result.retry_after is not None and asks:
-                self._pause_as_asked(host, min(result.retry_after, self._settings.retry_after_cap))
+            if pause is not None:
+                self._pause_as_asked(host, min(pause, self._settings.retry_after_cap))
         spent = task.attempts > self._settings.retries or host.origin in self._down or self._ending
         if result.passing and not spent:
             self._retry(task, result)
