@@ -18,9 +18,9 @@ import image_loader
 PACKAGE = Path(image_loader.__file__).parent
 LAYERS = (
     ("url", "model", "errors", "formats"),
-    ("urlfile", "naming", "index", "freshness", "transport", "directory", "media", "processors"),
-    ("planner", "scheduler", "download"),
-    ("batch", "progress", "results", "report"),
+    ("lists", "freshness", "transport", "store", "media", "processors"),
+    ("planner", "scheduling", "attempt"),
+    ("batch", "cli"),
     ("loader",),
 )
 LAYER = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
@@ -30,15 +30,15 @@ OWNERS = {
     "argparse": {"loader"},
     "requests": {"transport"},
     "urllib3": {"transport"},
-    "filelock": {"directory"},
-    "sqlite3": {"index"},
-    "tqdm": {"progress"},
-    "csv": {"results"},
-    "gzip": {"urlfile"},
-    "concurrent": {"scheduler"},
+    "filelock": {"store"},
+    "sqlite3": {"store"},
+    "tqdm": {"cli"},
+    "csv": {"cli"},
+    "gzip": {"lists"},
+    "concurrent": {"scheduling"},
     "PIL": {"media"},
     "defusedxml": {"media"},
-    "jinja2": {"report"},
+    "jinja2": {"cli"},
 }
 
 
@@ -131,7 +131,7 @@ def test_a_module_says_its_duty_in_its_first_line(path: Path) -> None:
 
 @pytest.mark.parametrize("path", _files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_only_those_who_know_of_people_print(path: Path) -> None:
-    if _module(path) in {"loader", "progress", "results", "report", "__main__"}:
+    if _module(path) in {"loader", "cli", "__main__"}:
         return
     calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
     assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]

@@ -24,15 +24,15 @@ from typing import TypeVar
 import pytest
 
 from conftest import ENVIRONMENT
-from image_loader import directory as directory_module
-from image_loader.directory import Directory, Partial
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
 from image_loader.model import Reason, Resume, Validators
+from image_loader.store import directory as directory_module
+from image_loader.store.directory import Directory, Partial
 
 HOLD = """
 import sys
 from pathlib import Path
-from image_loader.directory import Directory
+from image_loader.store.directory import Directory
 with Directory(Path(sys.argv[1])).partial("a.jpg", "a.jpg") as partial:
     partial.write(b"half")
     print("held", flush=True)
@@ -42,7 +42,7 @@ with Directory(Path(sys.argv[1])).partial("a.jpg", "a.jpg") as partial:
 CONTEND = """
 import sys
 from pathlib import Path
-from image_loader.directory import Directory
+from image_loader.store.directory import Directory
 from image_loader.errors import LockedError
 directory = Directory(Path(sys.argv[1]))
 for number in range(100):
@@ -282,7 +282,8 @@ def test_two_runs_that_start_at_once_do_not_take_each_other_for_a_want_of_locks(
 
 def test_start_does_not_import_filelock(tmp_path: Path) -> None:
     script = (
-        "import sys, pathlib, image_loader.directory as d; d.Directory(pathlib.Path(sys.argv[1])).check_inodes(1);"
+        "import sys, pathlib; from image_loader.store.directory import Directory;"
+        "Directory(pathlib.Path(sys.argv[1])).check_inodes(1);"
         "sys.exit('filelock' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=ENVIRONMENT, check=True)

@@ -24,17 +24,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ENVIRONMENT
-from image_loader import index as index_module
 from image_loader.errors import IndexFileError
-from image_loader.index import Index
 from image_loader.model import Image, Name, NotModified, Record, Validators
+from image_loader.store import index as index_module
+from image_loader.store.index import Index
 
 NEVER = 3600.0
 PRELUDE = """
 import hashlib, os, sys
 from pathlib import Path
 from image_loader.errors import IndexFileError
-from image_loader.index import Index
+from image_loader.store.index import Index
 from image_loader.model import Image, Name, Validators
 
 def digest(text):

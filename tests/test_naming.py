@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image_loader.formats import IMAGE_EXTENSIONS, LONGEST_EXTENSION
+from image_loader.lists.naming import candidates, key
 from image_loader.model import Layout, Name
-from image_loader.naming import candidates, key
 from image_loader.url import Url, parse
 
 UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}

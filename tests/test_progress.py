@@ -20,8 +20,10 @@ from typing import TextIO
 
 import pytest
 
+from image_loader.cli.bar import Bar
+from image_loader.cli.console import Console, LogHandler
+from image_loader.cli.summary import OutcomeLog, Tally, describe, size_text
 from image_loader.model import Outcome, Reason, Status
-from image_loader.progress import Bar, Console, LogHandler, OutcomeLog, Tally, describe, size_text
 from image_loader.url import LONGEST_SHOWN
 
 ROWS = 24
@@ -342,7 +344,9 @@ def test_a_reader_that_went_away_is_survived() -> None:
 def test_a_full_disk_is_survived_and_does_not_change_the_exit_status() -> None:
     program = """
 import sys
-from image_loader.progress import Bar, Console, Tally
+from image_loader.cli.bar import Bar
+from image_loader.cli.console import Console
+from image_loader.cli.summary import Tally
 console = Console(sys.stderr)
 with Bar(console, Tally(), 1):
     console.write("line")
@@ -578,7 +582,9 @@ def test_the_bar_is_ascii_where_the_encoding_has_no_blocks(terminal: Terminal, c
 def test_tqdm_is_imported_only_for_a_bar_and_starts_no_thread() -> None:
     program = """
 import sys, threading
-from image_loader.progress import Bar, Console, Tally
+from image_loader.cli.bar import Bar
+from image_loader.cli.console import Console
+from image_loader.cli.summary import Tally
 assert "tqdm" not in sys.modules
 Bar(Console(sys.stderr), Tally(), 1).close()
 assert "tqdm" in sys.modules
@@ -590,7 +596,9 @@ assert threading.active_count() == 1
 def test_a_signal_handler_may_log_in_the_midst_of_a_redraw() -> None:
     program = """
 import signal, sys
-from image_loader.progress import Bar, Console, Tally
+from image_loader.cli.bar import Bar
+from image_loader.cli.console import Console
+from image_loader.cli.summary import Tally
 console = Console(sys.stderr)
 handled = 0
 def handle(*_):

@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 
 from conftest import Loader, urls_of
+from image_loader.cli.report import Report, require_report
 from image_loader.errors import DirectoryError, OptionError, ResultsFileError
 from image_loader.model import Outcome, Reason, Status
-from image_loader.report import Report, require_report
 from server import Server
 
 CHROMIUM = shutil.which("chromium")
@@ -439,14 +439,16 @@ def test_what_the_report_needs_is_here() -> None:
 
 def test_a_missing_extra_is_told_with_the_command_that_installs_it() -> None:
     code = "import sys; sys.path = [path for path in sys.path if 'site-packages' not in path]\n"
-    code += "from pathlib import Path\nfrom image_loader.report import Report\nReport(Path('r.html'), Path('images'))"
+    code += (
+        "from pathlib import Path\nfrom image_loader.cli.report import Report\nReport(Path('r.html'), Path('images'))"
+    )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "OptionError" in finished.stderr
     assert "pip install Jinja2" in finished.stderr
 
 
 def test_what_renders_the_page_is_imported_only_where_there_is_one() -> None:
-    code = "import sys; import image_loader.report; sys.exit('jinja2' in sys.modules)"
+    code = "import sys; import image_loader.cli.report; sys.exit('jinja2' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

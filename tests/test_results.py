@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from image_loader.cli.results import COLUMNS, FailedFile, ResultsFile
 from image_loader.errors import DirectoryError, OptionError, ResultsFileError
 from image_loader.model import Outcome, Reason, Status
-from image_loader.results import COLUMNS, FailedFile, ResultsFile
 
 SIGNED = "https://user:pw@host/a.jpg?signature=1"
 SAVED = Outcome(1, SIGNED, "a.jpg", Status.SAVED, None, None, 200, "image/jpeg", 20_100, "ab" * 32, 1, 0.0512345)
@@ -174,7 +174,7 @@ def test_rows_are_whole_when_the_process_is_killed(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from image_loader.model import Outcome, Status
-from image_loader.results import ResultsFile
+from image_loader.cli.results import ResultsFile
 file = ResultsFile(Path({str(path)!r}))
 for line in range(10**9):
     file.write(Outcome(line, "http://host/a.jpg", "a.jpg", Status.FRESH))

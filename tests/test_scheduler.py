@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from conftest import SETTINGS
-from image_loader import scheduler
 from image_loader.errors import DirectoryError
 from image_loader.model import Failure, Job, Locked, Name, Reason, Result, Validators
-from image_loader.scheduler import Scheduler, Task
+from image_loader.scheduling import scheduler
+from image_loader.scheduling.scheduler import Scheduler, Task
 from image_loader.url import parse
 
 ANSWER = Locked("another run is downloading it")

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image_loader.errors import UrlFileError
+from image_loader.lists.urlfile import LIMIT, POLL, count, from_strings, read
 from image_loader.model import Line
-from image_loader.urlfile import LIMIT, POLL, count, from_strings, read
 
 BYTES = st.one_of(
     st.binary(),
@@ -200,7 +200,7 @@ def test_zeros_behind_a_gzip_member_are_passed_over_in_any_pieces() -> None:
 def test_a_flood_of_empty_gzip_members_costs_no_more_than_its_length(
     urlfile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("image_loader.urlfile._CHUNK", 8_000_000)
+    monkeypatch.setattr("image_loader.lists.urlfile._CHUNK", 8_000_000)
     urlfile.write_bytes(gzip.compress(b"") * 400_000)
     started = time.monotonic()
     assert lines(urlfile) == []
@@ -293,7 +293,7 @@ def test_a_fifo_that_no_one_has_opened_yet_does_not_block(tmp_path: Path) -> Non
 
 
 READ_STANDARD_INPUT = """
-from image_loader.urlfile import read
+from image_loader.lists.urlfile import read
 print([line.text for chunk in read("-", 10) for line in chunk or ()])
 """
 

@@ -10,9 +10,7 @@ from contextlib import ExitStack
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from image_loader.directory import Directory
 from image_loader.errors import LoaderError, UrlFileError
-from image_loader.index import FILE, Index
 from image_loader.model import (
     Failure,
     Job,
@@ -27,9 +25,11 @@ from image_loader.model import (
     Status,
 )
 from image_loader.planner import Planner
+from image_loader.store.directory import Directory
+from image_loader.store.index import FILE, Index
 
 if TYPE_CHECKING:
-    from image_loader.scheduler import Task
+    from image_loader.scheduling.scheduler import Task
 
 # What would be imported later, when there may be no file descriptor left for it.
 _WANTED_LATER = ("encodings.unicode_escape",)
@@ -183,9 +183,9 @@ class _Downloads:
     """What downloading needs; built when the first image has to be asked for, since many runs ask for none."""
 
     def __init__(self, settings: Settings, directory: Directory, stack: ExitStack) -> None:
-        from image_loader.download import Downloader
+        from image_loader.attempt import Downloader
         from image_loader.processors import stay_on_one
-        from image_loader.scheduler import Scheduler, Threads
+        from image_loader.scheduling.scheduler import Scheduler, Threads
         from image_loader.transport import Transport
 
         for module in _WANTED_LATER:

@@ -25,12 +25,15 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from image_loader import __version__, batch, urlfile
-from image_loader.directory import HIDDEN
+from image_loader import __version__, batch
+from image_loader.cli.bar import Bar
+from image_loader.cli.console import Console, LogHandler
+from image_loader.cli.summary import OutcomeLog, Tally
 from image_loader.errors import LoaderError, OptionError, UrlFileError
-from image_loader.index import FILE
+from image_loader.lists import urlfile
 from image_loader.model import Layout, Outcome, Settings
-from image_loader.progress import Bar, Console, LogHandler, OutcomeLog, Tally
+from image_loader.store.directory import HIDDEN
+from image_loader.store.index import FILE
 from image_loader.url import redacted
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -239,15 +242,15 @@ def _files(arguments: argparse.Namespace, stack: ExitStack, stop: _Stop) -> list
     _check_bundle(arguments.ca_bundle)
     writers: list[Callable[[Outcome], None]] = []
     if arguments.report is not None:
-        from image_loader.report import Report
+        from image_loader.cli.report import Report
 
         writers.append(stack.enter_context(Report(Path(arguments.report), Path(arguments.directory))).write)
     if arguments.results is not None:
-        from image_loader.results import ResultsFile
+        from image_loader.cli.results import ResultsFile
 
         writers.append(stack.enter_context(ResultsFile(Path(arguments.results), stop.event.is_set)).write)
     if arguments.failed is not None:
-        from image_loader.results import FailedFile
+        from image_loader.cli.results import FailedFile
 
         writers.append(stack.enter_context(FailedFile(Path(arguments.failed), stop.event.is_set)).write)
     return writers

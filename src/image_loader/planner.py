@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from image_loader import freshness, naming
-from image_loader.directory import Directory, is_as_recorded
+from image_loader import freshness
 from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
-from image_loader.index import Index
+from image_loader.lists import naming
 from image_loader.model import (
     Failure,
     Image,
@@ -25,6 +24,8 @@ from image_loader.model import (
     Status,
     Validators,
 )
+from image_loader.store.directory import Directory, is_as_recorded
+from image_loader.store.index import Index
 from image_loader.url import Url
 
 _LOG = logging.getLogger(__name__)

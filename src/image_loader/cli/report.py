@@ -93,7 +93,7 @@ class Report:
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
         environment = Environment(
-            loader=PackageLoader("image_loader"),
+            loader=PackageLoader("image_loader.cli"),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 
 from image_loader import freshness, media
-from image_loader.directory import Directory, Partial, is_as_recorded
 from image_loader.errors import DownloadError, LoaderError, LockedError
+from image_loader.lists.naming import key
 from image_loader.model import (
     BEING_SAVED,
     SAVED_MEANWHILE,
@@ -25,8 +25,8 @@ from image_loader.model import (
     Settings,
     Validators,
 )
-from image_loader.naming import key
 from image_loader.processors import spread
+from image_loader.store.directory import Directory, Partial, is_as_recorded
 from image_loader.transport import Answer, Transport
 from image_loader.url import redacted
 

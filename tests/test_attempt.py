@@ -20,8 +20,7 @@ import pytest
 from conftest import CLOCK_STEP, SETTINGS, leftovers
 from exchange import PNG, End, Request, chunked, head, length, png, whole
 from image_loader import freshness
-from image_loader.directory import Directory
-from image_loader.download import Downloader
+from image_loader.attempt import Downloader
 from image_loader.errors import DirectoryError
 from image_loader.model import (
     BEING_SAVED,
@@ -36,6 +35,7 @@ from image_loader.model import (
     Saved,
     Validators,
 )
+from image_loader.store.directory import Directory
 from image_loader.transport import Transport
 from image_loader.url import parse
 from server import Scripted, Server, plays

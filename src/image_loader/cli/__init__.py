@@ -1,0 +1,1 @@
+"""The command: what people and programs see of a run."""

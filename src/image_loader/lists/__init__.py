@@ -1,0 +1,1 @@
+"""Lists: lines become URLs, and URLs become file names."""
