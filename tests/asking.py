@@ -56,7 +56,7 @@ def assert_deadline(asking: Transport, url: str) -> None:
     """Ask for a URL whose answer takes longer than ``SOON``."""
     started = time.monotonic()
     failure = refusal(asking, url)
-    assert (failure.reason, failure.passing) == (Reason.DEADLINE, False)
+    assert (failure.reason, failure.retryable) == (Reason.DEADLINE, False)
     assert time.monotonic() - started < 1.5
 
 

@@ -25,6 +25,7 @@ from image_loader.errors import DirectoryError
 from image_loader.model import (
     BEING_SAVED,
     SAVED_MEANWHILE,
+    Blame,
     Failure,
     Image,
     Job,
@@ -222,18 +223,18 @@ def test_an_encoded_image_is_saved_decoded(house: House) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "passing"),
+    ("status", "retryable"),
     [
         *[(status, True) for status in (408, 425, 429, 500, 502, 503, 504)],
         *[(status, False) for status in (201, 203, 204, 205, 206, 226, 300, 304, 400, 401, 403, 404, 410, 416, 451)],
         *[(status, False) for status in (501, 505, 999)],
     ],
 )  # fmt: skip
-def test_a_status_other_than_200_fails_and_leaves_the_old_image(house: House, status: int, passing: bool) -> None:
+def test_a_status_other_than_200_fails_and_leaves_the_old_image(house: House, status: int, retryable: bool) -> None:
     with Scripted(plays(whole(BODY, status=f"{status} No"))) as server:
         failure = house.failure(known(server, house)._replace(validators=Validators()))
     assert failure.reason is (Reason.PROTOCOL if status == 304 else Reason.HTTP_STATUS)
-    assert (failure.http_status, failure.passing, failure.unreachable) == (status, passing, False)
+    assert (failure.http_status, failure.retryable, failure.blame) == (status, retryable, Blame.IMAGE)
     assert_untouched(house)
 
 
@@ -244,7 +245,7 @@ def test_retry_after_is_heeded_where_it_means_something(house: House, status: in
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason", "passing"),
+    ("answer", "reason", "retryable"),
     [
         (head("Content-Type: text/html", length(BODY)) + BODY, Reason.NOT_AN_IMAGE, False),
         (head(length(BODY)) + BODY, Reason.NOT_AN_IMAGE, False),
@@ -261,12 +262,12 @@ def test_retry_after_is_heeded_where_it_means_something(house: House, status: in
     ],
 )
 def test_what_is_no_whole_image_is_refused_and_leaves_the_old_one(
-    make_house: Callable[..., House], answer: bytes, reason: Reason, passing: bool
+    make_house: Callable[..., House], answer: bytes, reason: Reason, retryable: bool
 ) -> None:
     house = make_house(max_size=5000)
     with Scripted(plays(answer, End.CLOSE)) as server:
         failure = house.failure(known(server, house))
-    assert (failure.reason, failure.passing, failure.resume) == (reason, passing, None)
+    assert (failure.reason, failure.retryable, failure.resume) == (reason, retryable, None)
     assert_untouched(house)
 
 
@@ -280,7 +281,7 @@ def test_a_deadline_in_mid_body_is_final_and_leaves_the_old_image(make_house: Ca
     house = make_house(max_time=0.3)
     with Scripted(plays(whole(BODY, *KEPT)[:-10], End.STALL)) as server:
         failure = house.failure(known(server, house))
-    assert (failure.reason, failure.passing, failure.resume) == (Reason.DEADLINE, False, None)
+    assert (failure.reason, failure.retryable, failure.resume) == (Reason.DEADLINE, False, None)
     assert_untouched(house)
 
 
@@ -336,7 +337,7 @@ def test_a_surprise_fails_one_image_and_is_logged_without_its_secrets(
     with Scripted(plays(whole(BODY))) as server, caplog.at_level(logging.ERROR):
         secret = parse(server.url("/a.png?hush").replace("://", "://user:hush@"))
         failure = house.failure(job(server)._replace(url=secret))
-    assert (failure.reason, failure.passing) == (Reason.PROTOCOL, False)
+    assert (failure.reason, failure.retryable) == (Reason.PROTOCOL, False)
     assert "/a.png?…" in caplog.text
     assert "hush" not in caplog.text
 
@@ -422,7 +423,7 @@ def test_a_304_to_an_unconditional_request_is_asked_once_more_and_then_fails(hou
         asked = known(server, house)._replace(validators=Validators()) if forced else job(server)
         failure = house.failure(asked)
         assert len(server.requests) == 2
-    assert (failure.reason, failure.http_status, failure.passing) == (Reason.PROTOCOL, 304, False)
+    assert (failure.reason, failure.http_status, failure.retryable) == (Reason.PROTOCOL, 304, False)
 
 
 def test_a_304_to_a_request_for_the_rest_says_nothing_of_the_old_image(house: House) -> None:
@@ -442,7 +443,7 @@ def test_a_304_to_a_request_for_the_rest_says_nothing_of_the_old_image(house: Ho
 def resumed(house: House, server: Server, **changes: Any) -> Job:
     """Make the first attempt, which is cut off; return the job for the next one."""
     failure = house.failure(job(server, **changes))
-    assert (failure.reason, failure.passing) == (Reason.TRUNCATED, True)
+    assert (failure.reason, failure.retryable) == (Reason.TRUNCATED, True)
     assert failure.resume is not None
     assert failure.resume.validators.etag == TAG
     assert len(leftovers(house.directory.path)) == 1
@@ -526,7 +527,7 @@ def test_nothing_is_pieced_together_from_a_wrong_rest(house: House, answer: byte
         again = resumed(house, server)
         result = house.attempt(again)
         assert isinstance(result, Saved | Failure)
-        if isinstance(result, Failure) and result.passing:
+        if isinstance(result, Failure) and result.retryable:
             result = house.attempt(again._replace(resume=result.resume))
         if isinstance(result, Saved):
             assert house.content() == BODY
@@ -542,7 +543,7 @@ def test_after_a_wrong_rest_the_whole_is_asked_for(
     with Scripted(CUT, plays(answer, End.CLOSE), plays(whole(BODY))) as server:
         again = resumed(house, server)
         failure = house.failure(again)
-        assert (failure.passing, failure.resume) == (True, None)
+        assert (failure.retryable, failure.resume) == (True, None)
         house.saved(again._replace(resume=None))
         assert "range" not in server.requests[-1].headers
     assert house.content() == BODY
@@ -571,7 +572,7 @@ def test_a_whole_answer_to_a_request_for_the_rest_begins_anew(house: House) -> N
 def test_what_cannot_be_resumed_is_not_kept(house: House, fields: tuple[str, ...]) -> None:
     with Scripted(plays(whole(BODY, *fields)[:-2000], End.CLOSE)) as server:
         failure = house.failure(known(server, house))
-    assert (failure.reason, failure.passing, failure.resume) == (Reason.TRUNCATED, True, None)
+    assert (failure.reason, failure.retryable, failure.resume) == (Reason.TRUNCATED, True, None)
     assert_untouched(house)
 
 
@@ -601,7 +602,7 @@ def test_a_partial_file_that_another_changes_after_the_request_is_not_resumed(ho
 
     with Scripted(CUT, script) as server:
         failure = house.failure(resumed(house, server))
-    assert (failure.passing, failure.resume) == (True, None)
+    assert (failure.retryable, failure.resume) == (True, None)
     assert leftovers(house.directory.path) == []
 
 
@@ -705,8 +706,8 @@ def test_what_another_host_behind_a_redirect_fails_at_is_no_fault_of_the_one_tha
     with Scripted(plays(head("Retry-After: 60", "Content-Length: 0", status="503 Unavailable"))) as other:
         with Scripted(plays(moved(other.url("/b.png")))) as server:
             failure = house.failure(job(server))
-        assert (failure.http_status, failure.retry_after, failure.elsewhere) == (503, 60.0, True)
+        assert (failure.http_status, failure.retry_after, failure.blame) == (503, 60.0, Blame.OTHER_HOST)
         gone = other.url("/b.png")
     with Scripted(plays(moved(gone))) as server:
         failure = house.failure(job(server))
-    assert (failure.reason, failure.passing, failure.elsewhere) == (Reason.CONNECT, True, True)
+    assert (failure.reason, failure.retryable, failure.blame) == (Reason.CONNECT, True, Blame.OTHER_HOST)

@@ -49,7 +49,7 @@ def test_a_coding_that_ends_too_early_is_truncated(kind: str, cut: int) -> None:
     name, packed = PACKED[kind]
     with pytest.raises(DownloadError) as caught:
         b"".join(coding.decoded(in_pieces(packed[:-cut], 64), name, 1000))
-    assert (caught.value.failure.reason, caught.value.failure.passing) == (Reason.TRUNCATED, True)
+    assert (caught.value.failure.reason, caught.value.failure.retryable) == (Reason.TRUNCATED, True)
 
 
 @pytest.mark.parametrize(("name", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("deflate", _raw)])

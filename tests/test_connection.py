@@ -20,7 +20,7 @@ import pytest
 from asking import BODY, CHUNKS, get, refusal, served, transport
 from exchange import PNG, End, Request, head, length, whole
 from image_loader.errors import DownloadError
-from image_loader.model import Reason
+from image_loader.model import Blame, Reason
 from image_loader.transport import Transport
 from image_loader.transport.connection import is_public
 from image_loader.url import parse
@@ -277,7 +277,7 @@ def test_a_public_address_is_known_as_such(address: str) -> None:
 def test_a_private_address_is_refused_in_all_its_spellings(host: str) -> None:
     with transport(public_only=True) as asking, Server() as server:
         failure = refusal(asking, f"http://{host}:{server.port}/a")
-    assert (failure.reason, failure.passing) == (Reason.PRIVATE_ADDRESS, False)
+    assert (failure.reason, failure.retryable) == (Reason.PRIVATE_ADDRESS, False)
     assert server.connections == 0
 
 
@@ -327,7 +327,7 @@ def test_a_host_name_that_cannot_be_encoded_is_a_bad_url(asking: Transport, host
 def test_a_refused_connection_says_so(asking: Transport) -> None:
     with refusing_port() as port:
         failure = refusal(asking, f"http://127.0.0.1:{port}/a")
-    assert (failure.reason, failure.passing, failure.unreachable) == (Reason.CONNECT, True, True)
+    assert (failure.reason, failure.retryable, failure.blame) == (Reason.CONNECT, True, Blame.HOST)
     assert failure.detail == "Connection refused"
 
 
@@ -352,6 +352,6 @@ def test_a_lack_of_descriptors_is_not_the_hosts_fault(
         with no_descriptors():
             failure = refusal(asking, url)
         later = refusal(asking, url)
-    assert (failure.reason, failure.passing) == (Reason.CONNECT, True)
-    assert (failure.exhausted, failure.unreachable) == (True, False)
-    assert (later.exhausted, later.unreachable) == (False, True)
+    assert (failure.reason, failure.retryable) == (Reason.CONNECT, True)
+    assert failure.blame is Blame.PROCESS
+    assert later.blame is Blame.HOST

@@ -25,7 +25,7 @@ import pytest
 
 from conftest import ENVIRONMENT
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
-from image_loader.model import Reason, Resume, Validators
+from image_loader.model import Blame, Reason, Resume, Validators
 from image_loader.store import directory as directory_module
 from image_loader.store.directory import Directory, Partial
 
@@ -826,6 +826,6 @@ def test_too_many_open_files_is_a_passing_failure(directory: Directory, left: in
         finally:
             for descriptor in taken:
                 os.close(descriptor)
-    assert (caught.value.failure.passing, caught.value.failure.exhausted) == (True, True)
+    assert (caught.value.failure.retryable, caught.value.failure.blame) == (True, Blame.PROCESS)
     directory.close()
     assert is_old(directory)

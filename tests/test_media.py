@@ -48,7 +48,7 @@ def failure(file: Path, content: bytes, sent_as: str) -> Reason:
     file.write_bytes(content)
     with pytest.raises(DownloadError) as caught:
         verify(str(file), sent_as)
-    assert not caught.value.failure.passing
+    assert not caught.value.failure.retryable
     assert caught.value.failure.detail
     return caught.value.failure.reason
 

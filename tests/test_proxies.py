@@ -16,7 +16,7 @@ import pytest
 
 from asking import BODY, SOON, assert_deadline, get, refusal, served, transport
 from exchange import End, head, whole
-from image_loader.model import Reason
+from image_loader.model import Blame, Reason
 from server import Scripted, Server, plays, refusing_port
 
 pytestmark = pytest.mark.usefixtures("own_environment")
@@ -70,7 +70,7 @@ def test_a_socks_proxy_is_refused_in_plain_words(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(variable, "SOCKS5h://me:secret@127.0.0.1:9")
     with transport() as asking:
         failure = refusal(asking, "http://images.test/a")
-    assert (failure.reason, failure.passing) == (Reason.CONNECT, False)
+    assert (failure.reason, failure.retryable) == (Reason.CONNECT, False)
     assert failure.detail.startswith("SOCKS proxies are not spoken to")
     assert "secret" not in failure.detail
 
@@ -138,7 +138,7 @@ def test_a_proxy_that_cannot_be_reached_is_named(
         monkeypatch.setenv(f"{scheme}_proxy", f"http://user:hush@{host}:{port}")
         failure = refusal(asking, f"{scheme}://images.test/a")
         assert failure.detail.startswith(f"the proxy {host}:{port}: ")
-    assert (failure.reason, failure.passing, failure.unreachable) == (reason, True, True)
+    assert (failure.reason, failure.retryable, failure.blame) == (reason, True, Blame.HOST)
 
 
 def test_the_deadline_holds_while_a_tunnel_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_a_proxy_that_cannot_be_used_fails_the_attempt_and_tells_no_secret(
     with transport() as asking:
         failure = refusal(asking, f"{scheme}://images.test/a")
     assert "hush" not in failure.detail
-    assert (failure.reason, failure.passing) == (Reason.CONNECT, False), "another attempt changes nothing"
+    assert (failure.reason, failure.retryable) == (Reason.CONNECT, False), "another attempt changes nothing"
 
 
 @contextmanager

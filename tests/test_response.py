@@ -115,7 +115,7 @@ def test_a_status_without_a_body_has_none_whatever_it_says(status: str, framing:
 )  # fmt: skip
 def test_framing_that_is_not_beyond_doubt_is_refused(framing: str) -> None:
     failure = response_refusal(head(framing) + b"12345")
-    assert (failure.reason, failure.passing) == (Reason.PROTOCOL, False)
+    assert (failure.reason, failure.retryable) == (Reason.PROTOCOL, False)
 
 
 def test_chunks_are_refused_in_http_1_0() -> None:
@@ -132,7 +132,7 @@ def test_chunks_are_refused_in_http_1_0() -> None:
 )  # fmt: skip
 def test_a_header_line_that_is_none_is_refused(line: str) -> None:
     failure = response_refusal(head(line, f"Content-Length: {len(BODY)}") + BODY)
-    assert (failure.reason, failure.passing) == (Reason.PROTOCOL, False)
+    assert (failure.reason, failure.retryable) == (Reason.PROTOCOL, False)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_header_line_that_is_none_is_refused(line: str) -> None:
 )  # fmt: skip
 def test_a_status_line_that_is_none_is_refused(line: str) -> None:
     failure = response_refusal(f"{line}\r\n{LENGTH}\r\n".encode() + BODY)
-    assert (failure.reason, failure.passing) == (Reason.PROTOCOL, False)
+    assert (failure.reason, failure.retryable) == (Reason.PROTOCOL, False)
 
 
 @pytest.mark.parametrize(
@@ -161,20 +161,20 @@ def test_a_chunk_size_that_is_no_number_is_refused(size: str) -> None:
 @pytest.mark.parametrize("length", [len(BODY) // 2, len(BODY) - 1, 0])
 def test_a_body_shorter_than_its_length_is_truncated(length: int) -> None:
     failure = response_refusal(f"{OK}{LENGTH}\r\n".encode() + BODY[:length])
-    assert (failure.reason, failure.passing) == (Reason.TRUNCATED, True)
+    assert (failure.reason, failure.retryable) == (Reason.TRUNCATED, True)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4, 5, 6, 100, 700, 710])
 def test_chunks_that_end_anywhere_but_at_their_end_fail_and_may_be_tried_again(cut: int) -> None:
     failure = response_refusal(head("Transfer-Encoding: chunked") + CHUNKS[:-cut])
     assert failure.reason in (Reason.TRUNCATED, Reason.PROTOCOL)
-    assert failure.passing
+    assert failure.retryable
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))
 def test_a_head_that_is_cut_off_fails_and_may_be_tried_again(cut: int) -> None:
     failure = response_refusal(f"{OK}{LENGTH}\r\n".encode()[:-cut])
-    assert (failure.reason, failure.passing) == (Reason.PROTOCOL, True)
+    assert (failure.reason, failure.retryable) == (Reason.PROTOCOL, True)
 
 
 def test_no_answer_at_all_is_told_apart_from_a_bad_one() -> None:

@@ -12,15 +12,15 @@ import pytest
 
 from conftest import SETTINGS
 from image_loader.errors import DirectoryError
-from image_loader.model import Failure, Job, Locked, Name, Reason, Result, Validators
+from image_loader.model import Blame, Failure, Job, Locked, Name, Reason, Result, Validators
 from image_loader.scheduling import scheduler
 from image_loader.scheduling.scheduler import Scheduler, Task
 from image_loader.url import parse
 
 ANSWER = Locked("another run is downloading it")
-RESET = Failure(Reason.CONNECT, "reset", passing=True, unreachable=True)
-BUSY = Failure(Reason.HTTP_STATUS, "HTTP status 503", 503, passing=True)
-EXHAUSTED = Failure(Reason.CONNECT, "too many open files", passing=True, exhausted=True)
+RESET = Failure(Reason.CONNECT, "reset", retryable=True, blame=Blame.HOST)
+BUSY = Failure(Reason.HTTP_STATUS, "HTTP status 503", 503, retryable=True)
+EXHAUSTED = Failure(Reason.CONNECT, "too many open files", retryable=True, blame=Blame.PROCESS)
 GONE = Failure(Reason.HTTP_STATUS, "HTTP status 410", 410)
 
 
@@ -260,7 +260,7 @@ def test_a_pause_that_a_host_asks_for_is_kept_by_one_that_is_probed() -> None:
 def test_what_another_host_asks_for_holds_for_that_image_alone() -> None:
     house = House({"threads": 1})
     house.add(*urls("host", 3))
-    house.answer(asks_for(20.0)._replace(elsewhere=True))
+    house.answer(asks_for(20.0)._replace(blame=Blame.OTHER_HOST))
     house.answer()
     house.answer()
     house.advance(19.5)
@@ -273,7 +273,7 @@ def test_another_host_that_fails_is_no_failure_of_this_one() -> None:
     house = House({"retries": 0})
     house.add(*urls("host", 30))
     for _ in range(9):
-        house.answer(RESET._replace(elsewhere=True))
+        house.answer(RESET._replace(blame=Blame.OTHER_HOST))
         house.advance(10.0)
     house.answer()
     assert house.reasons() == [Reason.CONNECT] * 9

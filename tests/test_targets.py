@@ -51,7 +51,7 @@ def test_a_host_that_fails_often_and_for_long_is_asked_once_in_a_while(known: Ta
     assert is_asked(known, "http://b")
     with pytest.raises(DownloadError) as caught:
         known.check("http://a")
-    assert (caught.value.failure.reason, caught.value.failure.passing) == (Reason.HOST_DOWN, False)
+    assert (caught.value.failure.reason, caught.value.failure.retryable) == (Reason.HOST_DOWN, False)
 
 
 def test_few_failures_are_no_reason(known: Targets, clock: Time) -> None:

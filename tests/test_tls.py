@@ -31,7 +31,7 @@ def test_an_error_of_tls_is_final(tls: ssl.SSLContext) -> None:
         untrusted = refusal(asking, secure.url("/a"))
         no_tls = refusal(asking, f"https://127.0.0.1:{plain.port}/a")
     for failure in (untrusted, no_tls):
-        assert (failure.reason, failure.passing) == (Reason.TLS, False)
+        assert (failure.reason, failure.retryable) == (Reason.TLS, False)
     assert "not trusted" in untrusted.detail
     assert secure.requests == plain.requests == []
 
@@ -119,7 +119,7 @@ def test_an_unframed_body_within_tls_is_whole_only_after_a_farewell(
     own = shutil.copy(bundle, tmp_path)  # No context was made for it yet.
     with transport(ca_bundle=str(own)) as asking, Scripted(plays(head(PNG) + BODY, End.CLOSE), tls=tls) as server:
         failure = refusal(asking, server.url("/a"))
-    assert (failure.reason, failure.passing) == (Reason.TRUNCATED, True)
+    assert (failure.reason, failure.retryable) == (Reason.TRUNCATED, True)
 
 
 def test_an_unframed_body_within_tls_is_whole_after_a_farewell(tls: ssl.SSLContext, bundle: str) -> None:
@@ -160,4 +160,4 @@ def test_a_connection_lost_within_tls_is_no_error_of_tls(
     ):
         failure = refusal(asking, server.url("/a"))
     assert failure.reason in reasons | ({Reason.CONNECT, Reason.TRUNCATED} if end is End.RESET else set())
-    assert failure.passing
+    assert failure.retryable

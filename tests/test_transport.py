@@ -168,7 +168,7 @@ def test_a_redirect_to_another_scheme_is_followed(tls: ssl.SSLContext, bundle: s
 def test_a_redirect_to_where_one_cannot_go_fails_as_such(asking: Transport, location: str) -> None:
     with Scripted(redirect_to(location)) as server:
         failure = refusal(asking, server.url("/a"))
-    assert (failure.reason, failure.passing) == (Reason.REDIRECTS, False)
+    assert (failure.reason, failure.retryable) == (Reason.REDIRECTS, False)
 
 
 def test_a_target_that_does_not_answer_is_given_up() -> None:

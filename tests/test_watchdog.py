@@ -17,7 +17,7 @@ import pytest
 from asking import BODY, SOON, assert_deadline, get, refusal, transport
 from exchange import PNG, End, Request, head, length, whole
 from image_loader.errors import DownloadError
-from image_loader.model import Failure, Reason
+from image_loader.model import Blame, Failure, Reason
 from image_loader.transport.watchdog import Watchdog
 from server import Scripted, Server, plays, refusing_port, silent_port, unaccepting_port
 
@@ -61,7 +61,7 @@ def test_the_deadline_holds_while_connecting() -> None:
 def test_the_timeout_holds_while_connecting() -> None:
     with transport(timeout=0.2) as asking, unaccepting_port() as port:
         failure = refusal(asking, f"http://127.0.0.1:{port}/a")
-    assert (failure.reason, failure.passing, failure.unreachable) == (Reason.TIMEOUT, True, True)
+    assert (failure.reason, failure.retryable, failure.blame) == (Reason.TIMEOUT, True, Blame.HOST)
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def test_the_deadline_holds_during_a_handshake() -> None:
 def test_a_handshake_that_is_not_answered_times_out() -> None:
     with transport(timeout=0.2) as asking, silent_port() as port:
         failure = refusal(asking, f"https://127.0.0.1:{port}/a")
-    assert (failure.reason, failure.passing, failure.unreachable) == (Reason.TIMEOUT, True, True)
+    assert (failure.reason, failure.retryable, failure.blame) == (Reason.TIMEOUT, True, Blame.HOST)
 
 
 def test_the_deadline_holds_within_tls(tls: ssl.SSLContext, bundle: str) -> None:

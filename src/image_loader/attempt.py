@@ -13,6 +13,7 @@ from image_loader.lists.naming import key
 from image_loader.model import (
     BEING_SAVED,
     SAVED_MEANWHILE,
+    Blame,
     Failure,
     Image,
     Job,
@@ -37,7 +38,7 @@ _UNCONDITIONAL = {"Cache-Control": "no-cache"}
 _REVALIDATING = {"Cache-Control": "max-age=0"}
 _NONE: dict[str, str] = {}
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
-_PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Downloader:
@@ -59,7 +60,7 @@ class Downloader:
     def attempt(self, job: Job) -> Result:
         """Make one attempt at ``job``; raise only what ends the run (``LoaderError``)."""
         result = self._result(job)
-        if isinstance(result, Failure) and result.exhausted:
+        if isinstance(result, Failure) and result.blame is Blame.PROCESS:
             # Connections that wait for their next request may be what has the descriptors.
             self._transport.drop_idle()
             result = self._result(job)
@@ -150,7 +151,7 @@ class Downloader:
                     return self._write(partial, answer)
             return self._write(partial, answer)
         except DownloadError as error:
-            if error.failure.passing and partial.size and freshness.is_resumable(answer.fields):
+            if error.failure.retryable and partial.size and freshness.is_resumable(answer.fields):
                 error.resume_with(partial.keep(validators, media_type))
             raise
 
@@ -223,7 +224,7 @@ def _whole_size(answer: Answer, resume: Resume) -> int:
 
 def _wrong_part() -> DownloadError:
     # The next attempt asks for the whole.
-    return DownloadError(Reason.PROTOCOL, "206 with another part than was asked for", http_status=206, passing=True)
+    return DownloadError(Reason.PROTOCOL, "206 with another part than was asked for", http_status=206, retryable=True)
 
 
 def _status_error(job: Job, answer: Answer, *, ranged: bool) -> DownloadError:
@@ -235,7 +236,7 @@ def _status_error(job: Job, answer: Answer, *, ranged: bool) -> DownloadError:
         f"HTTP status {answer.status}",
         http_status=answer.status,
         # 416 answers the range: the next attempt asks for the whole.
-        passing=answer.status in _PASSING_STATUSES or (ranged and answer.status == 416),
+        retryable=answer.status in _TRANSIENT_STATUSES or (ranged and answer.status == 416),
         retry_after=retry_after,
     )
     if answer.url.origin != job.url.origin:

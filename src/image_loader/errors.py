@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from image_loader.model import Failure, Reason, Resume
+from image_loader.model import Blame, Failure, Reason, Resume
 
 
 class LoaderError(Exception):
@@ -62,13 +62,12 @@ class DownloadError(Exception):
         detail: str,
         *,
         http_status: int | None = None,
-        passing: bool = False,
-        unreachable: bool = False,
+        retryable: bool = False,
+        blame: Blame = Blame.IMAGE,
         retry_after: float | None = None,
-        exhausted: bool = False,
     ) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.failure = Failure(reason, detail, http_status, passing, unreachable, retry_after, exhausted)
+        self.failure = Failure(reason, detail, http_status, retryable, blame, retry_after)
 
     def resume_with(self, resume: Resume) -> None:
         """Say what a later attempt can go on from."""
@@ -76,13 +75,13 @@ class DownloadError(Exception):
 
     def happened_elsewhere(self) -> None:
         """Say that it happened to another host than the one asked for, which has answered."""
-        self.failure = self.failure._replace(elsewhere=True)
+        self.failure = self.failure._replace(blame=Blame.OTHER_HOST)
 
     def happened_at(self, place: str) -> None:
         """Name the place where it happened, which is not the server asked for."""
         self.failure = self.failure._replace(detail=f"{place}: {self.failure.detail}")
 
 
-def is_exhausted(error: OSError | None) -> bool:
+def is_out_of_descriptors(error: OSError | None) -> bool:
     """Whether an error says that there is no file descriptor left, for this process or for any."""
     return error is not None and error.errno in (errno.EMFILE, errno.ENFILE)

@@ -549,7 +549,7 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
         type=_whole,
         default=RETRIES,
         metavar="N",
-        help="further attempts after a passing failure (default: %(default)s)",
+        help="retries after a transient failure (default: %(default)s)",
     )
 
 

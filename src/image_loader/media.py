@@ -12,9 +12,9 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
-from image_loader.errors import DownloadError, OptionError, is_exhausted
+from image_loader.errors import DownloadError, OptionError, is_out_of_descriptors
 from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
-from image_loader.model import Reason
+from image_loader.model import Blame, Reason
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -112,9 +112,10 @@ def verify(path: str, media_type: str) -> str | None:
         with Path(path).open("rb") as file:
             found = _raster_type(file) or _svg_type(file)
     except OSError as error:
-        exhausted = is_exhausted(error)
+        lacking = is_out_of_descriptors(error)
         detail = f"cannot be read back: {error.strerror}"
-        raise DownloadError(Reason.WRITE, detail, passing=exhausted, exhausted=exhausted) from error
+        blame = Blame.PROCESS if lacking else Blame.IMAGE
+        raise DownloadError(Reason.WRITE, detail, retryable=lacking, blame=blame) from error
     return None if EXTENSIONS[found] == extension(media_type) else found
 
 

@@ -7,7 +7,7 @@ fresh line a quarter.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +45,19 @@ class Reason(StrEnum):
     INTERRUPTED = "interrupted"
     DUPLICATE = "duplicate"
     PROTOCOL = "protocol"
+
+
+class Blame(Enum):
+    """Whom a failure counts against."""
+
+    IMAGE = "image"
+    """The host answers, but not with this image."""
+    HOST = "host"
+    """There is no connection to the host, or no answer on it."""
+    OTHER_HOST = "other host"
+    """It happened at a host that the image's own redirects to."""
+    PROCESS = "this process"
+    """It has run out of file descriptors."""
 
 
 class Layout(StrEnum):
@@ -186,21 +199,17 @@ SAVED_MEANWHILE = Locked("another run has just saved it")
 class Failure(NamedTuple):
     """The attempt failed.
 
-    ``passing`` failures may be tried again. ``unreachable`` ones happened to the connection, not to the image, and
-    count against the host. ``retry_after`` is what the server asked for, in seconds. ``exhausted`` says that this
-    process ran out of descriptors, which is nobody's fault out there. ``elsewhere`` says that it was another host than
-    the job's, to which that one had redirected.
+    ``retryable`` failures may be tried again; ``blame`` says whom they count against. ``retry_after`` is the pause that
+    the server asked for, in seconds.
     """
 
     reason: Reason
     detail: str
     http_status: int | None = None
-    passing: bool = False
-    unreachable: bool = False
+    retryable: bool = False
+    blame: Blame = Blame.IMAGE
     retry_after: float | None = None
-    exhausted: bool = False
     resume: Resume | None = None
-    elsewhere: bool = False
 
 
 Result = Saved | NotModified | Locked | Failure

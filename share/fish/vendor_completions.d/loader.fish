@@ -64,7 +64,7 @@ complete -c loader -n _shtab_loader_using -s t -l threads -x -d 'downloads at on
 complete -c loader -n _shtab_loader_using -l per-host -x -d 'downloads at once from one host (default: 10)'
 complete -c loader -n _shtab_loader_using -l timeout -x -d 'to connect, and between two bytes (default: 10)'
 complete -c loader -n _shtab_loader_using -l max-time -x -d 'for one attempt at one image (default: 300)'
-complete -c loader -n _shtab_loader_using -l retries -x -d 'further attempts after a passing failure (default: 3)'
+complete -c loader -n _shtab_loader_using -l retries -x -d 'retries after a transient failure (default: 3)'
 complete -c loader -n _shtab_loader_using -s H -l header -x -d 'a line '"'"'Name: value'"'"', sent with each request; may repeat, each name once'
 complete -c loader -n _shtab_loader_using -s A -l user-agent -x -d 'who servers are told we are (default: image_loader/1.0.0)'
 complete -c loader -n _shtab_loader_using -l ca-bundle -xka "(__fish_complete_path (commandline -ct))" -d 'whom to trust for HTTPS'

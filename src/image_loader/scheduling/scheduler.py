@@ -15,7 +15,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from image_loader.errors import LoaderError, OutOfThreadsError
-from image_loader.model import Failure, Job, Reason, Result, Settings
+from image_loader.model import Blame, Failure, Job, Reason, Result, Settings
 
 _LOG = logging.getLogger(__name__)
 # A host gets few attempts at once until it has answered, then many more with each answer: one that hangs holds this
@@ -426,19 +426,19 @@ class Scheduler:
         host = task.host
         # With nothing else to wait for, it is an attempt like any other: else there would be no end.
         others = self._threads > 1 or any(turn.current is not task for turn in self._turns)
-        if result.exhausted and others and not self._ending:
+        if result.blame is Blame.PROCESS and others and not self._ending:
             self._shrink(task, started)
             return
-        pause = None if result.elsewhere else result.retry_after
-        if result.unreachable and not result.elsewhere:
+        pause = None if result.blame is Blame.OTHER_HOST else result.retry_after
+        if result.blame is Blame.HOST:
             self._missed(host, started)
         # Those that were already under way when the host was given up tell nothing new.
         elif pause is None or started > host.given_up_at:
-            self._answered(host, grow=not result.passing)
+            self._answered(host, grow=not result.retryable)
             if pause is not None:
                 self._pause_as_asked(host, min(pause, self._settings.retry_after_cap))
         spent = task.attempts > self._settings.retries or host.origin in self._down or self._ending
-        if result.passing and not spent:
+        if result.retryable and not spent:
             self._retry(task, result)
         else:
             self._finish(task, result)
@@ -466,7 +466,7 @@ class Scheduler:
         task.job = task.job._replace(resume=failure.resume)
         longest = min(self._settings.backoff_cap, 2.0 ** min(task.attempts - 1, 60))
         delay = longest * self._jitter()
-        if failure.elsewhere and failure.retry_after is not None:
+        if failure.blame is Blame.OTHER_HOST and failure.retry_after is not None:
             delay = max(delay, min(failure.retry_after, self._settings.retry_after_cap))
         _LOG.debug("line %d: %s, again in %.1f s: %s", task.job.line, failure.reason, delay, failure.detail)
         task.host.retrying += 1

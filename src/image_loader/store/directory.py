@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError, is_exhausted
-from image_loader.model import Image, Reason, Resume, Validators
+from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError, is_out_of_descriptors
+from image_loader.model import Blame, Image, Reason, Resume, Validators
 
 HIDDEN = ".image_loader"
 """The folder of the output directory that is ours."""
@@ -255,8 +255,8 @@ class Directory:
 
     def _fault(self, error: OSError) -> DirectoryError | DownloadError:
         text = f"{self._subject(error)}: {error.strerror}"
-        if is_exhausted(error):
-            return DownloadError(Reason.WRITE, text, passing=True, exhausted=True)
+        if is_out_of_descriptors(error):
+            return DownloadError(Reason.WRITE, text, retryable=True, blame=Blame.PROCESS)
         if error.errno in _OF_ONE_FILE and self._is_usable():
             return DownloadError(Reason.WRITE, text)
         return self._end_of_run(error)

@@ -20,8 +20,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import create_urllib3_context
 from urllib3.util.proxy import connection_requires_http_tunnel
 
-from image_loader.errors import DownloadError, OptionError, is_exhausted
-from image_loader.model import Reason, Settings
+from image_loader.errors import DownloadError, OptionError, is_out_of_descriptors
+from image_loader.model import Blame, Reason, Settings
 from image_loader.transport import coding, connection
 from image_loader.transport.connection import StaleConnectionError
 from image_loader.transport.targets import Targets
@@ -186,9 +186,9 @@ class Transport:
         except DownloadError as error:
             if error.failure.reason is Reason.BAD_URL:
                 raise DownloadError(Reason.REDIRECTS, f"redirected to a {error.failure.detail}") from error
-            error.happened_elsewhere()
-            if error.failure.unreachable:
+            if error.failure.blame is Blame.HOST:
                 self._targets.missed(url.origin, started)
+            error.happened_elsewhere()
             raise
         self._targets.answered(url.origin)
         return answer
@@ -290,7 +290,7 @@ def _tls_context(verify: bool | str | None) -> ssl.SSLContext:  # noqa: FBT001 (
     try:
         context = create_urllib3_context()
     except OSError as error:
-        if is_exhausted(error):
+        if is_out_of_descriptors(error):
             raise connection.connect_error(error) from error
         why = error.strerror or str(error)
         raise OptionError(f"TLS cannot be set up: {why}; SSLKEYLOGFILE, if set, must name a writable file") from error
@@ -304,7 +304,7 @@ def _tls_context(verify: bool | str | None) -> ssl.SSLContext:  # noqa: FBT001 (
     try:
         context.load_verify_locations(**{"capath" if Path(path).is_dir() else "cafile": path})
     except OSError as error:
-        if is_exhausted(error):
+        if is_out_of_descriptors(error):
             raise connection.connect_error(error) from error
         raise OptionError(f"{path}: no certificates can be read from it; name another with --ca-bundle") from error
     return context
@@ -337,11 +337,11 @@ def _translated(error: Exception, *, answered: bool) -> DownloadError:
     """Name a failure of urllib3, http.client, ssl or socket in our terms; ``answered`` once a response has begun."""
     if isinstance(error, TimeoutError):
         detail = "nothing more came within the timeout" if answered else "no answer within the timeout"
-        return DownloadError(Reason.TIMEOUT, detail, passing=True, unreachable=not answered)
+        return DownloadError(Reason.TIMEOUT, detail, retryable=True, blame=Blame.IMAGE if answered else Blame.HOST)
     if isinstance(error, ssl.SSLError):
         return DownloadError(Reason.TLS, (error.reason or "TLS failure").lower().replace("_", " "))
     if isinstance(error, OSError) and answered:
-        return DownloadError(Reason.TRUNCATED, error.strerror or str(error), passing=True)
+        return DownloadError(Reason.TRUNCATED, error.strerror or str(error), retryable=True)
     if isinstance(error, OSError):
         return connection.connect_error(error)
     return DownloadError(Reason.PROTOCOL, f"not understood: {type(error).__name__}")

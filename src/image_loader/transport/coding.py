@@ -54,7 +54,7 @@ def _inflated(chunks: Iterable[bytes], wbits: int, limit: int) -> Iterator[bytes
                 yield content
             waiting = unpacker.unconsumed_tail or unpacker.unused_data
     if unpacker is None or not unpacker.eof:
-        raise DownloadError(Reason.TRUNCATED, "the compressed body ends too early", passing=True)
+        raise DownloadError(Reason.TRUNCATED, "the compressed body ends too early", retryable=True)
 
 
 def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:

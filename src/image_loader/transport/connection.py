@@ -15,8 +15,8 @@ from typing import Any, cast
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from image_loader.errors import DownloadError, is_exhausted
-from image_loader.model import Reason
+from image_loader.errors import DownloadError, is_out_of_descriptors
+from image_loader.model import Blame, Reason
 from image_loader.transport.response import ClosedEarlyError, NoStatusLineError, Response, is_torn
 from image_loader.transport.watchdog import Watch
 
@@ -97,7 +97,7 @@ class WatchedConnection(HTTPConnection):
         try:
             return _connected(self._dns_host, self.port, self)
         except DownloadError as error:
-            if self.proxy is not None and error.failure.unreachable:
+            if self.proxy is not None and error.failure.blame is Blame.HOST:
                 error.happened_at(f"the proxy {self._dns_host}:{self.port}")
             raise
 
@@ -107,7 +107,7 @@ class WatchedConnection(HTTPConnection):
         if self._used:
             return StaleConnectionError()
         return DownloadError(
-            Reason.CONNECT, "the server closed the connection without an answer", passing=True, unreachable=True
+            Reason.CONNECT, "the server closed the connection without an answer", retryable=True, blame=Blame.HOST
         )
 
 
@@ -253,7 +253,7 @@ def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
             raise connect_error(lack) from error
         if isinstance(error, socket.gaierror):
             detail = error.strerror or "unknown name"
-            raise DownloadError(Reason.DNS, detail, passing=True, unreachable=True) from error
+            raise DownloadError(Reason.DNS, detail, retryable=True, blame=Blame.HOST) from error
         raise connect_error(error) from error
 
 
@@ -276,17 +276,17 @@ def _lack_of_descriptors() -> OSError | None:
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
-        return error if is_exhausted(error) else None
+        return error if is_out_of_descriptors(error) else None
     return None
 
 
 def connect_error(error: OSError | None) -> DownloadError:
     """Say why there is no connection."""
     if isinstance(error, TimeoutError):
-        return DownloadError(Reason.TIMEOUT, "no connection within the timeout", passing=True, unreachable=True)
-    exhausted = is_exhausted(error)
+        return DownloadError(Reason.TIMEOUT, "no connection within the timeout", retryable=True, blame=Blame.HOST)
+    blame = Blame.PROCESS if is_out_of_descriptors(error) else Blame.HOST
     detail = "the name has no address" if error is None else error.strerror or str(error)
-    return DownloadError(Reason.CONNECT, detail, passing=True, unreachable=not exhausted, exhausted=exhausted)
+    return DownloadError(Reason.CONNECT, detail, retryable=True, blame=blame)
 
 
 def _tls_detail(error: ssl.SSLError) -> str:

@@ -38,8 +38,8 @@ class ClosedEarlyError(Exception):
 class NoStatusLineError(DownloadError):
     """What came is no response; on a connection that was used before, it may be what was left of the last one."""
 
-    def __init__(self, *, passing: bool) -> None:
-        super().__init__(Reason.PROTOCOL, "no HTTP/1.x status line", passing=passing)
+    def __init__(self, *, retryable: bool) -> None:
+        super().__init__(Reason.PROTOCOL, "no HTTP/1.x status line", retryable=retryable)
 
 
 class Response:
@@ -105,7 +105,7 @@ class Response:
             data = self._some(limit)
             self.complete = not data
             if self._torn:
-                raise DownloadError(Reason.TRUNCATED, "the connection ended without a farewell", passing=True)
+                raise DownloadError(Reason.TRUNCATED, "the connection ended without a farewell", retryable=True)
             return data
         return self._read_framed(limit)
 
@@ -131,7 +131,7 @@ class Response:
             raise ClosedEarlyError("the server closed the connection without an answer")
         status = _status(line.decode("latin-1"))
         if status is None:
-            raise NoStatusLineError(passing=not line.endswith(b"\n"))
+            raise NoStatusLineError(retryable=not line.endswith(b"\n"))
         self._minor_version, self.status = status
 
     def _field_lines(self) -> Iterator[tuple[str, str]]:
@@ -152,7 +152,7 @@ class Response:
     def _head_line(self) -> str:
         line = self._line()
         if not line.endswith(b"\n"):
-            raise DownloadError(Reason.PROTOCOL, "the connection ended inside the head", passing=True)
+            raise DownloadError(Reason.PROTOCOL, "the connection ended inside the head", retryable=True)
         return line.decode("latin-1")
 
     def _frame(self) -> None:
@@ -173,7 +173,7 @@ class Response:
         self._left -= len(data)
         self.complete = not self._left
         if not data:
-            raise DownloadError(Reason.TRUNCATED, f"{self._left} of {self.length} bytes never came", passing=True)
+            raise DownloadError(Reason.TRUNCATED, f"{self._left} of {self.length} bytes never came", retryable=True)
         return data
 
     def _read_chunked(self, limit: int) -> bytes:
@@ -185,10 +185,10 @@ class Response:
             return b""
         data = self._some(min(limit, self._left))
         if not data:
-            raise DownloadError(Reason.TRUNCATED, "the connection ended inside a chunk", passing=True)
+            raise DownloadError(Reason.TRUNCATED, "the connection ended inside a chunk", retryable=True)
         self._left -= len(data)
         if not self._left and self._line() not in (b"\r\n", b"\n"):
-            raise DownloadError(Reason.TRUNCATED, "a chunk without its end", passing=True)
+            raise DownloadError(Reason.TRUNCATED, "a chunk without its end", retryable=True)
         return data
 
     def _chunk_size(self) -> int:
@@ -197,7 +197,7 @@ class Response:
             return int(match[1], 16)
         if line.endswith(b"\n"):
             raise DownloadError(Reason.PROTOCOL, "a chunk size that is no number")
-        raise DownloadError(Reason.TRUNCATED, "the connection ended between chunks", passing=True)
+        raise DownloadError(Reason.TRUNCATED, "the connection ended between chunks", retryable=True)
 
     def _some(self, limit: int) -> bytes:
         """Return what is there, at most ``limit`` bytes; nothing when the peer has closed."""
