@@ -15,6 +15,7 @@ from image_loader.model import (
     SAVED_MEANWHILE,
     Blame,
     Failure,
+    Hop,
     Image,
     Job,
     Locked,
@@ -24,11 +25,13 @@ from image_loader.model import (
     Resume,
     Saved,
     Settings,
+    Unfinished,
     Validators,
 )
 from image_loader.processors import spread
+from image_loader.scheduling.retry import BUSY_STATUSES, TRANSIENT_STATUSES
 from image_loader.store.directory import Directory, Partial, is_as_recorded
-from image_loader.transport import Answer, Transport
+from image_loader.transport import Answer, Connection, StaleConnectionError, Transport
 from image_loader.url import redacted
 
 _LOG = logging.getLogger(__name__)
@@ -38,7 +41,6 @@ _UNCONDITIONAL = {"Cache-Control": "no-cache"}
 _REVALIDATING = {"Cache-Control": "max-age=0"}
 _NONE: dict[str, str] = {}
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
-_TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Downloader:
@@ -57,20 +59,24 @@ class Downloader:
         if settings.verify:
             media.load_decoders()
 
-    def attempt(self, job: Job) -> Result:
-        """Make one attempt at ``job``; raise only what ends the run (``LoaderError``)."""
-        result = self._result(job)
-        if isinstance(result, Failure) and result.blame is Blame.PROCESS:
-            # Connections that wait for their next request may be what has the descriptors.
-            self._transport.drop_idle()
-            result = self._result(job)
+    def attempt(self, job: Job, connection: Connection) -> Result | Unfinished:
+        """Make one attempt at ``job``, or go on with it; raise only what ends the run (``LoaderError``).
+
+        ``connection`` stands, to the host that is asked next. The attempt is unfinished where another one is needed.
+        """
+        result = self._result(job, connection)
+        if isinstance(result, Failure) and result.blame is Blame.PROCESS and self._transport.drop_idle():
+            # Connections that waited for their next request may have been what had the descriptors.
+            return Unfinished(job)
         return result
 
-    def _result(self, job: Job) -> Result:
+    def _result(self, job: Job, connection: Connection) -> Result | Unfinished:
         try:
-            return self._attempt(job)
+            return self._attempt(job, connection)
         except DownloadError as error:
             return error.failure
+        except StaleConnectionError:
+            return Unfinished(job)
         except LockedError:
             return BEING_SAVED
         except LoaderError:
@@ -79,30 +85,40 @@ class Downloader:
             _LOG.exception("unexpected, please report: %s", redacted(job.url.text))
             return Failure(Reason.PROTOCOL, f"unexpected {type(error).__name__}")
 
-    def _attempt(self, job: Job) -> Result:
+    def _attempt(self, job: Job, connection: Connection) -> Result | Unfinished:
         if job.resume is not None and not self._directory.is_kept(job.resume):
-            job = job._replace(resume=None)  # Another run has taken it for a leftover.
-        for fields, condition in ((self._fields, _condition(job)), (_UNCONDITIONAL, _NONE)):
-            # Overlapping runs share the work.
-            if not condition:
-                likely = job.name.file(self._likely_extension)
-                if self._directory.saved_meanwhile(likely, job.inode):
-                    return SAVED_MEANWHILE
-            result = self._ask(job, fields, condition)
-            if result is not None:
-                return result
-        raise DownloadError(Reason.PROTOCOL, "304 Not Modified to an unconditional request", http_status=304)
+            job = job._replace(resume=None)  # Another run has removed it, or it was written to since.
+        condition = _NONE if job.is_unconditional else _condition(job)
+        # Overlapping runs share the work.
+        if not condition and job.hop is None:
+            likely = job.name.file(self._likely_extension)
+            if self._directory.saved_meanwhile(likely, job.inode):
+                return SAVED_MEANWHILE
+        result = self._ask(job, condition, connection)
+        if result is not None:
+            return result
+        if job.is_unconditional:
+            raise DownloadError(Reason.PROTOCOL, "304 Not Modified to an unconditional request", http_status=304)
+        job = job._replace(hop=None, is_unconditional=True)
+        stays = connection.usable and connection.origin == job.url.origin
+        return self._attempt(job, connection) if stays else Unfinished(job)
 
-    def _ask(self, job: Job, fields: Mapping[str, str], condition: Mapping[str, str]) -> Result | None:
+    def _ask(self, job: Job, condition: Mapping[str, str], connection: Connection) -> Result | Unfinished | None:
         """Ask once; None where a 304 came that says nothing about the file that is here."""
-        validators = job.validators if job.resume is None else job.resume.validators
-        with self._transport.exchange(job.url, fields, condition, validators.target) as answer:
+        fields = _UNCONDITIONAL if job.is_unconditional else self._fields
+        target = (job.validators if job.resume is None else job.resume.validators).target
+        answer = self._transport.exchange(job.url, fields, condition, target, connection, job.hop)
+        if isinstance(answer, Hop):
+            return Unfinished(job._replace(hop=answer))
+        with answer:
             resume = job.resume if answer.conditional else None
             if answer.status == 304:
                 return self._not_modified(job, answer)
             if answer.status == 200 or (answer.status == 206 and resume is not None):
                 return self._receive(job, answer, resume if answer.status == 206 else None)
-            raise _status_error(job, answer, ranged=resume is not None)
+            if resume is not None and answer.status == 416:
+                self._directory.discard(resume.key)
+            raise _status_error(answer, ranged=resume is not None)
 
     def _not_modified(self, job: Job, answer: Answer) -> NotModified | None:
         image = job.image
@@ -227,21 +243,17 @@ def _wrong_part() -> DownloadError:
     return DownloadError(Reason.PROTOCOL, "206 with another part than was asked for", http_status=206, retryable=True)
 
 
-def _status_error(job: Job, answer: Answer, *, ranged: bool) -> DownloadError:
-    retry_after = None
-    if answer.status in (429, 503):
-        retry_after = freshness.retry_after(answer.fields.get("retry-after"), answer.received)
-    error = DownloadError(
+def _status_error(answer: Answer, *, ranged: bool) -> DownloadError:
+    is_busy = answer.status in BUSY_STATUSES
+    return DownloadError(
         Reason.HTTP_STATUS,
         f"HTTP status {answer.status}",
         http_status=answer.status,
         # 416 answers the range: the next attempt asks for the whole.
-        retryable=answer.status in _TRANSIENT_STATUSES or (ranged and answer.status == 416),
-        retry_after=retry_after,
+        retryable=is_busy or answer.status in TRANSIENT_STATUSES or (ranged and answer.status == 416),
+        blame=Blame.HOST if is_busy else Blame.IMAGE,
+        retry_after=freshness.retry_after(answer.fields.get("retry-after"), answer.received) if is_busy else None,
     )
-    if answer.url.origin != job.url.origin:
-        error.happened_elsewhere()
-    return error
 
 
 def _shown_type(answer: Answer) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from image_loader.errors import LoaderError, UrlFileError
@@ -29,7 +30,7 @@ from image_loader.store.directory import Directory
 from image_loader.store.index import FILE, Index
 
 if TYPE_CHECKING:
-    from image_loader.scheduling.scheduler import Task
+    from image_loader.scheduling.queue import Task
 
 # What would be imported later, when there may be no file descriptor left for it.
 _WANTED_LATER = ("encodings.unicode_escape",)
@@ -114,7 +115,7 @@ class _Run:
             if self._downloads is None:
                 plan = self._planner.plan(group)
             else:
-                plan = self._planner.plan(group, self._downloads.scheduler.verdict)
+                plan = self._planner.plan(group, self._downloads.scheduler.down_failure)
             if plan.jobs and self._downloads is None:
                 self._downloads = _Downloads(self._settings, self._directory, self._stack)
         except LoaderError:
@@ -157,7 +158,7 @@ class _Run:
         limit = time.monotonic() + _GRACE
         while scheduler.running and time.monotonic() < limit:
             outcomes += self._record(scheduler.settle(_WAIT))
-        return outcomes + self._record(scheduler.forsake())
+        return outcomes + self._record(scheduler.drop_running())
 
     def _record(self, finished: Sequence[Task]) -> list[Outcome]:
         for task in finished:
@@ -185,18 +186,21 @@ class _Downloads:
     def __init__(self, settings: Settings, directory: Directory, stack: ExitStack) -> None:
         from image_loader.attempt import Downloader
         from image_loader.processors import stay_on_one
-        from image_loader.scheduling.scheduler import Scheduler, Threads
+        from image_loader.scheduling.dispatch import Connected, Inbox
+        from image_loader.scheduling.scheduler import Scheduler
+        from image_loader.scheduling.workers import Workers
         from image_loader.transport import Transport
 
         for module in _WANTED_LATER:
             importlib.import_module(module)
         processors = stay_on_one() if settings.one_processor else frozenset()
-        self.transport = Transport(settings)
+        inbox: Inbox = SimpleQueue()
+        self.transport = Transport(settings, lambda *connected: inbox.put(Connected(*connected)))
         stack.callback(self.transport.close)
-        executor = Threads(settings.threads)
-        stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+        workers = Workers(settings.threads)
+        stack.callback(workers.close)
         downloader = Downloader(self.transport, directory, settings, processors)
-        self.scheduler = Scheduler(executor, downloader.attempt, settings)
+        self.scheduler = Scheduler(workers, downloader.attempt, self.transport, inbox, settings)
 
 
 def _interrupted(line: Line) -> Outcome:

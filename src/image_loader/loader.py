@@ -45,6 +45,8 @@ PER_HOST = 10
 """Downloads at once from one host, and idle connections kept for it."""
 POOL_HOSTS = 256
 """Hosts whose connections are kept; with more at once, connections are thrown away instead of reused."""
+CONNECTS = 512
+"""Connections that are being made at once, dead hosts' among them; each takes a socket, and no thread."""
 TIMEOUT = 10.0
 """Seconds to connect, and between two bytes."""
 MAX_TIME = 300.0
@@ -78,7 +80,7 @@ that processor may be busy."""
 GARBAGE_INTERVAL = 100_000
 """Objects made between two searches for cyclic garbage, of which a run makes little: with Python's own 700, the command
 would spend a twentieth of its time there."""
-REDIRECTS = 10
+REDIRECTS = 20
 """Redirects followed for one image."""
 USER_AGENT = f"image_loader/{__version__}"
 """What servers are told that we are."""
@@ -382,6 +384,7 @@ def _settings(
         batch=BATCH,
         chunk=CHUNK,
         pool_hosts=POOL_HOSTS,
+        connects=CONNECTS,
         host_failures=HOST_FAILURES,
         host_patience=HOST_PATIENCE,
         backoff_cap=BACKOFF_CAP,

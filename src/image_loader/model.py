@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum, StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from image_loader.url import Url
+
+if TYPE_CHECKING:
+    from http.cookiejar import CookieJar
 
 
 class Status(StrEnum):
@@ -151,12 +154,38 @@ class Resume(NamedTuple):
     media_type: str
 
 
+class Redirect(NamedTuple):
+    """What is kept of one redirect: the header ``fields`` that say how long it holds.
+
+    ``requested`` and ``received`` are the times of the request and of the answer, in seconds since the epoch.
+    """
+
+    fields: Mapping[str, str]
+    requested: float
+    received: float
+
+
+class Hop(NamedTuple):
+    """Where redirects have led an attempt so far.
+
+    ``url`` is what it asks next. ``deadline`` is that of the whole attempt, by the monotonic clock. ``cookies`` are
+    those that were set on the way.
+    """
+
+    url: Url
+    redirects: tuple[Redirect, ...]
+    deadline: float
+    cookies: CookieJar | None = None
+
+
 class Job(NamedTuple):
     """One image to ask a server for.
 
     ``row`` is its number in the index. ``image`` is what that knows of the file in place, where it is as it was
     recorded; ``validators`` are sent with the request (none: an unconditional request). ``inode`` is that of the file
     that stood under the name when this was planned, None where there was none, so that the image takes one more.
+    ``hop`` is where redirects have led the attempt that is under way; ``is_unconditional`` says that its condition led
+    to nothing.
     """
 
     line: int
@@ -167,6 +196,12 @@ class Job(NamedTuple):
     validators: Validators
     inode: int | None
     resume: Resume | None = None
+    hop: Hop | None = None
+    is_unconditional: bool = False
+
+    def anew(self, resume: Resume | None) -> Job:
+        """Return the job for its next attempt, which goes on from ``resume``, if given, or from what it had."""
+        return self._replace(resume=resume or self.resume, hop=None, is_unconditional=False)
 
 
 class Saved(NamedTuple):
@@ -210,6 +245,12 @@ class Failure(NamedTuple):
     blame: Blame = Blame.IMAGE
     retry_after: float | None = None
     resume: Resume | None = None
+
+
+class Unfinished(NamedTuple):
+    """The attempt goes on, as ``job`` says, once a connection to the host that it asks next stands."""
+
+    job: Job
 
 
 Result = Saved | NotModified | Locked | Failure
@@ -264,6 +305,7 @@ class Settings(NamedTuple):
     batch: int
     chunk: int
     pool_hosts: int
+    connects: int
     host_failures: int
     host_patience: float
     backoff_cap: float

@@ -23,7 +23,8 @@ from urllib3.util.proxy import connection_requires_http_tunnel
 from image_loader.errors import DownloadError, OptionError, is_out_of_descriptors
 from image_loader.model import Blame, Reason, Settings
 from image_loader.transport import coding, connection
-from image_loader.transport.connection import StaleConnectionError
+from image_loader.transport.connection import StaleConnectionError as StaleConnectionError
+from image_loader.transport.connection import WatchedConnection as Connection  # noqa: F401
 from image_loader.transport.targets import Targets
 from image_loader.transport.watchdog import Watch, Watchdog
 from image_loader.url import Url, parse

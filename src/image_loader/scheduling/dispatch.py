@@ -1,0 +1,196 @@
+"""Handing out: connections to the hosts whose jobs may start, and turns to the workers once a connection stands."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from queue import SimpleQueue
+from typing import NamedTuple, Protocol
+
+from image_loader.errors import DownloadError, LoaderError
+from image_loader.scheduling.queue import SHARE_TIME, Host
+from image_loader.scheduling.slots import Slots
+from image_loader.scheduling.workers import Attempt, Clock, Ended, Turn, TurnNearlyOver, TurnOver, Workers
+from image_loader.transport import Connection
+
+_LOG = logging.getLogger(__name__)
+# How many of the workers' next turns are handed over while all of them are busy: none waits to be told what is next.
+_AHEAD = 1 / 4
+# Out of descriptors, this part of the workers goes on; after so many images that each of them ended well, one more.
+_SHRINKS_TO = 3 / 4
+_GROWS_AFTER = 20
+
+
+class Connected(NamedTuple):
+    """What came of making a connection to an origin, and when that was begun, by the scheduler's clock."""
+
+    origin: str
+    result: Connection | DownloadError | LoaderError
+    started: float
+
+
+Message = Connected | TurnOver | TurnNearlyOver
+Inbox = SimpleQueue[Message]
+"""What other threads tell the one that schedules; it wakes that thread."""
+
+
+class Connections(Protocol):
+    """What makes connections, and keeps those that wait for their next request."""
+
+    def connect(self, origin: str) -> None:
+        """Begin to make a connection; a ``Connected`` tells what comes of it."""
+
+    def take(self, origin: str) -> Connection | None:
+        """Return a connection to an origin that is kept."""
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection, or close it."""
+
+
+class Dispatch:
+    """Hosts stand in two lines, for a worker and for a connection; none holds up the one behind it."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        attempt: Attempt,
+        connections: Connections,
+        inbox: Inbox,
+        *,
+        threads: int,
+        connects: int,
+    ) -> None:
+        """At most ``threads`` attempts run at once, and ``connects`` connections are made at once."""
+        self._workers = workers
+        self._attempt = attempt
+        self._connections = connections
+        self._inbox = inbox
+        self._all_threads = self._threads = threads
+        self._shrunk_at = float("-inf")
+        self._ended_well = 0
+        self._slots = Slots(connects, threads)
+        self._for_worker: deque[Host] = deque()
+        self._for_connection: deque[Host] = deque()
+        # Those that did not answer before: they have fewer slots.
+        self._for_connection_again: deque[Host] = deque()
+        self.turns: set[Turn] = set()
+        # What has ended is told here without waking anyone.
+        self.ended: deque[Ended] = deque()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing is under way, nor about to be."""
+        return not (self.turns or self._for_worker or self._for_connection or self._slots.in_use)
+
+    def next_at(self) -> float | None:
+        """Return when a slot for a connection will be free at the latest, where a host waits for one."""
+        return self._slots.next_at() if self._for_connection or self._for_connection_again else None
+
+    def line_up(self, host: Host, now: float) -> None:
+        """Have a host wait for a worker or for a connection, as it needs."""
+        if not host.may_start(now):
+            return
+        while host.lacks > 0 and (connection := self._connections.take(host.origin)):
+            host.connections.append(connection)
+        if host.connections and not host.waits_for_worker:
+            host.waits_for_worker = True
+            self._for_worker.append(host)
+        if host.lacks > 0 and not host.waits_for_connection:
+            host.waits_for_connection = True
+            (self._for_connection_again if host.health.misses else self._for_connection).append(host)
+
+    def start(self, now: float, clock: Clock) -> None:
+        """Begin the connections and the turns that there is room for."""
+        self._connect(self._for_connection, now, retry=False)
+        self._connect(self._for_connection_again, now, retry=True)
+        # Those ahead wait in the executor; with fewer threads than it has, they would not.
+        ahead = int(self._threads * _AHEAD) if self._threads == self._all_threads else 0
+        while self._for_worker and len(self.turns) < self._threads + ahead:
+            host = self._for_worker.popleft()
+            host.waits_for_worker = False
+            if host.may_start(now) and (connection := host.connection()):
+                self._submit(host, connection, now, clock)
+            self.line_up(host, now)
+
+    def connected(self, host: Host, connection: Connection | None) -> None:
+        """Take note that making a connection came to its end."""
+        self._slots.end(host.connecting.popleft())
+        if connection is not None:
+            host.connections.append(connection)
+
+    def release(self, host: Host) -> None:
+        """Have the connections that a host does not need now kept for later."""
+        while host.connections:
+            self._connections.give_back(host.connections.pop())
+
+    def end(self, turn: Turn) -> bool:
+        """Take note that a worker is done with its turn; False if nobody waits for it any more."""
+        if turn not in self.turns:
+            return False
+        self.turns.discard(turn)
+        turn.host.running -= 1
+        if turn.connection.usable:
+            turn.host.connections.append(turn.connection)
+        else:
+            turn.connection.close()
+        return True
+
+    def extend(self, turn: Turn, now: float) -> None:
+        """Have a worker go on with its host after its last job, unless another host waits for a worker."""
+        host = turn.host
+        self.line_up(host, now)
+        wanted = self._for_worker or len(self.turns) > self._threads
+        full = host.free <= 0 and host.pace is not None and not host.health.interval and host.health.opens_at <= now
+        if full and host.waiting and not wanted:
+            turn.extend(host.share(host.health.at_once))
+
+    def slow_turns(self, now: float) -> list[Turn]:
+        """Return the turns whose current job takes so long that those behind it should go to another worker."""
+        slow = []
+        for turn in self.turns:
+            host = turn.host
+            usual = host.pace if host.pace is not None and host.free <= 0 else 0.0
+            if now - turn.begun > 2 * max(SHARE_TIME, usual):
+                slow.append(turn)
+        return slow
+
+    def is_alone(self, turn_of: object) -> bool:
+        """Tell whether nothing is under way but the attempt at this task."""
+        return self._threads == 1 and all(turn.current in (turn_of, None) for turn in self.turns)
+
+    def shrink(self, started: float, now: float, *, connecting: bool) -> None:
+        """Do less at once for the time being, for want of descriptors: fewer connections, then fewer workers."""
+        if connecting and self._slots.shrink():
+            return
+        threads = max(1, int(_SHRINKS_TO * min(self._threads, len(self.turns) or 1)))
+        # Those that were already under way tell nothing new.
+        if threads < self._threads and started > self._shrunk_at:
+            _LOG.info("out of file descriptors (ulimit -n): %d downloads at once for the time being", threads)
+            self._threads, self._shrunk_at, self._ended_well = threads, now, 0
+
+    def grow(self) -> None:
+        """Try one worker more every now and then: whoever had the descriptors may have given them back."""
+        if self._threads == self._all_threads:
+            return
+        self._ended_well += 1
+        if self._ended_well >= _GROWS_AFTER * self._threads:
+            self._threads, self._ended_well = self._threads + 1, 0
+
+    def _connect(self, line: deque[Host], now: float, *, retry: bool) -> None:
+        while line and self._slots.has_room(now, len(self._for_worker), retry=retry):
+            host = line.popleft()
+            host.waits_for_connection = False
+            if host.may_start(now) and host.lacks > 0:
+                host.connecting.append(self._slots.begin(now, retry=retry))
+                self._connections.connect(host.origin)
+                self.line_up(host, now)
+
+    def _submit(self, host: Host, connection: Connection, now: float, clock: Clock) -> None:
+        turn = Turn(host, connection, host.share(host.free))
+        self.turns.add(turn)
+        host.running += 1
+        host.health = host.health.started(now)
+        try:
+            self._workers.submit(turn.work, self._attempt, clock, self.ended, self._inbox.put)
+        except LoaderError as error:
+            self._inbox.put(TurnOver(turn, error))

@@ -1,0 +1,242 @@
+"""What is known of one host, as a pure value: whether it may be asked, how many at once, and when next."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import NamedTuple, Self
+
+_SLOW_START = 3
+"""Attempts at once at a host that has not answered yet: one that hangs holds no more."""
+_GROWTH = 4
+"""How many times as many with each answer, until the limit is reached."""
+
+# A host that refuses requests (429, 503) without a word about when to come back is slowed down: half as many at once
+# and twice the interval; while it refuses all, one at a time after pauses of 1, 2, 4 … s. Each success gives a little
+# of that back. Simulated against fixed and sliding windows, token buckets, limits of concurrency and outages, at 1, 50
+# and 200 ms: at most twice the time that the limit allows, and 1.3 requests an image.
+_FIRST_INTERVAL = 0.03
+"""Seconds between two requests after the first refusal."""
+_SHORTEST_INTERVAL = 0.004
+"""Seconds; a shorter interval is none."""
+_LONGEST_INTERVAL = 2.0
+"""Seconds; a host that allows less than that is paused again and again."""
+_SHRINKS_TO = 0.95
+"""What a success leaves of the interval."""
+_WIDENS_BY = 0.5
+"""What a success adds to the limit, divided by the limit."""
+_OPTIMISM = 0.5
+"""Part of the average interval of the last cycle, from one refusal to the next, at which a host is asked again."""
+_LONGEST_ESTIMATE = 0.5
+"""Seconds; the interval that such an average leads to at most."""
+_FIRST_PAUSE = 1.0
+"""Seconds; also the least that a server can ask for."""
+_LONGEST_PAUSE = 32.0
+"""Seconds; the longest pause that no server asked for."""
+_LONGEST_PROBE_PAUSE = 8.0
+"""Seconds between two probes of a host that does not answer."""
+_KNOWN_PATIENCE = 2
+"""How many times the patience a host gets that has let images through: limits are often those of a minute."""
+
+
+class State(Enum):
+    """What may be done with a host."""
+
+    READY = "ready"
+    """It is asked as fast as the limit lets it."""
+    SLOWED = "slowed"
+    """It has refused requests: fewer at once, with an interval between them."""
+    PAUSED = "paused"
+    """It refuses requests: after a pause it is asked by one at a time."""
+    PROBING = "probing"
+    """It does not answer: it is asked by one at a time, at growing intervals."""
+    DOWN = "down"
+    """It is given up, but for one request now and then."""
+
+
+class Policy(NamedTuple):
+    """What holds for all hosts of a run; times are in seconds.
+
+    After ``failures`` without an answer in a row a host is probed, and after as many refusals in a row, and
+    ``patience`` without a success, it is given up. ``longest_pause`` is the longest that a server can ask for.
+    """
+
+    per_host: int
+    failures: int
+    patience: float
+    longest_pause: float
+
+
+class Health(NamedTuple):
+    """What is known of a host; each event makes another value. Times are those of one monotonic clock, in seconds.
+
+    ``limit`` is the number of attempts at once, and ``interval`` the time between the starts of two. Nothing starts
+    before ``paused_until``, which the server or its refusals led to, and ``probe_at``. What was started before
+    ``slowed_at`` tells nothing new of a host that was slowed down then. ``successes`` is the host's count of them when
+    it last began to let requests through, at ``resumed_at``. ``ask_at`` is when a host that is down is asked again.
+    """
+
+    policy: Policy
+    limit: float
+    interval: float = 0.0
+    paused_until: float = 0.0
+    slowed_at: float = -math.inf
+    refusals: int = 0
+    refused_since: float = 0.0
+    resumed_at: float = 0.0
+    successes: int = 0
+    patience: float = 0.0
+    misses: int = 0
+    missing_since: float = 0.0
+    probe_at: float = 0.0
+    probe_pause: float = _FIRST_PAUSE
+    ask_at: float | None = None
+    given_up_at: float = -math.inf
+
+    @classmethod
+    def unknown(cls, policy: Policy, now: float) -> Self:
+        """Return what is known of a host that was never asked.
+
+        >>> Health.unknown(Policy(per_host=10, failures=5, patience=30.0, longest_pause=120.0), now=0.0).limit
+        3
+        """
+        return cls(policy, min(_SLOW_START, policy.per_host), resumed_at=now, patience=policy.patience)
+
+    @property
+    def state(self) -> State:
+        """The state that all of it amounts to."""
+        if self.ask_at is not None:
+            return State.DOWN
+        if self._is_probed:
+            return State.PROBING
+        if self.refusals:
+            return State.PAUSED
+        return State.SLOWED if self._was_slowed and not self.is_settled else State.READY
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether another success changes nothing."""
+        return self._is_wide and not (self.interval or self.refusals or self.misses) and self.ask_at is None
+
+    @property
+    def opens_at(self) -> float:
+        """When the next attempt may start."""
+        return self.paused_until if self.paused_until > self.probe_at else self.probe_at
+
+    @property
+    def at_once(self) -> int:
+        """How many attempts may run at once."""
+        return 1 if self.refusals or self._is_probed or self.ask_at is not None else int(self.limit)
+
+    @property
+    def _was_slowed(self) -> bool:
+        return self.slowed_at > -math.inf
+
+    @property
+    def _is_wide(self) -> bool:
+        return self.limit >= self.policy.per_host
+
+    @property
+    def _is_probed(self) -> bool:
+        return self.misses >= self.policy.failures
+
+    def wakes_at(self, now: float) -> float | None:
+        """Return when it has to be looked at next, though nothing happened: a pause is over, or the patience."""
+        times = [self.opens_at]
+        if self._is_probed:
+            times.append(self.missing_since + self.policy.patience)
+        return min((at for at in times if at > now), default=None)
+
+    def is_over(self, now: float) -> bool:
+        """Tell whether the patience with it is over: it neither answers nor lets anything through."""
+        if self._is_probed and now - self.missing_since >= self.policy.patience:
+            return True
+        return self.refusals > self.policy.failures and now - self.refused_since >= self.patience
+
+    def started(self, now: float) -> Self:
+        """Note that an attempt starts."""
+        return self._replace(paused_until=now + self.interval) if self.interval else self
+
+    def answered(self, now: float, started: float, successes: int) -> Self:
+        """Note an answer, to an attempt that was ``started`` then, that is no refusal; ``successes`` with this one."""
+        health = self.reached()
+        if started <= health.slowed_at:
+            return health
+        if health.refusals:
+            health = health._resumed(now, started, successes)
+        return health._sped_up()
+
+    def refused(self, now: float, started: float, pause: float | None, successes: int) -> Self:
+        """Note that the host is busy (429, 503), and the ``pause`` that it asked for, if it did."""
+        health = self.reached()
+        asked = None if pause is None else min(max(pause, _FIRST_PAUSE), self.policy.longest_pause)
+        if started <= max(health.slowed_at, health.given_up_at):
+            return health if asked is None else health._paused(now + asked)
+        if health.refusals:
+            own_pause = min(_FIRST_PAUSE * 2.0 ** (health.refusals - 1), _LONGEST_PAUSE)
+            health = health._replace(limit=1.0)
+        else:
+            health = health._slowed(now, successes)
+            own_pause = health.interval
+        health = health._replace(refusals=health.refusals + 1, slowed_at=now)
+        return health._paused(now + (max(own_pause, health.interval) if asked is None else asked))
+
+    def missed(self, now: float, started: float) -> Self:
+        """Note that no connection or no answer came of an attempt."""
+        if self.ask_at is not None:
+            return self
+        since = self.missing_since if self.misses else max(started, self.paused_until)
+        health = self._replace(misses=self.misses + 1, missing_since=since)
+        # Those that were already under way when the host was paused tell nothing new.
+        if not health._is_probed or health.opens_at > now:
+            return health
+        longer = min(_LONGEST_PROBE_PAUSE, 2 * health.probe_pause)
+        return health._replace(probe_at=now + health.probe_pause, probe_pause=longer)
+
+    def given_up(self, now: float) -> Self:
+        """Return what is known of a host that was given up now."""
+        health = self.reached()
+        return health._replace(limit=1.0, refusals=0, ask_at=now + health._rest, given_up_at=now)
+
+    def spared(self) -> Self:
+        """Return what is known of a host that was not given up, since it refused none but the images that failed."""
+        return self._replace(refusals=0)
+
+    def asked(self, now: float) -> Self:
+        """Note that a host which is down is asked again by one job."""
+        return self._replace(ask_at=now + self._rest)
+
+    def reached(self) -> Self:
+        """Note that it answers, whatever the answer is; a pause that it asked for goes on."""
+        if not self.misses and self.ask_at is None:
+            return self
+        return self._replace(misses=0, probe_at=0.0, probe_pause=_FIRST_PAUSE, ask_at=None)
+
+    @property
+    def _rest(self) -> float:
+        """Seconds for which a host that is down is left alone: no less than one that is probed."""
+        return max(self.policy.patience, _LONGEST_PROBE_PAUSE)
+
+    def _slowed(self, now: float, successes: int) -> Self:
+        """Return it with half as many attempts at once, at twice the interval."""
+        patience = self.policy.patience * (_KNOWN_PATIENCE if successes else 1)
+        interval = min(max(_FIRST_INTERVAL, 2 * self.interval), _LONGEST_INTERVAL)
+        return self._replace(limit=max(1.0, self.limit / 2), interval=interval, refused_since=now, patience=patience)
+
+    def _paused(self, until: float) -> Self:
+        return self._replace(paused_until=until) if until > self.paused_until else self
+
+    def _resumed(self, now: float, started: float, successes: int) -> Self:
+        """Return it as a host that lets requests through again, about as often as it did in the cycle that ends."""
+        let_through, interval = successes - 1 - self.successes, self.interval
+        if let_through:
+            average = (now - self.resumed_at) / let_through
+            interval = max(interval, min(_OPTIMISM * average, _LONGEST_ESTIMATE))
+        health = self._replace(refusals=0, interval=interval, resumed_at=now, successes=successes - 1)
+        return health._paused(started + interval)
+
+    def _sped_up(self) -> Self:
+        interval = self.interval * _SHRINKS_TO
+        growth = _WIDENS_BY / self.limit if self._was_slowed else self.limit * (_GROWTH - 1)
+        limit = min(float(self.policy.per_host), self.limit + growth)
+        return self._replace(limit=limit, interval=interval if interval >= _SHORTEST_INTERVAL else 0.0)

@@ -1,0 +1,64 @@
+"""The hosts of a run: those with jobs, and what is remembered of others that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from image_loader.model import Failure, Reason
+from image_loader.scheduling.health import Health, Policy, State
+from image_loader.scheduling.queue import Host
+
+_REMEMBERED = 10_000
+"""Hosts without jobs of which something is remembered, about 1 kB each; the oldest are forgotten first."""
+
+
+class Hosts:
+    """The hosts by origin; their number does not grow with the list."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._active: dict[str, Host] = {}
+        self._remembered: dict[str, Health] = {}
+
+    def __iter__(self) -> Iterator[Host]:
+        return iter(self._active.values())
+
+    def __len__(self) -> int:
+        return len(self._active) + len(self._remembered)
+
+    def get(self, origin: str, now: float) -> Host:
+        """Return the host of an origin."""
+        host = self._active.get(origin)
+        if host is None:
+            health = self._remembered.pop(origin, None) or Health.unknown(self._policy, now)
+            host = self._active[origin] = Host(origin, health)
+        return host
+
+    def down_failure(self, origin: str, now: float) -> Failure | None:
+        """Return what becomes of the jobs of a host that is down; None for any other, and once it is to be asked.
+
+        It is asked by one job at a time: where attempts take longer than the pause, they would pile up.
+        """
+        host = self._active.get(origin)
+        health = self._remembered.get(origin) if host is None else host.health
+        if health is None or health.ask_at is None:
+            return None
+        due = health.ask_at <= now and (host is None or host.is_idle)
+        return None if due else host_down()
+
+    def forget_if_idle(self, host: Host, now: float) -> bool:
+        """Forget a host that has nothing to do, but for what still matters of its health."""
+        if not host.is_idle or self._active.get(host.origin) is not host:
+            return False
+        del self._active[host.origin]
+        host.wakes_at = None
+        if host.health.state is not State.READY or host.health.misses or host.health.opens_at > now:
+            self._remembered[host.origin] = host.health
+            if len(self._remembered) > _REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+        return True
+
+
+def host_down() -> Failure:
+    """Say that a host was given up."""
+    return Failure(Reason.HOST_DOWN, "the host does not answer, or refuses every request")

@@ -1,0 +1,88 @@
+"""How many connections are made at once: many, where hosts are dead, but none that no worker is going to use soon."""
+
+from __future__ import annotations
+
+import resource
+
+from image_loader.model import Settings
+
+_YOUNG = 0.25
+"""Seconds: a connection that takes longer to make is not expected any more, and is not counted as one that comes."""
+_AHEAD = 2
+"""How many times the threads may stand or be expected: a worker that is done finds the next one."""
+_RETRY_SHARE = 2
+"""The part of the slots that hosts which did not answer get: one half."""
+_PER_THREAD = 2
+"""Descriptors that a worker needs, for its connection and for its file."""
+_OTHERS = 32
+"""Descriptors for the index, the list, the terminal and the like."""
+
+
+def connects_at_most(settings: Settings) -> int:
+    """Return how many connections may be made at once: as many as the settings say, or the descriptors allow."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return settings.connects
+    return max(1, min(settings.connects, (limit - _OTHERS - _PER_THREAD * settings.threads) // 2))
+
+
+class Slots:
+    """Counts the connections that are being made; times are seconds of the scheduler's clock."""
+
+    def __init__(self, most: int, threads: int) -> None:
+        """``most`` are made at once."""
+        self._most = most
+        self._expected = _AHEAD * threads
+        self._young: dict[int, float] = {}
+        self._old: set[int] = set()
+        self._retries: set[int] = set()
+        self._number = 0
+
+    @property
+    def in_use(self) -> int:
+        """How many are being made."""
+        return len(self._young) + len(self._old)
+
+    @property
+    def most(self) -> int:
+        """How many may be made at once."""
+        return self._most
+
+    def has_room(self, now: float, standing: int, *, retry: bool = False) -> bool:
+        """Tell whether one more may be begun while so many connections are ``standing`` that wait for a worker."""
+        self._grow_old(now)
+        if retry and len(self._retries) >= max(1, self._most // _RETRY_SHARE):
+            return False
+        return self.in_use < self._most and len(self._young) + standing < self._expected
+
+    def begin(self, now: float, *, retry: bool = False) -> int:
+        """Take a slot; return its number."""
+        self._number += 1
+        self._young[self._number] = now
+        if retry:
+            self._retries.add(self._number)
+        return self._number
+
+    def end(self, number: int) -> None:
+        """Give a slot back."""
+        self._young.pop(number, None)
+        self._old.discard(number)
+        self._retries.discard(number)
+
+    def next_at(self) -> float | None:
+        """Return when one that is expected no more makes room."""
+        return next(iter(self._young.values())) + _YOUNG if self._young else None
+
+    def shrink(self) -> bool:
+        """Make fewer at once, for want of descriptors; False where it is one already."""
+        least = self._most <= 1
+        self._most = max(1, min(self._most, self.in_use) // 2)
+        return not least
+
+    def _grow_old(self, now: float) -> None:
+        while self._young:
+            number, begun = next(iter(self._young.items()))
+            if now - begun < _YOUNG:
+                return
+            del self._young[number]
+            self._old.add(number)

@@ -1,0 +1,137 @@
+"""The workers and their turns: several jobs of one host, done one after the other on one connection."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import NamedTuple
+
+from image_loader.errors import OutOfThreadsError
+from image_loader.model import Failure, Job, Result, Unfinished
+from image_loader.scheduling.queue import Host, Task
+from image_loader.transport import Connection
+
+_LOG = logging.getLogger(__name__)
+
+Attempt = Callable[[Job, Connection], Result | Unfinished]
+"""Makes one attempt at a job, or the next part of one, on a connection that stands."""
+Clock = Callable[[], float]
+
+
+class Ended(NamedTuple):
+    """How an attempt, or a part of one, ended: when it was started, and the seconds that it took, by one clock."""
+
+    task: Task
+    result: Result | Unfinished
+    started: float
+    seconds: float
+
+
+class TurnOver(NamedTuple):
+    """A worker is done with its turn; ``error`` is what ended it early, and is no failure of a job."""
+
+    turn: Turn
+    error: BaseException | None
+
+
+class TurnNearlyOver(NamedTuple):
+    """A worker begins with the last job of its turn, and could be given more."""
+
+    turn: Turn
+
+
+class Turn:
+    """Jobs of one host for one worker; those that it has not begun can be recalled at any time.
+
+    They stand in a deque: two threads can take from its ends without a lock.
+    """
+
+    __slots__ = ("_waiting", "begun", "connection", "current", "host")
+
+    def __init__(self, host: Host, connection: Connection, tasks: Iterable[Task]) -> None:
+        self.host = host
+        self.connection = connection
+        self.begun = math.inf
+        self.current: Task | None = None
+        self._waiting = deque(tasks)
+
+    def work(
+        self,
+        attempt: Attempt,
+        clock: Clock,
+        ended: deque[Ended],
+        tell: Callable[[TurnOver | TurnNearlyOver], None],
+    ) -> None:
+        """Make an attempt at each job, until one fails or the connection is spent; the worker's part.
+
+        Nothing is raised: what ends the run is told with the end of the turn.
+        """
+        error: BaseException | None = None
+        try:
+            self._work(attempt, clock, ended, tell)
+        except BaseException as raised:  # noqa: BLE001 (told, and raised in the thread that schedules)
+            error = raised
+        tell(TurnOver(self, error))
+
+    def _work(
+        self,
+        attempt: Attempt,
+        clock: Clock,
+        ended: deque[Ended],
+        tell: Callable[[TurnOver | TurnNearlyOver], None],
+    ) -> None:
+        while (task := self._next()) is not None:
+            self.current, self.begun = task, clock()
+            if not self._waiting:
+                tell(TurnNearlyOver(self))
+            result = attempt(task.job, self.connection)
+            ended.append(Ended(task, result, self.begun, clock() - self.begun))
+            self.current = None
+            if isinstance(result, (Failure, Unfinished)) or not self.connection.usable:
+                return
+
+    def extend(self, tasks: Iterable[Task]) -> None:
+        """Add jobs; should the worker have left meanwhile, they can be recalled."""
+        self._waiting.extend(tasks)
+
+    def recalled(self) -> Iterator[Task]:
+        """Yield the jobs that no attempt was begun at, the last one first; they are the turn's no more."""
+        while self._waiting:
+            with suppress(IndexError):
+                yield self._waiting.pop()
+
+    def _next(self) -> Task | None:
+        try:
+            return self._waiting.popleft()
+        except IndexError:
+            return None
+
+
+class Workers:
+    """At most ``most`` threads, and fewer where the system gives no more: they do the work of all."""
+
+    def __init__(self, most: int) -> None:
+        self._executor = ThreadPoolExecutor(most, "image_loader")
+        self._begun = False
+        self._short = False
+
+    def submit(self, work: Callable[..., None], *arguments: object) -> None:
+        """Have a thread do some work; ``OutOfThreadsError`` where there is not even one."""
+        try:
+            self._executor.submit(work, *arguments)
+        except RuntimeError as error:
+            # The work is queued before a thread for it is started (CPython 3.11 to 3.14): any thread will do it.
+            if not self._begun:
+                raise OutOfThreadsError from error
+            if not self._short:
+                _LOG.info("out of threads (ulimit -u, ulimit -v): fewer downloads at once")
+            self._short = True
+        self._begun = True
+
+    def close(self) -> None:
+        """Start nothing more; what runs is not waited for."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
