@@ -447,6 +447,7 @@ def test_jobs_that_are_redirected_to_a_host_that_is_down_fail_at_once() -> None:
     redirect(house, "http://dead/a.jpg", "host")
     assert house.reasons()[-1] is Reason.HOST_DOWN
 
+
 def test_another_host_that_fails_is_no_failure_of_this_one() -> None:
     house = House({"retries": 0})
     house.add(*urls("host", 30))
@@ -458,6 +459,7 @@ def test_another_host_that_fails_is_no_failure_of_this_one() -> None:
     house.answer(host="host")
     assert house.reasons().count(Reason.CONNECT) + house.reasons().count(Reason.HOST_DOWN) == 9
     assert house.on("host") > 1
+
 
 def test_a_host_that_asks_for_pause_after_pause_is_given_up() -> None:
     house = House({"retries": 10})
@@ -473,6 +475,7 @@ def test_a_host_that_asks_for_pause_after_pause_is_given_up() -> None:
     house.add(*urls("busy", 5))
     assert house.reasons()[40:] == [Reason.HOST_DOWN] * 4, "so does the rest of the list, but for one that is tried"
 
+
 def test_images_between_its_pauses_keep_a_host_from_being_given_up() -> None:
     house = House({"retries": 0, "per_host": 1})
     house.add(*urls("busy", 30))
@@ -483,6 +486,7 @@ def test_images_between_its_pauses_keep_a_host_from_being_given_up() -> None:
         while house.scheduler.pending and not house.running:
             house.advance(0.1)
     assert house.reasons() == []
+
 
 def test_retry_after_is_capped() -> None:
     house = House({"retries": 5})
@@ -553,7 +557,6 @@ def given_up(**changes: Any) -> House:
     house.finished.clear()
     assert house.scheduler.down_failure("http://dead") is not None
     return house
-
 
 
 def test_a_host_that_was_given_up_is_asked_by_one_job_each_time_the_patience_is_over() -> None:
@@ -940,3 +943,55 @@ def test_a_timer_of_a_host_that_was_forgotten_leaves_its_successor_alone() -> No
     house.advance(40.0)
     house.add("http://host/c.jpg")
     assert house.on("host") == 1
+
+
+def test_a_slowed_host_is_asked_by_several_at_once_where_its_answers_take_longer_than_the_interval() -> None:
+    house = House({"per_host": 4, "retries": 0})
+    house.add(*urls("host", 60))
+    house.answer()
+    house.answer(BUSY)
+    while house.on("host"):
+        house.answer()
+    house.advance(0.1)
+    house.answer()
+    house.advance(0.1)
+    assert house.on("host") == 1
+    house.advance(0.1)
+    assert house.on("host") == 2
+
+
+def test_the_jobs_of_a_name_that_does_not_exist_fail_at_once() -> None:
+    house = House({"retries": 3})
+    unknown = Failure(Reason.DNS, "unknown name", blame=Blame.HOST)
+    house.refusing["http://unknown"] = unknown
+    house.add(*urls("unknown", 50))
+    house.advance(0)
+    assert house.reasons() == [Reason.DNS] * 50
+    house.add("http://unknown/late.jpg")
+    assert house.reasons()[-1] is Reason.HOST_DOWN
+
+
+def test_one_image_that_is_refused_for_ever_among_others_fails_alone() -> None:
+    house = House({"retries": 1, "per_host": 2})
+    house.add(*urls("host", 100))
+    while house.scheduler.pending:
+        while house.running:
+            bad = house.running[0].job.url.path == "/7.jpg"
+            house.step(BUSY if bad else ANSWER)
+        house.advance(0.01)
+    assert [end.job.url.path for end in house.finished if isinstance(end.result, Failure)] == ["/7.jpg"]
+    assert house.reasons() == [Reason.HTTP_STATUS]
+    house.add("http://host/later.jpg")
+    house.answer()
+    assert house.reasons() == [Reason.HTTP_STATUS], "the host is not given up for it"
+
+
+def test_being_refused_uses_up_no_retry() -> None:
+    house = House({"retries": 0, "per_host": 1})
+    house.add("http://host/a.jpg")
+    for _ in range(4):
+        house.answer(BUSY)
+        while not house.running:
+            house.advance(0.5)
+    house.answer()
+    assert [(end.attempts, end.result) for end in house.finished] == [(5, ANSWER)]

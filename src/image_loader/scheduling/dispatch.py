@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from image_loader.errors import DownloadError, LoaderError
 from image_loader.scheduling.queue import SHARE_TIME, Host
 from image_loader.scheduling.slots import Slots
+from image_loader.scheduling.timers import Timers
 from image_loader.scheduling.workers import Attempt, Clock, Ended, Turn, TurnNearlyOver, TurnOver, Workers
 from image_loader.transport import Connection
 
@@ -73,6 +74,7 @@ class Dispatch:
         self._for_connection: deque[Host] = deque()
         # Those that did not answer before: they have fewer slots.
         self._for_connection_again: deque[Host] = deque()
+        self.timers = Timers()
         self.turns: set[Turn] = set()
         # What has ended is told here without waking anyone.
         self.ended: deque[Ended] = deque()
@@ -189,7 +191,9 @@ class Dispatch:
         turn = Turn(host, connection, host.share(host.free))
         self.turns.add(turn)
         host.running += 1
-        host.health = host.health.started(now)
+        if host.health.interval:
+            host.health = host.health.started(now)
+            self.timers.set_host(host, host.health.opens_at)
         try:
             self._workers.submit(turn.work, self._attempt, clock, self.ended, self._inbox.put)
         except LoaderError as error:
