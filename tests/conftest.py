@@ -22,7 +22,7 @@ import pytest
 import trustme
 from hypothesis import HealthCheck, settings
 
-from image_loader.model import Layout, Settings
+from image_loader.loader import DEFAULTS, settings_of
 from image_loader.transport import Transport
 from server import Server
 
@@ -33,13 +33,12 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCES)}
 SUMMARY = re.compile(r"(\d+) URLs?: (\d+) saved(?: \([^)]*\))?, (\d+) fresh, (\d+) skipped, (\d+) failed in [\d.]+ s")
 _FOREIGN = re.compile(r"(?i).*_proxy|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|NETRC|SSL_CERT_.*|NO_COLOR|PYTHONPATH|TQDM_.*")
 
-SETTINGS = Settings(
-    directory=Path("unused"), force=False, revalidate=False, threads=8, per_host=4, timeout=5.0, max_time=10.0,
-    retries=0, max_size=10_000_000, headers={}, user_agent="test/1", ca_bundle=None, insecure=False, public_only=False,
-    layout=Layout.FLAT, verify=False, index_file=None, window=100, window_size=10**6, batch=10, chunk=65536,
-    pool_hosts=256, host_failures=3, host_patience=30.0, backoff_cap=60.0, retry_after_cap=120.0, redirects=10,
-    flush_interval=1.0,
-)  # fmt: skip
+SETTINGS = settings_of(
+    {
+        **DEFAULTS, "directory": "unused", "threads": 8, "per_host": 4, "timeout": 5.0, "max_time": 10.0,
+        "retries": 0, "max_size": 10_000_000, "user_agent": "test/1",
+    }
+)._replace(window=100, window_size=10**6, batch=10, chunk=65536, host_failures=3)  # fmt: skip
 """Those of a short run; a test changes what it is about."""
 
 CLOCK_STEP = 0.02

@@ -23,10 +23,10 @@ from image_loader.model import (
     Result,
     Resume,
     Saved,
-    Settings,
     Validators,
 )
 from image_loader.processors import spread
+from image_loader.settings import Settings
 from image_loader.store.directory import Directory, Partial, is_as_recorded
 from image_loader.transport import Answer, Transport
 from image_loader.url import redacted

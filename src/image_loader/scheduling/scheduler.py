@@ -15,7 +15,8 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from image_loader.errors import LoaderError, OutOfThreadsError
-from image_loader.model import Blame, Failure, Job, Reason, Result, Settings
+from image_loader.model import Blame, Failure, Job, Reason, Result
+from image_loader.settings import Settings
 
 _LOG = logging.getLogger(__name__)
 # A host gets few attempts at once until it has answered, then many more with each answer: one that hangs holds this
