@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import pytest
 import trustme
@@ -25,6 +26,7 @@ from hypothesis import HealthCheck, settings
 from image_loader.loader import DEFAULTS, settings_of
 from image_loader.transport import Transport
 from server import Server
+from terminal import Clock, Terminal
 
 SOURCES = Path(__file__).parents[1] / "src"
 MODULE = (sys.executable, "-m", "image_loader")
@@ -332,3 +334,36 @@ def run_loader(loader: Loader) -> Callable[..., Run]:
 def start_loader(loader: Loader) -> Callable[..., Running]:
     """Start the command."""
     return loader.start
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    """A terminal of 80 columns."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = Terminal(80)
+    yield terminal
+    terminal.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that the test sets."""
+    return Clock()
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, TextIO]]:
+    """A pipe: the descriptor to read from, and the stream to write to."""
+    read, write = os.pipe()
+    with os.fdopen(write, "w", encoding="utf-8") as stream:
+        yield read, stream
+    os.close(read)
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    """A logger of the tests."""
+    logger = logging.getLogger("tests")
+    logger.propagate = False
+    yield logger
+    logger.handlers.clear()
