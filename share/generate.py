@@ -10,7 +10,8 @@ import shtab
 from argparse_manpage.manpage import Manpage  # type: ignore[import-untyped]
 
 from image_loader import __version__
-from image_loader.loader import parser
+from image_loader.cli.parser import build
+from image_loader.loader import DEFAULTS
 
 _COMPLETIONS = {
     "bash": "bash-completion/completions/loader",
@@ -27,19 +28,19 @@ _COMPLETED = {"FILE": shtab.FILE, "URLFILE": shtab.FILE, "DIRECTORY": shtab.DIRE
 
 def completion(shell: str) -> str:
     """Return the completion script for one shell."""
-    command = parser()
-    for action in command._actions:
+    parser = build(DEFAULTS)
+    for action in parser.actions.values():
         if not action.option_strings:
             action.help = str(action.metavar)  # zsh shows shtab's escapes of anything longer
         if action.metavar in _COMPLETED:
             action.complete = _COMPLETED[action.metavar]  # type: ignore[attr-defined]
-    script = shtab.complete(command, shell, root_prefix="loader")
+    script = shtab.complete(parser.argparse, shell, root_prefix="loader")
     return script.replace(*_BASH_FALLBACK) if shell == "bash" else script
 
 
 def manual() -> str:
     """Return the manual page, the parser's epilog as sections of their own."""
-    command = parser()
+    command = build(DEFAULTS).argparse
     epilog, command.epilog = command.epilog or "", None
     page = Manpage(command, {"project_name": "image_loader", "version": __version__, "manual_title": "User Commands"})
     page.date = ""  # a page that is generated anew is the same

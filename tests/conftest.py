@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,15 +17,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import pytest
 import trustme
 from hypothesis import HealthCheck, settings
 
-from image_loader.model import Layout, Settings
+from image_loader.loader import DEFAULTS, settings_of
 from image_loader.transport import Transport
 from server import Server
+from terminal import Clock, Terminal
 
 SOURCES = Path(__file__).parents[1] / "src"
 MODULE = (sys.executable, "-m", "image_loader")
@@ -33,13 +35,12 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCES)}
 SUMMARY = re.compile(r"(\d+) URLs?: (\d+) saved(?: \([^)]*\))?, (\d+) fresh, (\d+) skipped, (\d+) failed in [\d.]+ s")
 _FOREIGN = re.compile(r"(?i).*_proxy|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|NETRC|SSL_CERT_.*|NO_COLOR|PYTHONPATH|TQDM_.*")
 
-SETTINGS = Settings(
-    directory=Path("unused"), force=False, revalidate=False, threads=8, per_host=4, timeout=5.0, max_time=10.0,
-    retries=0, max_size=10_000_000, headers={}, user_agent="test/1", ca_bundle=None, insecure=False, public_only=False,
-    layout=Layout.FLAT, verify=False, index_file=None, window=100, window_size=10**6, batch=10, chunk=65536,
-    pool_hosts=256, connects=64, host_failures=3, host_patience=30.0, backoff_cap=60.0, retry_after_cap=120.0,
-    redirects=10, flush_interval=1.0,
-)  # fmt: skip
+SETTINGS = settings_of(
+    {
+        **DEFAULTS, "directory": "unused", "threads": 8, "per_host": 4, "timeout": 5.0, "max_time": 10.0,
+        "retries": 0, "max_size": 10_000_000, "user_agent": "test/1",
+    }
+)._replace(window=100, window_size=10**6, batch=10, chunk=65536, connects=64, host_failures=3)  # fmt: skip
 """Those of a short run; a test changes what it is about."""
 
 CLOCK_STEP = 0.02
@@ -333,3 +334,36 @@ def run_loader(loader: Loader) -> Callable[..., Run]:
 def start_loader(loader: Loader) -> Callable[..., Running]:
     """Start the command."""
     return loader.start
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    """A terminal of 80 columns."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = Terminal(80)
+    yield terminal
+    terminal.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that the test sets."""
+    return Clock()
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, TextIO]]:
+    """A pipe: the descriptor to read from, and the stream to write to."""
+    read, write = os.pipe()
+    with os.fdopen(write, "w", encoding="utf-8") as stream:
+        yield read, stream
+    os.close(read)
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    """A logger of the tests."""
+    logger = logging.getLogger("tests")
+    logger.propagate = False
+    yield logger
+    logger.handlers.clear()

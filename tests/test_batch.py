@@ -20,7 +20,8 @@ import pytest
 from conftest import ENVIRONMENT, SETTINGS, leftovers, urls_of
 from image_loader import batch, load
 from image_loader.errors import DirectoryError, IndexFileError, LoaderError, OptionError, UrlFileError
-from image_loader.model import Line, Outcome, Reason, Settings, Status
+from image_loader.model import Line, Outcome, Reason, Status
+from image_loader.settings import Settings
 from image_loader.url import parse
 from server import Server, connections_to, refusing_port
 

@@ -1,23 +1,23 @@
-"""The command: how it starts, how it tells of wrong use, and what it takes for a list."""
+"""The command and the library call: how they start, and what they take for a list."""
 
 from __future__ import annotations
 
 import gzip
 import os
-import pty
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import image_loader
-from conftest import ENVIRONMENT, MODULE, SOURCES, SUMMARY, Loader, Run, urls_of
-from exchange import etag
+from conftest import ENVIRONMENT, SOURCES, Loader, Run, leftovers, urls_of
+from image_loader import errors, load
 from server import Server
 
 SCRIPT = (sys.executable, str(SOURCES / "image_loader" / "loader.py"))
@@ -46,322 +46,95 @@ def test_relative_names_are_relative_to_where_one_stands(server: Server, loader:
     assert (loader.home / "here" / "and" / "there" / "a.png").read_bytes() == server.image("/a.png")
 
 
-def _printed(*arguments: str) -> str:
-    return subprocess.run([*MODULE, *arguments], check=True, capture_output=True, text=True, env=ENVIRONMENT).stdout
+def test_the_library_yields_outcomes(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outcomes = list(load(urls_of(server, 3), tmp_path / "images"))
+    assert [(outcome.status, outcome.reason) for outcome in outcomes] == [("saved", None)] * 3
+    assert {outcome.file for outcome in outcomes} == {"0000.png", "0001.png", "0002.png"}
+    assert [outcome.status for outcome in load(urls_of(server, 3), str(tmp_path / "images"))] == ["fresh"] * 3
+    assert capfd.readouterr() == ("", "")
 
 
-def test_the_version_is_told() -> None:
-    assert image_loader.__version__ in _printed("--version")
+def test_the_library_prints_no_warning_and_its_caller_can_log_it(tmp_path: Path) -> None:
+    code = "import logging, sys; from image_loader import load\n"
+    code += "if sys.argv[2:]: logging.basicConfig()\n"
+    code += "list(load(['nonsense'], sys.argv[1]))"
+    index = tmp_path / ".image_loader" / "index.sqlite3"
+    index.parent.mkdir()
+    printed = []
+    for arguments in ([], ["logged"]):
+        index.write_bytes(b"damaged" * 1000)
+        command = [sys.executable, "-c", code, str(tmp_path), *arguments]
+        printed.append(subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT))
+    assert (printed[0].stdout, printed[0].stderr) == ("", "")
+    assert "the index is damaged; moved aside" in printed[1].stderr
 
 
-def test_the_help_names_every_option() -> None:
-    told = _printed("--help")
-    options = (
-        "--force --revalidate --quiet --progress --no-progress --threads --per-host --timeout --max-time --retries "
-        "--max-size --header --user-agent --ca-bundle --insecure --public-only --layout --verify --results --failed "
-        "--index --version"
-    )
-    assert [option for option in options.split() if option not in told] == []
-    assert "URLFILE" in told
-    assert "DIRECTORY" in told
+def test_the_library_takes_every_option_of_the_command(server: Server, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "threads": 2,
+        "per_host": 2,
+        "timeout": 5,
+        "max_time": 20,
+        "retries": 0,
+        "max_size": 10_000,
+    }
+    options |= {"headers": {"X-Mine": "1"}, "user_agent": "mine", "layout": "host", "force": True, "revalidate": True}
+    (outcome,) = load([server.url("/a.png")], tmp_path / "images", index=tmp_path / "index.sqlite3", **options)
+    assert outcome.file == f"127.0.0.1_{server.port}/a.png"
+    assert (server.requests[0].headers["x-mine"], server.requests[0].headers["user-agent"]) == ("1", "mine")
 
 
-# Exit status and silence ------------------------------------------------------------------------------------------
+def test_the_library_cleans_up_when_its_caller_stops_early(server: Server, tmp_path: Path) -> None:
+    before = threading.active_count()
+    outcomes = load([server.url("/a.png"), *urls_of(server, 20, "gated")], tmp_path / "images")
+    assert next(iter(outcomes)).file == "a.png"
+    outcomes.close()
+    assert leftovers(tmp_path / "images") == []
+    # Threads that have nothing left to do end by themselves, some moments later.
+    server.wait_for(lambda: threading.active_count() <= before + server.at_work + 1)
 
 
-def test_nothing_is_printed_when_all_is_well(server: Server, loader: Loader) -> None:
-    first, second = (loader.run(urls_of(server, 5)) for _ in range(2))
-    assert [first.status, first.stderr, second.status, second.stderr] == [0, "", 0, ""]
+def test_the_library_works_twice_at_once(server: Server, tmp_path: Path) -> None:
+    first, second = load(urls_of(server, 20), tmp_path / "a"), load(urls_of(server, 20), tmp_path / "b")
+    pairs = list(zip(first, second, strict=True))
+    assert len(pairs) == 20
+    assert all(outcome.status == "saved" for pair in pairs for outcome in pair)
 
 
-def test_a_failure_ends_with_status_1_and_a_summary_by_reasons(server: Server, loader: Loader) -> None:
-    run = loader.run([*urls_of(server, 3), server.url("/status-404/a.png"), "nonsense"])
-    assert (run.status, run.summary) == (1, (5, 3, 0, 0, 2))
-    assert "http-status" in run.stderr
-    assert "bad-url" in run.stderr
-
-
-def test_quiet_tells_of_no_failure(server: Server, loader: Loader) -> None:
-    run = loader.run([server.url("/status-404/a.png")], "-q")
-    assert (run.status, run.stderr) == (1, "")
-
-
-def test_quiet_tells_what_ends_the_run(loader: Loader) -> None:
-    run = loader.run(loader.home / "missing.txt", "-q")
-    assert run.status == 2
-    assert "missing.txt" in run.stderr
-
-
-def test_many_failures_are_told_in_few_lines(server: Server, loader: Loader) -> None:
-    run = loader.run(urls_of(server, 1000, "status-404"))
-    assert run.summary == (1000, 0, 0, 0, 1000)
-    assert len(run.stderr.splitlines()) < 40
-
-
-def test_verbose_tells_of_each_image_and_ends_with_the_summary(server: Server, loader: Loader) -> None:
-    run = loader.run([*urls_of(server, 3), server.url("/status-404/a.png")], "-v")
-    lines = run.stderr.splitlines()
-    assert sum("saved" in line and ".png" in line for line in lines) == 3
-    assert any("failed" in line and "a.png" in line and "http-status" in line for line in lines)
-    assert run.summary == (4, 3, 0, 0, 1)
-    again = loader.run(urls_of(server, 3), "-v")
-    assert sum("fresh" in line and ".png" in line for line in again.stderr.splitlines()) == 3
-    assert SUMMARY.search(again.stderr.splitlines()[-1])
-
-
-def test_more_verbose_tells_what_was_decided_and_why(server: Server, loader: Loader) -> None:
-    urls = urls_of(server, 1)
-    assert "since it is not there" in loader.run(urls, "-vv").stderr
-    assert etag(server.image("/image/0000.png")) in loader.run(urls, "-vv").stderr
-    assert "by force" in loader.run(urls, "-vv", "--force").stderr
-    (loader.directory / "0000.png").write_bytes(b"edited")
-    assert "not as it was saved" in loader.run(urls, "-vv").stderr
-    server.headers["/image/0000.png"] = {"Cache-Control": "max-age=3600"}
-    loader.run(urls, "--revalidate")
-    assert re.search("fresh for another 3[0-9]{3} s", loader.run(urls, "-vv").stderr)
-
-
-WRONG_USE = [
-    ["-t", "0"],
-    ["-t", "many"],
-    ["--per-host", "-1"],
-    ["--timeout", "0"],
-    ["--timeout", "nan"],
-    ["--max-time", "-5"],
-    ["--retries", "-1"],
-    ["--max-size", "large"],
-    ["--max-size", "-1"],
-    ["--max-size", "9" * 400],
-    ["-H", "no colon"],
-    ["-H", "Bad Name: x"],
-    ["-H", "Name: a\nInjected: b"],
-    ["-A", "a\r\nInjected: b"],
-    ["--layout", "round"],
-    ["--results", "rows.txt"],
-    ["--results", "missing/rows.csv"],
-    ["--failed", "missing/failed.txt"],
-    ["--ca-bundle", "missing.pem"],
-    ["--index", "missing/folder/index.sqlite3"],
-    ["--nonsense"],
-]
-
-
-@pytest.mark.parametrize("options", WRONG_USE, ids=repr)
-def test_wrong_use_ends_before_anything_is_asked(server: Server, loader: Loader, options: list[str]) -> None:
-    run = loader.run(urls_of(server, 2), *options, results=False)
-    assert run.status == 2
-    assert run.stderr.strip()
-    assert server.requests == []
+def test_the_library_raises_what_ends_a_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(errors.DirectoryError):
+        list(load(["http://127.0.0.1/a.png"], tmp_path / "file"))
+    with pytest.raises(errors.OptionError):
+        list(load(["http://127.0.0.1/a.png"], tmp_path / "images", threads=0))
+    with pytest.raises(errors.OptionError):
+        load(["http://127.0.0.1/a.png"], tmp_path / "images", headers={"X-A": "1", "x-a": "2"})
+    with pytest.raises(errors.UrlFileError):
+        list(load(tmp_path / "missing.txt", tmp_path / "images"))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "hint"),
+    "options",
     [
-        (["--forse", "list", "images"], "did you mean --force?"),
-        (["--layout", "round", "list", "images"], "'flat', 'host', 'hash'"),
-        (["--threads", "many", "list", "images"], "'many' is no whole number"),
-        (["--threads", "0", "list", "images"], "--threads: 0 will not do; it takes a whole number, at least 1"),
-        (["--timeout", "soon", "list", "images"], "no number of seconds"),
-        (["list", ""], "an empty name"),
-        (["", "images"], "an empty name"),
-        (["http://user:secret@host/a.jpg?secret=1", "images"], "http://host/a.jpg?…: a URL, where a file of URLs"),
-        (["images", "list"], "the list comes first"),
-        (["missing", "list"], "the list comes first"),
-        (["list", "images", "--index", "list"], "--index: list would be overwritten"),
-        (["list", "images", "--results", "a.jsonl", "--index", "a.jsonl"], "--results: a.jsonl would be overwritten"),
-        (["list", "http://host/a.jpg"], "DIRECTORY is a URL"),
-        (["-H", "Authorization secret", "list", "images"], "no colon after 'Authorization'"),
-        (["-H", "X-A: secret", "-H", "X-A: 2", "list", "images"], "'X-A' stands twice; join its values with a comma"),
-        (["-H", "X-A: secret", "-H", "x-a: 2", "list", "images"], "'x-a' stands twice; join its values with a comma"),
-        (["-A", "\u2603", "list", "images"], "--user-agent"),
-        (["list", "images", "http://u:secret@h/x?sig=secret"], "unrecognized arguments: http://h/x?…"),
-        (["-H", "Cookie sid=secret; t=12:30", "list", "images"], "what stands before the colon is no header's name"),
-        (["-H", "secrettoken", "list", "images"], "no colon; write it like"),
-        (["list", "ftp://u:secret@h/r"], "DIRECTORY is a URL"),
-        *(
-            (["list", "images", option, "http://u:secret@h/x"], f"{option}: http://h/x is a URL")
-            for option in ("--results", "--failed", "--report", "--index", "--ca-bundle")
-        ),
+        {"threads": 2.5},
+        {"per_host": 2.5},
+        {"retries": 2.5},
+        {"max_size": 2.5},
+        {"headers": {"X": 5}},
+        {"headers": {5: "X"}},
+        {"user_agent": None},
+        {"ca_bundle": "a\0b"},
+        {"index": "a\0b"},
+        {"index": Path("http://u:secret@h/x")},
+        {"directory": "a\0b"},
+        {"urls": "a\0b"},
     ],
     ids=repr,
 )
-def test_wrong_use_is_told_with_what_to_type_instead(loader: Loader, arguments: list[str], hint: str) -> None:
-    (loader.home / "list").write_text("http://127.0.0.1:1/a.jpg\n")
-    (loader.home / "images").mkdir()
-    run = loader.bare(*arguments)
-    assert run.status == 2
-    assert hint in run.stderr
-    assert "loader: " in run.stderr
-    assert "secret" not in run.stderr
-    assert [path.name for path in (loader.home / "images").iterdir()] in ([], [".image_loader"])
-    assert (loader.home / "list").read_text() == "http://127.0.0.1:1/a.jpg\n"
-    assert sorted(path.name for path in loader.home.iterdir()) == ["images", "list"]
-
-
-@pytest.mark.parametrize("option", ["--failed", "--results"])
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["missing.txt", "images"],
-        ["list", "file"],
-        ["list", "images", "--index", "file"],
-        ["list", "images", "--ca-bundle", "file"],
-    ],
-    ids=["list", "directory", "index", "CA bundle"],
-)
-def test_a_run_that_cannot_start_empties_no_file(loader: Loader, option: str, arguments: list[str]) -> None:
-    (loader.home / "kept.csv").write_text("kept")
-    (loader.home / "list").write_text("http://127.0.0.1:1/a.jpg\n")
-    (loader.home / "file").write_text("neither a directory nor an index nor a certificate\n")
-    run = loader.bare(option, "kept.csv", *arguments)
-    assert (run.status, len(run.stderr.splitlines())) == (2, 1)
-    assert (loader.home / "kept.csv").read_text() == "kept"
-
-
-@pytest.mark.parametrize("option", ["--failed", "--results", "--report", "--index"])
-def test_a_list_on_standard_input_is_not_written_over(loader: Loader, option: str) -> None:
-    name = {"--results": "list.csv", "--report": "list.html"}.get(option, "list.txt")
-    (loader.home / name).write_text("http://127.0.0.1:1/a.jpg\n")
-    with (loader.home / name).open() as urls:
-        run = loader.bare("-", "images", option, name, stdin=urls)
-    assert run.status == 2
-    assert f"{option}: {name} would be overwritten" in run.stderr
-    assert (loader.home / name).read_text() == "http://127.0.0.1:1/a.jpg\n"
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        (("--results", "new.jsonl"), ("--failed", "{home}/new.jsonl")),
-        (("--results", "new.jsonl"), ("--failed", "images/../new.jsonl")),
-        (("--results", "link.jsonl"), ("--failed", "new.jsonl")),
-        (("--report", "new.html"), ("--failed", "{home}/new.html")),
-        (("--index", "new.sqlite3"), ("--failed", "{home}/new.sqlite3")),
-    ],
-    ids=repr,
-)
-def test_a_file_that_is_yet_to_be_made_is_not_written_twice_over(
-    loader: Loader, first: tuple[str, str], second: tuple[str, str]
-) -> None:
-    (loader.home / "link.jsonl").symlink_to("new.jsonl")
-    (loader.home / "images").mkdir()
-    run = loader.bare("-", "images", *first, second[0], second[1].format(home=loader.home))
-    assert run.status == 2
-    assert "would be overwritten while it is in use" in run.stderr
-    assert not list(loader.home.glob("new.*"))
-
-
-@pytest.mark.parametrize("option", ["--results", "--failed", "--report"])
-@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
-def test_no_index_is_written_over(loader: Loader, option: str, suffix: str) -> None:
-    extension = {"--results": ".csv", "--report": ".html"}.get(option, "")
-    (loader.home / "images" / ".image_loader").mkdir(parents=True)
-    (loader.home / "images" / ".image_loader" / "index.sqlite3").symlink_to(loader.home / "own")
-    for index in ([], ["--index", "own"]):
-        for name in ("own", "images/.image_loader/index.sqlite3", "images/.image_loader/other"):
-            link = loader.home / f"link{extension}"
-            link.unlink(missing_ok=True)
-            link.symlink_to(f"{name}{suffix}")
-            run = loader.bare("-", "images", *index, option, link.name)
-            assert run.status == 2
-            assert f"{option}: {link.name} would be overwritten" in run.stderr
-
-
-def test_results_and_failures_may_go_to_one_pipe(loader: Loader) -> None:
-    reading, writing = os.pipe()
-    (loader.home / "pipe.jsonl").symlink_to(f"/dev/fd/{writing}")
-    options = ("--results", "pipe.jsonl", "--failed", f"/dev/fd/{writing}")
-    (loader.home / "list").write_text("nonsense\n")
-    run = loader.bare("list", "images", *options, pass_fds=[writing])
-    os.close(writing)
-    assert run.status == 1
-    assert os.read(reading, 4096).endswith(b"}\nnonsense\n")
-    os.close(reading)
-
-
-def test_a_terminal_may_give_the_list_and_show_what_failed(loader: Loader) -> None:
-    master, slave = pty.openpty()
-    os.write(master, b"nonsense\n\x04")
-    run = loader.bare("-", "images", "--failed", os.ttyname(slave), stdin=slave)
-    os.close(slave)
-    assert run.status == 1
-    assert os.read(master, 4096).count(b"nonsense") == 2
-    os.close(master)
-
-
-LONG = "a" * 300
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["shut/list", "images"],
-        ["shut/list", "images", "--failed", "failed.txt"],
-        ["shut/list", "images", "--progress"],
-        [LONG, "images"],
-        [LONG, "images", "--failed", "failed.txt"],
-        [LONG, "images", "--progress"],
-        ["missing", "shut/images"],
-        ["missing", LONG],
-        ["list", "shut/images"],
-        ["list", LONG],
-        ["list", "loop", "--report", "report.html"],
-        ["list", "images", "--report", "shut/report.html"],
-        ["list", "images", "--ca-bundle", "shut/ca.pem"],
-        ["list", "images", "--ca-bundle", LONG],
-        ["list", "images", "--index", LONG],
-        ["list", "images", "--results", f"{LONG}.csv"],
-    ],
-    ids=lambda arguments: " ".join(arguments).replace(LONG, "long"),
-)
-def test_a_name_that_cannot_be_looked_at_ends_the_run_in_plain_words(
-    loader: Loader, ordinary: tuple[str, ...], arguments: list[str]
-) -> None:
-    (loader.home / "list").write_text("http://127.0.0.1:1/a.jpg\n")
-    (loader.home / "loop").symlink_to("loop")
-    (loader.home / "shut").mkdir(0o000)
-    command = [*ordinary, *arguments]
-    run = subprocess.run(command, check=False, capture_output=True, text=True, cwd=loader.home, env=ENVIRONMENT)
-    assert run.returncode == 2
-    assert "loader: " in run.stderr
-    assert "Traceback" not in run.stderr
-
-
-def test_failures_that_are_not_shown_are_counted(server: Server, loader: Loader) -> None:
-    run = loader.run(urls_of(server, 8, "status-404"))
-    assert sum(line.startswith("failed ") for line in run.stderr.splitlines()) == 3
-    assert "5 more that failed are not shown" in run.stderr
-    assert "not shown" not in loader.run(urls_of(server, 8, "status-404"), "-v").stderr
-
-
-@pytest.mark.parametrize("arguments", [[], ["only-one"], ["one", "two", "three"]])
-def test_a_wrong_number_of_arguments_shows_the_usage(loader: Loader, arguments: list[str]) -> None:
-    run = loader.bare(*arguments)
-    assert run.status == 2
-    assert "usage" in run.stderr
-
-
-def test_a_directory_that_is_a_file_ends_the_run(server: Server, loader: Loader) -> None:
-    loader.directory.write_text("a file")
-    run = loader.run(urls_of(server, 1))
-    assert run.status == 2
-    assert str(loader.directory) in run.stderr
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["images"], ["{home}/images", "--failed", "failed.txt"], ["{home}/images", "--index", "index.sqlite3"]],
-)
-def test_a_current_directory_that_is_gone_ends_the_run(loader: Loader, arguments: list[str]) -> None:
-    (loader.home / "gone").mkdir()
-    (loader.home / "urls.txt").touch()
-    script = ("sh", "-c", 'rmdir ../gone; exec "$@"', "sh", *MODULE, str(loader.home / "urls.txt"))
-    command = [*script, *(argument.format(home=loader.home) for argument in arguments)]
-    ended = subprocess.run(
-        command, check=False, capture_output=True, text=True, cwd=loader.home / "gone", env=ENVIRONMENT
-    )
-    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
-    assert "No such file or directory" in ended.stderr
+def test_the_library_refuses_what_makes_no_sense(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(errors.OptionError) as raised:
+        load(**{"urls": [], "directory": tmp_path, **options})
+    assert "secret" not in str(raised.value)
 
 
 # The list ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from image_loader.loader import parser
+from image_loader.cli.parser import build
+from image_loader.loader import DEFAULTS
 
 CHECKOUT = Path(__file__).parents[1]
 SHARE = CHECKOUT / "share"
@@ -48,7 +49,7 @@ pytestmark = pytest.mark.skipif(not SHARE.is_dir(), reason="there is no checkout
 
 
 def options() -> list[argparse.Action]:
-    return [action for action in parser()._actions if action.option_strings]
+    return [action for action in build(DEFAULTS).actions.values() if action.option_strings]
 
 
 def needs(shell: str) -> pytest.MarkDecorator:

@@ -24,12 +24,12 @@ from image_loader.model import (
     Result,
     Resume,
     Saved,
-    Settings,
     Unfinished,
     Validators,
 )
 from image_loader.processors import spread
 from image_loader.scheduling.retry import BUSY_STATUSES, TRANSIENT_STATUSES
+from image_loader.settings import Settings
 from image_loader.store.directory import Directory, Partial, is_as_recorded
 from image_loader.transport import Answer, Connection, StaleConnectionError, Transport
 from image_loader.url import redacted

@@ -22,10 +22,10 @@ from image_loader.model import (
     Reason,
     Result,
     Saved,
-    Settings,
     Status,
 )
 from image_loader.planner import Planner
+from image_loader.settings import Settings
 from image_loader.store.directory import Directory
 from image_loader.store.index import FILE, Index
 

@@ -13,7 +13,15 @@ class LoaderError(Exception):
 
 
 class OptionError(LoaderError):
-    """An option has a value that makes no sense, or needs an extra that is not installed."""
+    """An option has a value that makes no sense, or needs an extra that is not installed.
+
+    ``option`` is its keyword, empty where the fault is not one option's; ``fault`` is the text without it.
+    """
+
+    def __init__(self, fault: str, option: str = "") -> None:
+        super().__init__(f"{option}: {fault}" if option else fault)
+        self.fault = fault
+        self.option = option
 
 
 class UrlFileError(LoaderError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum, StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from image_loader.url import Url
@@ -275,41 +274,3 @@ class Outcome(NamedTuple):
     sha256: str | None = None
     attempts: int = 0
     seconds: float = 0.0
-
-
-class Settings(NamedTuple):
-    """Everything a run can be told. The defaults stand at the top of ``loader.py``, nowhere else.
-
-    Times are in seconds, sizes in bytes.
-    """
-
-    directory: Path
-    force: bool
-    revalidate: bool
-    threads: int
-    per_host: int
-    timeout: float
-    max_time: float
-    retries: int
-    max_size: int
-    headers: Mapping[str, str]
-    user_agent: str
-    ca_bundle: str | None
-    insecure: bool
-    public_only: bool
-    layout: Layout
-    verify: bool
-    index_file: Path | None
-    window: int
-    window_size: int
-    batch: int
-    chunk: int
-    pool_hosts: int
-    connects: int
-    host_failures: int
-    host_patience: float
-    backoff_cap: float
-    retry_after_cap: float
-    redirects: int
-    flush_interval: float
-    one_processor: bool = False

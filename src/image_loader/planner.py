@@ -20,10 +20,10 @@ from image_loader.model import (
     Outcome,
     Reason,
     Record,
-    Settings,
     Status,
     Validators,
 )
+from image_loader.settings import Settings
 from image_loader.store.directory import Directory, is_as_recorded
 from image_loader.store.index import Index
 from image_loader.url import Url

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from image_loader.model import Blame, Failure, Job, Reason, Result, Settings, Unfinished
+from image_loader.model import Blame, Failure, Job, Reason, Result, Unfinished
 from image_loader.scheduling import retry
 from image_loader.scheduling.dispatch import Dispatch
 from image_loader.scheduling.health import Health, Policy, State
 from image_loader.scheduling.hosts import Hosts, host_down
 from image_loader.scheduling.queue import Host, Task
 from image_loader.scheduling.workers import Ended, Turn
+from image_loader.settings import Settings
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE = 1.0

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from queue import Empty
 
 from image_loader.errors import DownloadError, LoaderError
-from image_loader.model import Failure, Job, Settings
+from image_loader.model import Failure, Job
 from image_loader.scheduling.dispatch import Connected, Connections, Dispatch, Inbox, Message
 from image_loader.scheduling.judge import INTERRUPTED, Judge
 from image_loader.scheduling.queue import Task
 from image_loader.scheduling.slots import connects_at_most
 from image_loader.scheduling.workers import Attempt, Clock, Turn, TurnNearlyOver, TurnOver, Workers
+from image_loader.settings import Settings
 
 
 class Scheduler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from image_loader.model import Settings
+from image_loader.settings import Settings
 
 _YOUNG = 0.25
 """Seconds: a connection that takes longer to make is not expected any more, and is not counted as one that comes."""

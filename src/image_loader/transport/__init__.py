@@ -21,7 +21,8 @@ from urllib3.util import create_urllib3_context
 from urllib3.util.proxy import connection_requires_http_tunnel
 
 from image_loader.errors import DownloadError, OptionError, is_out_of_descriptors
-from image_loader.model import Blame, Reason, Settings
+from image_loader.model import Blame, Reason
+from image_loader.settings import Settings
 from image_loader.transport import coding, connection
 from image_loader.transport.connection import StaleConnectionError as StaleConnectionError
 from image_loader.transport.connection import WatchedConnection as Connection  # noqa: F401

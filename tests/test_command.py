@@ -1,4 +1,4 @@
-"""What the command tells: rows, streams, and no secret."""
+"""Promises of the command: exit status, silence, rows, streams, and no secret."""
 
 from __future__ import annotations
 
@@ -6,17 +6,88 @@ import csv
 import hashlib
 import os
 import pty
+import re
 import stat
-import subprocess
+import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import ENVIRONMENT, MODULE, Loader, urls_of
+from conftest import MODULE, SUMMARY, Loader, urls_of
+from exchange import etag
 from server import Server, refusing_port
 
 BIDI = "\u202e"
+
+# Exit status and silence ------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_printed_when_all_is_well(server: Server, loader: Loader) -> None:
+    first, second = (loader.run(urls_of(server, 5)) for _ in range(2))
+    assert [first.status, first.stderr, second.status, second.stderr] == [0, "", 0, ""]
+
+
+def test_a_failure_ends_with_status_1_and_a_summary_by_reasons(server: Server, loader: Loader) -> None:
+    run = loader.run([*urls_of(server, 3), server.url("/status-404/a.png"), "nonsense"])
+    assert (run.status, run.summary) == (1, (5, 3, 0, 0, 2))
+    assert "http-status" in run.stderr
+    assert "bad-url" in run.stderr
+
+
+def test_quiet_tells_of_no_failure(server: Server, loader: Loader) -> None:
+    run = loader.run([server.url("/status-404/a.png")], "-q")
+    assert (run.status, run.stderr) == (1, "")
+
+
+def test_quiet_tells_what_ends_the_run(loader: Loader) -> None:
+    run = loader.run(loader.home / "missing.txt", "-q")
+    assert run.status == 2
+    assert "missing.txt" in run.stderr
+
+
+def test_many_failures_are_told_in_few_lines(server: Server, loader: Loader) -> None:
+    run = loader.run(urls_of(server, 1000, "status-404"))
+    assert run.summary == (1000, 0, 0, 0, 1000)
+    assert len(run.stderr.splitlines()) < 40
+
+
+def test_verbose_tells_of_each_image_and_ends_with_the_summary(server: Server, loader: Loader) -> None:
+    run = loader.run([*urls_of(server, 3), server.url("/status-404/a.png")], "-v")
+    lines = run.stderr.splitlines()
+    assert sum("saved" in line and ".png" in line for line in lines) == 3
+    assert any("failed" in line and "a.png" in line and "http-status" in line for line in lines)
+    assert run.summary == (4, 3, 0, 0, 1)
+    again = loader.run(urls_of(server, 3), "-v")
+    assert sum("fresh" in line and ".png" in line for line in again.stderr.splitlines()) == 3
+    assert SUMMARY.search(again.stderr.splitlines()[-1])
+
+
+def test_more_verbose_tells_what_was_decided_and_why(server: Server, loader: Loader) -> None:
+    urls = urls_of(server, 1)
+    assert "since it is not there" in loader.run(urls, "-vv").stderr
+    assert etag(server.image("/image/0000.png")) in loader.run(urls, "-vv").stderr
+    assert "by force" in loader.run(urls, "-vv", "--force").stderr
+    (loader.directory / "0000.png").write_bytes(b"edited")
+    assert "not as it was saved" in loader.run(urls, "-vv").stderr
+    server.headers["/image/0000.png"] = {"Cache-Control": "max-age=3600"}
+    loader.run(urls, "--revalidate")
+    assert re.search("fresh for another 3[0-9]{3} s", loader.run(urls, "-vv").stderr)
+
+
+def test_failures_that_are_not_shown_are_counted(server: Server, loader: Loader) -> None:
+    run = loader.run(urls_of(server, 8, "status-404"))
+    assert sum(line.startswith("failed ") for line in run.stderr.splitlines()) == 3
+    assert "5 more that failed are not shown" in run.stderr
+    assert "not shown" not in loader.run(urls_of(server, 8, "status-404"), "-v").stderr
+
+
+def test_a_directory_that_is_a_file_ends_the_run(server: Server, loader: Loader) -> None:
+    loader.directory.write_text("a file")
+    run = loader.run(urls_of(server, 1))
+    assert run.status == 2
+    assert str(loader.directory) in run.stderr
 
 
 # Results ----------------------------------------------------------------------------------------------------------
@@ -67,35 +138,6 @@ def test_what_failed_is_a_list_to_go_on_with(server: Server, loader: Loader) -> 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     server.healthy = True
     assert (run.status, loader.run(path).counts) == (1, (3, 0, 0, 0))
-
-
-@pytest.mark.parametrize(
-    ("option", "left"), [("--failed", ""), ("--results", ",".join(KEYS) + "\n")], ids=["failed", "results"]
-)
-def test_a_run_that_has_nothing_to_do_empties_its_files(loader: Loader, option: str, left: str) -> None:
-    (loader.home / "old.csv").write_text("old")
-    assert loader.bare(option, "old.csv", "-", "images").status == 0
-    assert (loader.home / "old.csv").read_text() == left
-
-
-@pytest.mark.parametrize("option", ["--results", "--failed"])
-def test_a_results_file_that_cannot_be_written_ends_the_run_in_plain_words(
-    server: Server, loader: Loader, option: str
-) -> None:
-    full = loader.home / "full.jsonl"
-    full.symlink_to("/dev/full")
-    run = loader.run([server.url("/a.png"), server.url("/status-404/b.png")], option, str(full), results=False)
-    assert run.status == 2
-    assert "full.jsonl" in run.stderr
-
-
-def test_a_report_replaces_no_fifo(loader: Loader) -> None:
-    fifo = loader.home / "report.html"
-    os.mkfifo(fifo)
-    run = loader.bare("-", "images", "--report", fifo.name)
-    assert run.status == 2
-    assert "report.html: cannot be written: it is no regular file" in run.stderr
-    assert fifo.is_fifo()
 
 
 # Secrets and hostile text -----------------------------------------------------------------------------------------
@@ -173,22 +215,6 @@ def test_closed_or_full_streams_stop_no_download(
     assert all(run.content(url) == server.image(url.removeprefix(server.origin)) for url in urls[:20])
 
 
-@pytest.mark.parametrize("script", ['exec "$@" 2>/dev/full', 'exec "$@" 2>&-', 'exec "$@" >&- 2>&-'])
-@pytest.mark.parametrize("arguments", [[], ["--nonsense"]], ids=repr)
-def test_wrong_use_is_2_whatever_standard_error_is(script: str, arguments: list[str]) -> None:
-    run = subprocess.run([*_shell(script), *arguments], check=False, capture_output=True, env=ENVIRONMENT)
-    assert (run.returncode, run.stdout) == (2, b"")
-
-
-@pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_that_cannot_be_written_ends_in_plain_words(option: str) -> None:
-    run = subprocess.run(
-        [*_shell('exec "$@" >/dev/full'), option], check=False, capture_output=True, text=True, env=ENVIRONMENT
-    )
-    assert run.returncode == 2
-    assert run.stderr == "loader: standard output: cannot be written: No space left on device\n"
-
-
 def test_a_reader_of_the_log_that_goes_away_stops_no_download(server: Server, loader: Loader) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -229,3 +255,14 @@ def test_a_file_shows_progress_only_when_told_to(server: Server, loader: Loader)
     # The settings of another program, one of them no number.
     for environment in ({}, {"TQDM_MININTERVAL": "often", "TQDM_DISABLE": "1"}):
         assert "5/5" in loader.run(urls_of(server, 5), "--progress", environment=environment).stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process choose its processors")
+def test_the_command_stays_on_one_processor_while_it_downloads(loader: Loader, server: Server) -> None:
+    running = loader.start(urls_of(server, 1, "held"))
+    server.wait_for(lambda: server.at_work == 1)
+    threads = [int(task.name) for task in Path(f"/proc/{running.process.pid}/task").iterdir()]
+    bound = {frozenset(os.sched_getaffinity(thread)) for thread in threads}
+    server.gate.set()
+    assert running.finish().status == 0
+    assert [len(processors) for processors in bound] == [1]

@@ -1,0 +1,96 @@
+"""The files that a run writes besides its images: none is overwritten while it is in use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from image_loader.errors import OptionError
+from image_loader.lists import urlfile
+from image_loader.model import Outcome
+from image_loader.settings import Command, Settings
+from image_loader.store.directory import HIDDEN
+from image_loader.store.index import FILE
+
+
+def opened(
+    command: Command, settings: Settings, stack: ExitStack, is_ending: Callable[[], bool]
+) -> list[Callable[[Outcome], None]]:
+    """Open the files that were asked for; return what writes an outcome to each.
+
+    Most runs want none, and are over before what these would import is.
+    """
+    files = {
+        "results": command.results,
+        "failed": command.failed,
+        "report": command.report,
+        "index": settings.index_file,
+    }
+    if not any(files.values()):
+        return []
+    try:
+        _check_distinct(command.urls, settings.directory, files)
+    except OSError as error:
+        raise OptionError(f"the current directory: {error.strerror}; go to another one") from error
+    # Before a file is made. A bundle without certificates shows with the first request: by then, lines have failed.
+    urlfile.check(command.urls)
+    _check_bundle(settings.ca_bundle)
+    writers: list[Callable[[Outcome], None]] = []
+    if command.report is not None:
+        from image_loader.cli.report import Report
+
+        writers.append(stack.enter_context(Report(command.report, settings.directory)).write)
+    if command.results is not None:
+        from image_loader.cli.results import ResultsFile
+
+        writers.append(stack.enter_context(ResultsFile(command.results, is_ending)).write)
+    if command.failed is not None:
+        from image_loader.cli.results import FailedFile
+
+        writers.append(stack.enter_context(FailedFile(command.failed, is_ending)).write)
+    return writers
+
+
+def _check_bundle(path: str | None) -> None:
+    """Raise ``OptionError`` where no certificates can be read from a file or directory.
+
+    A pipe is left alone: it can be read only once.
+    """
+    # Unlike Path's methods (3.11), these raise nothing where a name cannot be looked at.
+    if path is None or not (os.path.isfile(path) or os.path.isdir(path)):  # noqa: PTH112, PTH113
+        return
+    import ssl
+
+    try:
+        place = "capath" if os.path.isdir(path) else "cafile"  # noqa: PTH112
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(**{place: path})
+    except OSError as error:
+        raise OptionError(f"{path}: no certificates can be read from it; name another", "ca_bundle") from error
+
+
+def _check_distinct(urls: str, directory: Path, files: Mapping[str, Path | None]) -> None:
+    """Raise ``OptionError`` for a file that would be emptied while it is read, or written twice over."""
+    used: list[Path | int] = [Path(urls), 0] if urls == urlfile.STANDARD_INPUT else [Path(urls)]
+    hidden = Path(os.path.realpath(directory / HIDDEN))
+    index = Path(os.path.realpath(files["index"] or hidden / FILE))
+    # The index comes first: with it, two files are in use that SQLite makes beside it.
+    for name in ("index", *(name for name in files if name != "index")):
+        path = files[name]
+        if path is not None:
+            is_hidden = name != "index" and Path(os.path.realpath(path)).is_relative_to(hidden)
+            if is_hidden or any(_same(path, other) for other in used):
+                raise OptionError(f"{path} would be overwritten while it is in use; name another file", name)
+            used.append(path)
+        if name == "index":
+            used += [index, *(index.with_name(index.name + suffix) for suffix in ("-wal", "-shm"))]
+
+
+def _same(path: Path, other: Path | int) -> bool:
+    """Whether both are or will be one file; ``other`` may be a descriptor. A terminal or a pipe is never emptied."""
+    with suppress(OSError):
+        if os.path.exists(path):  # noqa: PTH110 (Path's raises)
+            return path == other or (path.is_file() and os.path.samefile(path, other))  # noqa: PTH121 (a descriptor)
+        return not isinstance(other, int) and os.path.realpath(path) == os.path.realpath(other)
+    return False
