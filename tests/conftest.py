@@ -16,15 +16,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 import trustme
 from hypothesis import HealthCheck, settings
 
 from image_loader.model import Layout, Settings
-from image_loader.transport import Transport
 from server import Server
+
+if TYPE_CHECKING:
+    from asking import Asking
 
 SOURCES = Path(__file__).parents[1] / "src"
 MODULE = (sys.executable, "-m", "image_loader")
@@ -37,7 +39,7 @@ SETTINGS = Settings(
     directory=Path("unused"), force=False, revalidate=False, threads=8, per_host=4, timeout=5.0, max_time=10.0,
     retries=0, max_size=10_000_000, headers={}, user_agent="test/1", ca_bundle=None, insecure=False, public_only=False,
     layout=Layout.FLAT, verify=False, index_file=None, window=100, window_size=10**6, batch=10, chunk=65536,
-    pool_hosts=256, host_failures=3, host_patience=30.0, backoff_cap=60.0, retry_after_cap=120.0, redirects=10,
+    pool_hosts=256, host_failures=3, host_patience=30.0, backoff_cap=60.0, retry_after_cap=120.0, redirects=20,
     flush_interval=1.0,
 )  # fmt: skip
 """Those of a short run; a test changes what it is about."""
@@ -300,9 +302,11 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def asking(own_environment: None) -> Iterator[Transport]:
+def asking(own_environment: None) -> Iterator[Asking]:
     """A transport with the settings of most tests."""
-    with closing(Transport(SETTINGS)) as made:
+    from asking import transport  # It needs the settings above.
+
+    with transport() as made:
         yield made
 
 

@@ -15,12 +15,10 @@ import trustme
 from urllib3.util import create_urllib3_context
 
 from asking import BODY, CHUNKS, get, refusal, transport
-from conftest import SETTINGS
 from exchange import PNG, End, head, length, whole
 from image_loader import transport as transport_module
 from image_loader.errors import OptionError
 from image_loader.model import Reason
-from image_loader.transport import Transport
 from server import Scripted, Server, plays
 
 pytestmark = pytest.mark.usefixtures("own_environment")
@@ -100,7 +98,7 @@ def test_an_option_that_names_no_certificates_leaves_no_thread(tmp_path: Path) -
     (tmp_path / "none.pem").touch()
     before = set(threading.enumerate())
     with pytest.raises(OptionError, match=r"none\.pem"):
-        Transport(SETTINGS._replace(ca_bundle=str(tmp_path / "none.pem")))
+        transport(ca_bundle=str(tmp_path / "none.pem"))
     assert set(threading.enumerate()) <= before
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum, StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from image_loader.url import Url
+
+if TYPE_CHECKING:
+    from http.cookiejar import CookieJar
 
 
 class Status(StrEnum):
@@ -167,6 +170,29 @@ class Job(NamedTuple):
     validators: Validators
     inode: int | None
     resume: Resume | None = None
+
+
+class Redirect(NamedTuple):
+    """What is kept of one redirect: the ``fields`` that its lifetime follows from, by lower-case name.
+
+    ``requested`` and ``received`` are the times of the request and of the answer, in seconds since the epoch.
+    """
+
+    fields: Mapping[str, str]
+    requested: float
+    received: float
+
+
+class Hop(NamedTuple):
+    """Where redirects have led an attempt so far: the ``url`` that it asks next, and what led there.
+
+    ``deadline`` is that of the whole attempt (``time.monotonic``); ``cookies`` were set on the way, None without any.
+    """
+
+    url: Url
+    redirects: tuple[Redirect, ...]
+    deadline: float
+    cookies: CookieJar | None
 
 
 class Saved(NamedTuple):
