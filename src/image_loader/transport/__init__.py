@@ -102,10 +102,10 @@ class Transport:
         self._pool = PoolAdapter(settings.pool_hosts, settings.per_host)
         _prepare(self._session, self._pool, settings)
         self._routes = Routes(settings, self._session)
-        self._context: ssl.SSLContext | None = None
         self._context_lock = threading.Lock()
-        if settings.ca_bundle is not None:
-            self._tls_context()
+        # A bundle that is named and cannot be read is told before anything else happens.
+        bundled = tls.context(settings.ca_bundle) if settings.ca_bundle is not None else None
+        self._context = None if settings.insecure else bundled
         self._watchdog = Watchdog(settings.max_time)
         try:
             self._connector = Connector(settings.timeout, settings.max_time, deliver, public_only=settings.public_only)
@@ -127,7 +127,14 @@ class Transport:
 
     def take(self, origin: str) -> Connection | None:
         """Return an idle connection to an origin that is still alive, if there is one."""
-        return self._pool.take(origin)
+        try:
+            way = self._routes.route(origin).way
+        except DownloadError:
+            return None
+        connection = self._pool.take(way)
+        if connection is not None:
+            connection.origin = origin
+        return connection
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection for its next request, or close it if it cannot carry one."""
@@ -225,6 +232,7 @@ class _Chain:
             if len(hop.redirects) >= limit:
                 raise DownloadError(Reason.REDIRECTS, f"more than {limit} redirects")
             hop = redirects.follow(self._url, hop, answer.fields, answer.requested, answer.received)
+            self._check(hop)
             if hop.url.origin != connection.origin or not connection.usable:
                 return hop
 
@@ -238,6 +246,13 @@ class _Chain:
         requested = time.time()
         response = connection.ask(request.encode("latin-1"), watch)
         return Answer(response, watch, url, requested, conditional=conditional)
+
+    def _check(self, hop: Hop) -> None:
+        try:
+            self._routes.route(hop.url.origin)
+        except DownloadError as error:
+            if error.failure.reason is Reason.BAD_URL:
+                raise DownloadError(Reason.REDIRECTS, f"redirected to a {error.failure.detail}") from error
 
     def _is_target(self, url: Url) -> bool:
         return url is self._url if self._target is None else url.resource == self._target

@@ -21,15 +21,17 @@ class StaleConnectionError(Exception):
 class Connection:
     """A connection that stands.
 
-    ``origin`` is the one that it leads to, ``seconds`` the time that connecting took. One thread at a time uses it.
+    ``origin`` is the one that it leads to, ``seconds`` the time that connecting took. ``way`` is what connections are
+    shared by: a proxy for plain HTTP, else the origin. One thread at a time uses it.
     """
 
-    __slots__ = ("_asking", "_poll", "_response", "_socket", "_used", "origin", "seconds")
+    __slots__ = ("_asking", "_poll", "_response", "_socket", "_used", "origin", "seconds", "way")
 
-    def __init__(self, origin: str, connected: Any, timeout: float, seconds: float = 0.0) -> None:
+    def __init__(self, origin: str, way: str, connected: Any, timeout: float) -> None:
         """Take over a socket, plain or of TLS, or TLS within TLS; the peer may be silent for ``timeout`` seconds."""
         self.origin = origin
-        self.seconds = seconds
+        self.way = way
+        self.seconds = 0.0
         self._socket = connected
         self._response: Response | None = None
         self._asking = False
@@ -83,8 +85,8 @@ class Connection:
         except (OSError, ValueError) as error:
             watch.check()
             # SO_RCVTIMEO and SO_SNDTIMEO say that it would block.
-            cause = TimeoutError() if isinstance(error, BlockingIOError) else error
-            raise exchange_error(cause, answered=False) from error
+            late = isinstance(error, BlockingIOError)
+            raise exchange_error(TimeoutError() if late else error, answered=False) from error
         self._asking, self._used = False, True
         return response
 

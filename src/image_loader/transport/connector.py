@@ -342,7 +342,8 @@ class Connector:
         """Deliver a connection that stands."""
         del self._dials[dial.number]
         route = dial.route
-        connection = Connection(route.origin, connected, self._timeout, time.monotonic() - dial.begun)
+        connection = Connection(route.origin, route.way, connected, self._timeout)
+        connection.seconds = time.monotonic() - dial.begun
         self._deliver(route.origin, connection, dial.begun)
 
     # Tunnels ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,10 @@ from image_loader.transport.connection import Connection
 
 
 class PoolAdapter(HTTPAdapter):
-    """Keeps idle connections to ``hosts`` origins, ``per_host`` to each; the oldest go first. Any thread may ask."""
+    """Keeps idle connections to ``hosts`` origins or proxies, ``per_host`` to each; the oldest go first.
+
+    Any thread may ask.
+    """
 
     def __init__(self, hosts: int, per_host: int) -> None:
         super().__init__()
@@ -20,9 +23,9 @@ class PoolAdapter(HTTPAdapter):
         self._lock = threading.Lock()
         self._idle: OrderedDict[str, list[Connection]] = OrderedDict()
 
-    def take(self, origin: str) -> Connection | None:
-        """Return an idle connection to an origin that is still alive; those that are not are closed."""
-        while (connection := self._pop(origin)) is not None:
+    def take(self, way: str) -> Connection | None:
+        """Return an idle connection that goes this way and is still alive; those that are not are closed."""
+        while (connection := self._pop(way)) is not None:
             if connection.alive:
                 return connection
             connection.close()
@@ -49,23 +52,23 @@ class PoolAdapter(HTTPAdapter):
         self.drop_idle()
         super().close()
 
-    def _pop(self, origin: str) -> Connection | None:
+    def _pop(self, way: str) -> Connection | None:
         with self._lock:
-            connections = self._idle.get(origin)
+            connections = self._idle.get(way)
             if connections is None:
                 return None
             # The newest: the server has had the least time to close it.
             connection = connections.pop()
             if not connections:
-                del self._idle[origin]
+                del self._idle[way]
             return connection
 
     def _push(self, connection: Connection) -> list[Connection]:
         """Keep a connection; return those that there is no room for any more."""
         dropped = list[Connection]()
         with self._lock:
-            connections = self._idle.setdefault(connection.origin, [])
-            self._idle.move_to_end(connection.origin)
+            connections = self._idle.setdefault(connection.way, [])
+            self._idle.move_to_end(connection.way)
             connections.append(connection)
             if len(connections) > self._per_host:
                 dropped.append(connections.pop(0))

@@ -52,6 +52,11 @@ class Route(NamedTuple):
     prefix: str = ""
 
     @property
+    def way(self) -> str:
+        """What connections are shared by: a proxy carries requests to all plain origins."""
+        return self.proxy.url if self.proxy is not None and self.tunnel is None else self.origin
+
+    @property
     def target(self) -> tuple[str, int]:
         """Host and port of the origin itself."""
         return _host_and_port(self.origin.partition("://")[0], self.authority)
