@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from conftest import SETTINGS
 from exchange import Request, chunked, png, whole
-from image_loader.errors import DownloadError
-from image_loader.model import Failure, Reason
-from image_loader.transport import Transport
-from image_loader.url import parse
+from image_loader.errors import DownloadError, LoaderError
+from image_loader.model import Failure, Hop, Reason
+from image_loader.settings import Settings
+from image_loader.transport import Answer, Connection, StaleConnectionError, Transport
+from image_loader.url import Url, parse
 from server import plays
 
 BODY = png("transport", 3000)
@@ -33,26 +36,71 @@ class Got:
     body: bytes
 
 
-def transport(**changes: Any) -> closing[Transport]:
+class Asking(Transport):
+    """A transport that waits for its connections, and goes on from hop to hop, as the scheduler does."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the settings of a run."""
+        self._delivered = defaultdict[str, SimpleQueue[Connection | DownloadError | LoaderError]](SimpleQueue)
+        self.connects = 0
+        super().__init__(settings, lambda origin, result, begun: self._delivered[origin].put(result))
+
+    def connected(self, origin: str) -> Connection:
+        """Return a connection, idle or new."""
+        if (idle := self.take(origin)) is not None:
+            return idle
+        self.connects += 1
+        self.connect(origin)
+        result = self._delivered[origin].get(timeout=60)
+        if isinstance(result, Connection):
+            return result
+        raise result
+
+    @contextmanager
+    def ask(
+        self,
+        url: Url,
+        fields: Mapping[str, str],
+        condition: Mapping[str, str] | None = None,
+        target: bytes | None = None,
+    ) -> Iterator[Answer]:
+        """Yield the answer to a request; its connection is given back."""
+        hop: Hop | None = None
+        while True:
+            connection = self.connected((hop.url if hop else url).origin)
+            try:
+                found = self.exchange(url, fields, {}, None, connection, hop)
+                if isinstance(found, Answer):
+                    with found as answer:
+                        yield answer
+                    return
+                hop = found
+            except StaleConnectionError:
+                continue
+            finally:
+                self.give_back(connection)
+
+
+def transport(**changes: Any) -> closing[Asking]:
     """Return a transport, for a ``with`` statement; when it is closed, nothing of it is left."""
-    return closing(Transport(SETTINGS._replace(**changes)))
+    return closing(Asking(SETTINGS._replace(**changes)))
 
 
-def get(asking: Transport, url: str, fields: Mapping[str, str] | None = None) -> Got:
+def get(asking: Asking, url: str, fields: Mapping[str, str] | None = None) -> Got:
     """Ask for a URL and read the answer."""
-    with asking.exchange(parse(url), fields or {}) as answer:
+    with asking.ask(parse(url), fields or {}) as answer:
         body = b"".join(answer.chunks(SETTINGS.chunk))
         return Got(answer.status, answer.fields, body)
 
 
-def refusal(asking: Transport, url: str, fields: Mapping[str, str] | None = None) -> Failure:
+def refusal(asking: Asking, url: str, fields: Mapping[str, str] | None = None) -> Failure:
     """Ask for a URL that cannot be had; return why."""
     with pytest.raises(DownloadError) as caught:
         get(asking, url, fields)
     return caught.value.failure
 
 
-def assert_deadline(asking: Transport, url: str) -> None:
+def assert_deadline(asking: Asking, url: str) -> None:
     """Ask for a URL whose answer takes longer than ``SOON``."""
     started = time.monotonic()
     failure = refusal(asking, url)

@@ -17,16 +17,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 import pytest
 import trustme
 from hypothesis import HealthCheck, settings
 
 from image_loader.loader import DEFAULTS, settings_of
-from image_loader.transport import Transport
 from server import Server
 from terminal import Clock, Terminal
+
+if TYPE_CHECKING:
+    from asking import Asking
 
 SOURCES = Path(__file__).parents[1] / "src"
 MODULE = (sys.executable, "-m", "image_loader")
@@ -301,9 +303,11 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def asking(own_environment: None) -> Iterator[Transport]:
+def asking(own_environment: None) -> Iterator[Asking]:
     """A transport with the settings of most tests."""
-    with closing(Transport(SETTINGS)) as made:
+    from asking import transport  # It needs the settings above.
+
+    with transport() as made:
         yield made
 
 

@@ -17,19 +17,18 @@ from typing import Any
 
 import pytest
 
-from asking import BODY, CHUNKS, get, refusal, served, transport
+from asking import BODY, CHUNKS, Asking, get, refusal, served, transport
 from exchange import PNG, End, Request, head, length, whole
 from image_loader.errors import DownloadError
 from image_loader.model import Blame, Reason
-from image_loader.transport import Transport
-from image_loader.transport.connection import is_public
+from image_loader.transport.addresses import is_public
 from image_loader.url import parse
 from server import Scripted, Server, connections_to, plays, refusing_port, silent_port
 
 pytestmark = pytest.mark.usefixtures("own_environment")
 
 
-def test_a_connection_carries_one_request_after_the_other(asking: Transport) -> None:
+def test_a_connection_carries_one_request_after_the_other(asking: Asking) -> None:
     with Scripted(served(), plays(head(PNG, "Transfer-Encoding: chunked") + CHUNKS), served(b"third")) as server:
         bodies = [get(asking, server.url("/a")).body for _ in range(3)]
     assert bodies == [BODY, BODY, b"third"]
@@ -50,7 +49,7 @@ def test_a_connection_carries_one_request_after_the_other(asking: Transport) -> 
     ],
 )
 def test_a_connection_with_more_on_it_than_its_response_is_not_used_again(
-    asking: Transport, first: Callable[[Request], Iterable[Any]]
+    asking: Asking, first: Callable[[Request], Iterable[Any]]
 ) -> None:
     with Scripted(first, served(b"second")) as server:
         get(asking, server.url("/a"))
@@ -80,7 +79,7 @@ def test_a_response_that_comes_after_its_timeout_answers_no_other_request() -> N
         assert get(asking, server.url("/b")).body == b"second"
 
 
-def test_many_requests_at_once_get_each_its_own_response(asking: Transport) -> None:
+def test_many_requests_at_once_get_each_its_own_response(asking: Asking) -> None:
     with Server() as server:
 
         def ask(worker: int) -> None:
@@ -99,7 +98,7 @@ def test_many_requests_at_once_get_each_its_own_response(asking: Transport) -> N
         assert all(body == server.image(target) for target, body in found.items())
 
 
-def test_what_is_left_of_an_answer_is_not_taken_for_the_next_one(asking: Transport) -> None:
+def test_what_is_left_of_an_answer_is_not_taken_for_the_next_one(asking: Asking) -> None:
     late = plays(b"0\r\n\r\n", whole(BODY))
     with Scripted(plays(head("Transfer-Encoding: chunked", status="304 Not Modified")), late, served()) as server:
         assert get(asking, server.url("/a")).status == 304
@@ -107,7 +106,7 @@ def test_what_is_left_of_an_answer_is_not_taken_for_the_next_one(asking: Transpo
         assert [request.connection for request in server.requests] == [1, 1, 2]
 
 
-def test_connections_that_are_dropped_are_closed_at_once_and_made_again(asking: Transport) -> None:
+def test_connections_that_are_dropped_are_closed_at_once_and_made_again(asking: Asking) -> None:
     with Scripted(served()) as server:
         gc.disable()
         try:
@@ -156,16 +155,16 @@ def test_attempts_that_fail_leave_no_circle_of_references() -> None:
             gc.garbage.clear()
 
 
-def test_a_connection_of_which_a_body_is_left_unread_is_not_used_again(asking: Transport) -> None:
+def test_a_connection_of_which_a_body_is_left_unread_is_not_used_again(asking: Asking) -> None:
     large = bytes(1_000_000)
     with Scripted(served(large), served(b"second")) as server:
-        with asking.exchange(parse(server.url("/a")), {}) as answer:
+        with asking.ask(parse(server.url("/a")), {}) as answer:
             next(answer.chunks(1000))
         assert get(asking, server.url("/b")).body == b"second"
     assert server.connections == 2
 
 
-def test_a_connection_on_which_reading_failed_is_not_used_again(asking: Transport) -> None:
+def test_a_connection_on_which_reading_failed_is_not_used_again(asking: Asking) -> None:
     with Scripted(plays(head(PNG, "Transfer-Encoding: chunked") + b"3\r\nabc\r\nzz\r\n"), served()) as server:
         assert refusal(asking, server.url("/a")).reason is Reason.PROTOCOL
         assert get(asking, server.url("/b")).body == BODY
@@ -173,7 +172,7 @@ def test_a_connection_on_which_reading_failed_is_not_used_again(asking: Transpor
 
 
 @pytest.mark.parametrize("end", [End.CLOSE, End.RESET])
-def test_a_connection_that_went_stale_in_the_pool_costs_no_attempt(asking: Transport, end: End) -> None:
+def test_a_connection_that_went_stale_in_the_pool_costs_no_attempt(asking: Asking, end: End) -> None:
     # The server reads the second request before it ends the connection: that can be seen only afterwards.
     with Scripted(served(b"first"), plays(end), served(b"third")) as server:
         assert get(asking, server.url("/a")).body == b"first"
@@ -181,7 +180,7 @@ def test_a_connection_that_went_stale_in_the_pool_costs_no_attempt(asking: Trans
     assert [request.target for request in server.requests] == ["/a", "/b", "/b"]
 
 
-def test_a_new_connection_that_is_closed_at_once_is_no_stale_one(asking: Transport) -> None:
+def test_a_new_connection_that_is_closed_at_once_is_no_stale_one(asking: Asking) -> None:
     with Scripted(plays(End.CLOSE)) as server:
         assert refusal(asking, server.url("/a")).reason is Reason.CONNECT
         assert len(server.requests) == 1
@@ -281,7 +280,7 @@ def test_a_private_address_is_refused_in_all_its_spellings(host: str) -> None:
     assert server.connections == 0
 
 
-def test_a_redirect_leads_to_no_private_address_either(asking: Transport) -> None:
+def test_a_redirect_leads_to_no_private_address_either(asking: Asking) -> None:
     with transport(public_only=True) as careful, Server() as server:
         assert refusal(careful, f"https://127.0.0.1:{server.port}/a").reason is Reason.PRIVATE_ADDRESS
 
@@ -293,7 +292,7 @@ def test_a_proxy_is_refused_where_addresses_have_to_be_checked(monkeypatch: pyte
     assert proxy.connections == 0
 
 
-def test_ipv6_is_spoken(asking: Transport) -> None:
+def test_ipv6_is_spoken(asking: Asking) -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
         port = listener.getsockname()[1]
         asked: list[bytes] = []
@@ -314,17 +313,17 @@ def test_ipv6_is_spoken(asking: Transport) -> None:
 @pytest.mark.parametrize(
     ("host", "reason"), [("nowhere.invalid", Reason.DNS), ("xn--zz-.invalid", None), ("a." * 120 + "invalid", None)]
 )
-def test_a_name_without_an_address_is_told_as_such(asking: Transport, host: str, reason: Reason | None) -> None:
+def test_a_name_without_an_address_is_told_as_such(asking: Asking, host: str, reason: Reason | None) -> None:
     failure = refusal(asking, f"http://{host}/a")
     assert failure.reason in ({reason} if reason else {Reason.DNS, Reason.BAD_URL})
 
 
 @pytest.mark.parametrize("host", ["\u20ac" * 70 + ".test", "xn--\xe4.test", "\u200b.test", "a\u3002\u3002b"])
-def test_a_host_name_that_cannot_be_encoded_is_a_bad_url(asking: Transport, host: str) -> None:
+def test_a_host_name_that_cannot_be_encoded_is_a_bad_url(asking: Asking, host: str) -> None:
     assert refusal(asking, f"http://{host}/a").reason is Reason.BAD_URL
 
 
-def test_a_refused_connection_says_so(asking: Transport) -> None:
+def test_a_refused_connection_says_so(asking: Asking) -> None:
     with refusing_port() as port:
         failure = refusal(asking, f"http://127.0.0.1:{port}/a")
     assert (failure.reason, failure.retryable, failure.blame) == (Reason.CONNECT, True, Blame.HOST)

@@ -71,7 +71,7 @@ def test_a_socks_proxy_is_refused_in_plain_words(monkeypatch: pytest.MonkeyPatch
     with transport() as asking:
         failure = refusal(asking, "http://images.test/a")
     assert (failure.reason, failure.retryable) == (Reason.CONNECT, False)
-    assert failure.detail.startswith("SOCKS proxies are not spoken to")
+    assert failure.detail.startswith("SOCKS proxies are not supported")
     assert "secret" not in failure.detail
 
 
@@ -138,7 +138,8 @@ def test_a_proxy_that_cannot_be_reached_is_named(
         monkeypatch.setenv(f"{scheme}_proxy", f"http://user:hush@{host}:{port}")
         failure = refusal(asking, f"{scheme}://images.test/a")
         assert failure.detail.startswith(f"the proxy {host}:{port}: ")
-    assert (failure.reason, failure.retryable, failure.blame) == (reason, True, Blame.HOST)
+    assert (failure.reason, failure.blame) == (reason, Blame.HOST)
+    assert failure.retryable == (reason is Reason.CONNECT), "a name that does not exist is looked up once"
 
 
 def test_the_deadline_holds_while_a_tunnel_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,10 @@ import trustme
 from urllib3.util import create_urllib3_context
 
 from asking import BODY, CHUNKS, get, refusal, transport
-from conftest import SETTINGS
 from exchange import PNG, End, head, length, whole
-from image_loader import transport as transport_module
 from image_loader.errors import OptionError
 from image_loader.model import Reason
-from image_loader.transport import Transport
+from image_loader.transport import tls as tls_module
 from server import Scripted, Server, plays
 
 pytestmark = pytest.mark.usefixtures("own_environment")
@@ -100,12 +98,12 @@ def test_an_option_that_names_no_certificates_leaves_no_thread(tmp_path: Path) -
     (tmp_path / "none.pem").touch()
     before = set(threading.enumerate())
     with pytest.raises(OptionError, match=r"none\.pem"):
-        Transport(SETTINGS._replace(ca_bundle=str(tmp_path / "none.pem")))
+        transport(ca_bundle=str(tmp_path / "none.pem"))
     assert set(threading.enumerate()) <= before
 
 
 def test_an_unframed_body_within_tls_is_whole_only_after_a_farewell(
-    tls: ssl.SSLContext, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RFC 9112, 9.8: whoever stands in between could cut it short by closing the connection."""
 
@@ -115,9 +113,8 @@ def test_an_unframed_body_within_tls_is_whole_only_after_a_farewell(
         context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
         return context
 
-    monkeypatch.setattr(transport_module, "create_urllib3_context", lenient_context)
-    own = shutil.copy(bundle, tmp_path)  # No context was made for it yet.
-    with transport(ca_bundle=str(own)) as asking, Scripted(plays(head(PNG) + BODY, End.CLOSE), tls=tls) as server:
+    monkeypatch.setattr(tls_module, "create_urllib3_context", lenient_context)
+    with transport(ca_bundle=bundle) as asking, Scripted(plays(head(PNG) + BODY, End.CLOSE), tls=tls) as server:
         failure = refusal(asking, server.url("/a"))
     assert (failure.reason, failure.retryable) == (Reason.TRUNCATED, True)
 

@@ -164,7 +164,7 @@ def test_an_attempt_that_is_ended_leaves_alone_the_connection_that_it_gave_back(
 
 
 def test_a_watch_may_be_ended_while_its_attempt_comes_and_goes() -> None:
-    watchdog = Watchdog(1.0, 100.0)
+    watchdog = Watchdog(100.0)
     former = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

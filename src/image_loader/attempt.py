@@ -21,6 +21,7 @@ from image_loader.model import (
     Locked,
     NotModified,
     Reason,
+    Redirect,
     Result,
     Resume,
     Saved,
@@ -192,7 +193,7 @@ class Downloader:
                 _LOG.info("%s: sent as %s, is %s", file, media_type, found)
 
 
-def _own_lifetime(answer: Answer) -> float | None:
+def _own_lifetime(answer: Answer | Redirect) -> float | None:
     return freshness.fresh_until(answer.fields, answer.requested, answer.received)
 
 

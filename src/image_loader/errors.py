@@ -81,10 +81,6 @@ class DownloadError(Exception):
         """Say what a later attempt can go on from."""
         self.failure = self.failure._replace(resume=resume)
 
-    def happened_elsewhere(self) -> None:
-        """Say that it happened to another host than the one asked for, which has answered."""
-        self.failure = self.failure._replace(blame=Blame.OTHER_HOST)
-
     def happened_at(self, place: str) -> None:
         """Name the place where it happened, which is not the server asked for."""
         self.failure = self.failure._replace(detail=f"{place}: {self.failure.detail}")

@@ -56,8 +56,6 @@ class Blame(Enum):
     """The host answers, but not with this image."""
     HOST = "host"
     """There is no connection to the host, or no answer on it."""
-    OTHER_HOST = "other host"
-    """It happened at a host that the image's own redirects to."""
     PROCESS = "this process"
     """It has run out of file descriptors."""
 

@@ -1,78 +1,54 @@
-"""Request to response: one pooled session, redirects by hand, deadlines, every failure a ``DownloadError``."""
+"""Request to response: connections, redirects by hand, deadlines, every failure a ``DownloadError``."""
 
 from __future__ import annotations
 
-import functools
-import http.client
-import netrc  # noqa: F401 (requests would, once descriptors may have run out)
-import re
+import os
 import ssl
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
-from urllib.parse import unquote_to_bytes, urljoin
+from typing import Self
 
 import requests
-import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3.util import create_urllib3_context
-from urllib3.util.proxy import connection_requires_http_tunnel
 
-from image_loader.errors import DownloadError, OptionError, is_out_of_descriptors
-from image_loader.model import Blame, Reason
+from image_loader.errors import DownloadError, LoaderError
+from image_loader.model import Hop, Reason, Redirect
 from image_loader.settings import Settings
-from image_loader.transport import coding, connection
-from image_loader.transport.connection import StaleConnectionError as StaleConnectionError
-from image_loader.transport.connection import WatchedConnection as Connection  # noqa: F401
-from image_loader.transport.targets import Targets
+from image_loader.transport import coding, redirects, tls
+from image_loader.transport.connection import Connection, StaleConnectionError
+from image_loader.transport.connector import Connector, Delivery
+from image_loader.transport.failures import exchange_error
+from image_loader.transport.pool import PoolAdapter
+from image_loader.transport.response import Response
+from image_loader.transport.routes import Routes, lines
 from image_loader.transport.watchdog import Watch, Watchdog
-from image_loader.url import Url, parse
+from image_loader.url import Url
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_NONE: Mapping[str, str] = {}
-_POOL_CLASSES = {"http": connection.WatchedPool, "https": connection.WatchedTlsPool}
-
-
-class _Route(NamedTuple):
-    """What all requests to one origin have in common, looked up once: that costs as much as an exchange.
-
-    ``prefix`` stands before the path in a request to a proxy, which wants the whole URL (RFC 9112, 3.2.2). ``fields``
-    are header lines as they go over the wire.
-    """
-
-    pool: connection.WatchedPool
-    prefix: str
-    fields: str
-    tunnel: bool
+__all__ = ["Answer", "Connection", "Delivery", "StaleConnectionError", "Transport"]
 
 
 class Answer:
     """A response as its reader sees it: ``status``, header ``fields`` by lower-case name, and the body in chunks.
 
     ``requested`` and ``received`` are the times of the request and of the response's head, in seconds since the epoch.
-    ``url`` is the one that answered, ``redirects`` are the answers that led to it, in their order; ``conditional`` says
-    whether that request bore the condition. It is read in a ``with`` block; when that ends, the attempt is over.
+    ``url`` is the one that answered, ``redirects`` are what is kept of the answers that led to it, in their order;
+    ``conditional`` says whether that request bore the condition. It is read in a ``with`` block, which leaves the
+    connection to whoever passed it in.
     """
 
-    url: Url
-    conditional: bool
+    redirects: tuple[Redirect, ...]
 
-    def __init__(
-        self, pool: connection.WatchedPool, link: connection.WatchedConnection, watch: Watch, requested: float
-    ) -> None:
-        self._pool = pool
-        self._link = link
+    def __init__(self, response: Response, watch: Watch, url: Url, requested: float, *, conditional: bool) -> None:
         self._watch = watch
-        self._response = link.response
+        self._response = response
         self.status = self._response.status
         self.fields = self._response.fields
         self.length = self._response.length
+        self.url = url
+        self.conditional = conditional
         self.requested = requested
         self.received = time.time()
-        self.redirects: list[Answer] = []
 
     def __enter__(self) -> Self:
         return self
@@ -80,10 +56,8 @@ class Answer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            self.release()
-        finally:
-            self._watch.close()
+        self.skip()
+        self._watch.close()
 
     def chunks(self, size: int) -> Iterator[bytes]:
         """Yield the body, decoded, in pieces of at most ``size`` bytes; raise ``DownloadError`` where it breaks off."""
@@ -94,10 +68,9 @@ class Answer:
         """Whether the body is sent as it is, so that ``length`` is the image's."""
         return coding.is_plain(self.fields.get("content-encoding", ""))
 
-    def release(self) -> None:
-        """Give the connection back to its pool; it is closed where a body is left on it."""
+    def skip(self) -> None:
+        """Pass over a body that is there already, so that the connection can be used again."""
         self._response.skip_buffered()
-        self._pool.give_back(self._link, reusable=self._link.reusable)
 
     def _wire(self, size: int) -> Iterator[bytes]:
         try:
@@ -110,240 +83,181 @@ class Answer:
             raise
         except OSError as error:
             self._watch.check()
-            raise _translated(error, answered=True) from error
+            raise exchange_error(error, answered=True) from error
         # A connection that was shut down from outside looks like one that ended well.
         self._watch.check()
 
 
 class Transport:
-    """Asks servers for images, from many threads at once; one session with its pools serves them all."""
+    """Connects to servers and asks them for images, for many threads at once.
 
-    def __init__(self, settings: Settings) -> None:
-        if settings.ca_bundle is not None:
-            _tls_context(settings.ca_bundle)
+    ``deliver`` is called, from other threads, with what comes of each ``connect``: the origin, a connection or an
+    error, and when that was begun (``time.monotonic``).
+    """
+
+    def __init__(self, settings: Settings, deliver: Delivery) -> None:
+        self._process = os.getpid()
         self._settings = settings
-        self._adapter = _Adapter(settings.pool_hosts, settings.per_host)
-        self._session = _session(settings, self._adapter)
-        self._watchdog = Watchdog(settings.timeout, settings.max_time)
-        self._targets = Targets(settings.host_failures, settings.host_patience)
-        self._route = functools.lru_cache(settings.pool_hosts)(self._new_route)
-
-    def exchange(
-        self, url: Url, fields: Mapping[str, str], condition: Mapping[str, str] = _NONE, target: bytes | None = None
-    ) -> Answer:
-        """Ask for ``url`` and return its final answer, redirects followed; ``DownloadError`` where there is none.
-
-        ``fields`` go with each request. ``condition`` goes only with that for the resource which it is about: the one
-        whose ``resource`` is ``target``, else ``url`` itself.
-        """
-        watch = self._watchdog.watch()
+        self._deliver = deliver
+        self._session = requests.Session()
+        self._pool = PoolAdapter(settings.pool_hosts, settings.per_host)
+        _prepare(self._session, self._pool, settings)
+        self._routes = Routes(settings, self._session)
+        self._context_lock = threading.Lock()
+        # A bundle that is named and cannot be read is told before anything else happens.
+        bundled = tls.context(settings.ca_bundle) if settings.ca_bundle is not None else None
+        self._context = None if settings.insecure else bundled
+        self._watchdog = Watchdog(settings.max_time)
         try:
-            return self._follow(url, fields, condition, target, watch)
+            self._connector = Connector(settings.timeout, settings.max_time, deliver, public_only=settings.public_only)
         except BaseException:
-            watch.close()
+            self._watchdog.close()
             raise
 
-    def interrupt(self) -> None:
-        """End all attempts, running ones within moments."""
-        self._watchdog.interrupt()
+    def connect(self, origin: str) -> None:
+        """Begin one connection to an origin ("https://host:port"); what comes of it is delivered, whatever it is."""
+        try:
+            route = self._routes.route(origin)
+            self._routes.lines(origin, "", own=True)  # What is wrong with .netrc is told before anything is sent.
+            needs_tls = route.tunnel or route.server_hostname is not None
+            context = self._tls_context() if needs_tls else None
+        except (DownloadError, LoaderError) as error:
+            self._deliver(origin, error, time.monotonic())
+        else:
+            self._connector.connect(route, context)
 
-    def drop_idle(self) -> None:
-        """Close the connections that wait for their next request, to free their descriptors."""
-        # A pool closes its connections once nothing refers to it any more.
-        self._route.cache_clear()
-        self._adapter.close()
+    def take(self, origin: str) -> Connection | None:
+        """Return an idle connection to an origin that is still alive, if there is one."""
+        try:
+            way = self._routes.route(origin).way
+        except DownloadError:
+            return None
+        connection = self._pool.take(way)
+        if connection is not None:
+            connection.origin = origin
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection for its next request, or close it if it cannot carry one."""
+        self._pool.give_back(connection)
+
+    def exchange(  # noqa: PLR0917 (one request, and what it goes over)
+        self,
+        url: Url,
+        fields: Mapping[str, str],
+        condition: Mapping[str, str],
+        target: bytes | None,
+        connection: Connection,
+        hop: Hop | None = None,
+    ) -> Answer | Hop:
+        """Ask for ``url``, or for where redirects have led to (``hop``), on a connection that leads there.
+
+        Return the final answer; or a ``Hop`` where a redirect leads to another origin, or this connection is spent.
+        ``fields`` go with each request. ``condition`` goes only with that for the resource which it is about: the one
+        whose ``resource`` is ``target``, else ``url`` itself. Raises ``DownloadError`` where there is no answer, and
+        ``StaleConnectionError`` where the connection was closed before it: another one may bring it.
+        """
+        watch = self._watchdog.watch(hop.deadline if hop is not None else None)
+        try:
+            chain = _Chain(self._routes, url, fields, condition, target)
+            found = chain.follow(hop or Hop(url, (), watch.deadline, None), connection, watch, self._settings.redirects)
+        except BaseException:
+            watch.close()
+            if not connection.usable:
+                connection.close()
+            raise
+        if isinstance(found, Hop):
+            watch.close()
+        return found
+
+    def drop_idle(self) -> bool:
+        """Close the connections that wait for their next request, to free their descriptors; tell if there were any."""
+        return self._pool.drop_idle()
+
+    def interrupt(self) -> None:
+        """End all exchanges and all connecting, within moments."""
+        if self._is_ours():
+            self._watchdog.interrupt()
+            self._connector.interrupt()
 
     def close(self) -> None:
-        """Close the session and stop the watchdog."""
-        self._watchdog.close()
-        self.drop_idle()
+        """Close the session with its connections, and end the threads."""
+        if self._is_ours():
+            self._watchdog.close()
+            self._connector.close()
+            self._session.close()
 
-    def _follow(
-        self, url: Url, fields: Mapping[str, str], condition: Mapping[str, str], target: bytes | None, watch: Watch
-    ) -> Answer:
-        hop, redirects = url, list[Answer]()
-        lines = _lines(fields) if fields else ""
-        for _ in range(self._settings.redirects + 1):
-            conditional = bool(condition) and (hop is url if target is None else hop.resource == target)
-            sent = lines + _lines(condition) if conditional else lines
-            if hop.origin == url.origin:
-                answer = self._get(hop, sent, watch, own=True)
-            else:
-                answer = self._get_elsewhere(hop, sent, watch)
-            if answer.status not in _REDIRECTS:
-                answer.url, answer.redirects, answer.conditional = hop, redirects, conditional
+    def _is_ours(self) -> bool:
+        # A process that was forked has none of the threads, and shares the sockets with its parent.
+        return os.getpid() == self._process
+
+    def _tls_context(self) -> ssl.SSLContext:
+        with self._context_lock:
+            if self._context is None:
+                self._context = tls.context(self._routes.verify)
+            return self._context
+
+
+class _Chain:
+    """One attempt's requests: for the URL of the list, and for where redirects lead from there."""
+
+    __slots__ = ("_condition", "_fields", "_routes", "_target", "_url")
+
+    def __init__(
+        self, routes: Routes, url: Url, fields: Mapping[str, str], condition: Mapping[str, str], target: bytes | None
+    ) -> None:
+        self._routes = routes
+        self._url = url
+        self._fields = lines(fields) if fields else ""
+        self._condition = lines(condition) if condition else ""
+        self._target = target
+
+    def follow(self, hop: Hop, connection: Connection, watch: Watch, limit: int) -> Answer | Hop:
+        """Ask, and follow at most ``limit`` redirects in all, as long as this connection leads there."""
+        while True:
+            try:
+                answer = self._ask(hop, connection, watch)
+            except StaleConnectionError:
+                if not hop.redirects:
+                    raise
+                connection.close()
+                return hop
+            if answer.status not in redirects.STATUSES:
+                answer.redirects = hop.redirects
                 return answer
-            redirects.append(answer)
-            location = answer.fields.get("location")
-            answer.release()
-            hop = _target(hop, location, url)
-        raise DownloadError(Reason.REDIRECTS, f"more than {self._settings.redirects} redirects")
+            answer.skip()
+            if len(hop.redirects) >= limit:
+                raise DownloadError(Reason.REDIRECTS, f"more than {limit} redirects")
+            hop = redirects.follow(self._url, hop, answer.fields, answer.requested, answer.received)
+            self._check(hop)
+            if hop.url.origin != connection.origin or not connection.usable:
+                return hop
 
-    def _get_elsewhere(self, url: Url, fields: str, watch: Watch) -> Answer:
-        """Ask another host than the one that the list names."""
-        self._targets.check(url.origin)
-        started = time.monotonic()
+    def _ask(self, hop: Hop, connection: Connection, watch: Watch) -> Answer:
+        url = hop.url
+        conditional = bool(self._condition) and self._is_target(url)
+        cookie = redirects.cookie(hop) if hop.cookies is not None else ""
+        head = self._routes.lines(url.origin, url.userinfo, own=url.origin == self._url.origin, cookie=cookie)
+        last = self._condition if conditional else ""
+        request = f"GET {self._routes.route(url.origin).prefix}{url.path} HTTP/1.1\r\n{head}{self._fields}{last}\r\n"
+        requested = time.time()
+        response = connection.ask(request.encode("latin-1"), watch)
+        return Answer(response, watch, url, requested, conditional=conditional)
+
+    def _check(self, hop: Hop) -> None:
         try:
-            answer = self._get(url, fields, watch, own=False)
+            self._routes.route(hop.url.origin)
         except DownloadError as error:
             if error.failure.reason is Reason.BAD_URL:
                 raise DownloadError(Reason.REDIRECTS, f"redirected to a {error.failure.detail}") from error
-            if error.failure.blame is Blame.HOST:
-                self._targets.missed(url.origin, started)
-            error.happened_elsewhere()
-            raise
-        self._targets.answered(url.origin)
-        return answer
 
-    def _get(self, url: Url, fields: str, watch: Watch, *, own: bool) -> Answer:
-        requested = time.time()
-        while True:
-            route = self._route(url.origin, url.userinfo, own)
-            request = f"GET {route.prefix}{url.path} HTTP/1.1\r\n{route.fields}{fields}\r\n".encode("latin-1")
-            try:
-                link = route.pool.ask(request, watch, tunnel=route.tunnel, public_only=self._settings.public_only)
-            except StaleConnectionError:
-                # It costs no attempt: each such connection is gone for good, and a new one is never stale.
-                continue
-            except DownloadError:
-                watch.check()
-                raise
-            except (OSError, urllib3.exceptions.HTTPError, http.client.HTTPException, ValueError) as error:
-                watch.check()
-                raise _translated(error, answered=False) from error
-            return Answer(route.pool, link, watch, requested)
-
-    def _new_route(self, origin: str, userinfo: str, own: bool) -> _Route:  # noqa: FBT001 (a key of the cache)
-        """Ask the session, as it would ask itself for each request: proxies, ``.netrc``, CA files, headers, pool."""
-        user, _, password = userinfo.partition(":")
-        # As bytes, since requests would encode text in Latin-1; RFC 7617 has UTF-8.
-        auth: Any = (unquote_to_bytes(user), unquote_to_bytes(password)) if userinfo else None
-        headers = self._settings.headers if own else {}
-        if auth is None and any(name.lower() == "authorization" for name in headers):
-            auth = _as_it_is  # Else a line in .netrc would go before what the user asked for.
-        try:
-            request = self._session.prepare_request(requests.Request("GET", origin + "/", headers=headers, auth=auth))
-        except UnicodeDecodeError as error:
-            raise OptionError("the .netrc file cannot be read: its text is not in the locale's encoding") from error
-        except UnicodeEncodeError as error:
-            raise OptionError("a user or password in .netrc has letters that requests cannot send (Latin-1)") from error
-        except (requests.RequestException, UnicodeError) as error:
-            raise DownloadError(Reason.BAD_URL, "bad host name") from error
-        base = str(request.url).removesuffix("/")
-        # Said for each request: of a session's own setting, REQUESTS_CA_BUNDLE would take precedence.
-        verify = False if self._settings.insecure else self._settings.ca_bundle
-        found: dict[str, Any] = dict(self._session.merge_environment_settings(base, {}, None, verify, None))
-        found.pop("stream")
-        proxy = requests.utils.select_proxy(base, found["proxies"])
-        if proxy and proxy.lower().startswith("socks"):
-            raise DownloadError(
-                Reason.CONNECT, "SOCKS proxies are not spoken to; name an HTTP proxy, or unset ALL_PROXY"
-            )
-        if proxy and self._settings.public_only:
-            raise DownloadError(Reason.PRIVATE_ADDRESS, "through a proxy the server's address cannot be checked")
-        try:
-            pool: Any = self._adapter.get_connection_with_tls_context(request, **found)
-        except (OSError, urllib3.exceptions.HTTPError, ValueError, TypeError) as error:
-            # What requests and urllib3 raise for the URL of a proxy that is none; the URL may hold a password.
-            raise DownloadError(
-                Reason.CONNECT, "the proxy's URL cannot be used; write it like http://host:3128"
-            ) from error
-        tunnel = connection_requires_http_tunnel(pool.proxy, pool.proxy_config, base.partition(":")[0])
-        fields = {"Host": base.partition("://")[2]} if "Host" not in request.headers else {}
-        fields.update(request.headers)
-        if proxy and not tunnel:
-            return _Route(pool, base, _lines({**fields, **pool.proxy_headers}), tunnel)
-        return _Route(pool, "", _lines(fields), tunnel)
+    def _is_target(self, url: Url) -> bool:
+        return url is self._url if self._target is None else url.resource == self._target
 
 
-class _Adapter(HTTPAdapter):
-    """The adapter of requests with pools of watched connections, and one TLS context where requests makes one each."""
-
-    def __init__(self, hosts: int, per_host: int) -> None:
-        super().__init__(pool_connections=hosts, pool_maxsize=per_host)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _POOL_CLASSES
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(*args, **kwargs)
-        manager.pool_classes_by_scheme = _POOL_CLASSES
-        return manager
-
-    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
-        host, _ = super().build_connection_pool_key_attributes(request, verify, cert)
-        return host, {"ssl_context": _tls_context(verify)} if host["scheme"] == "https" else {}
-
-
-def _session(settings: Settings, adapter: _Adapter) -> requests.Session:
-    session = requests.Session()
+def _prepare(session: requests.Session, adapter: PoolAdapter, settings: Settings) -> None:
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     session.headers.clear()
     session.headers.update({"User-Agent": settings.user_agent, "Accept": "*/*", "Accept-Encoding": "identity"})
     session.headers["Connection"] = "keep-alive"
-    return session
-
-
-@functools.cache
-def _tls_context(verify: bool | str | None) -> ssl.SSLContext:  # noqa: FBT001 (what requests calls it)
-    """Return the context for what requests calls ``verify``; loading its certificates takes some 20 ms."""
-    try:
-        context = create_urllib3_context()
-    except OSError as error:
-        if is_out_of_descriptors(error):
-            raise connection.connect_error(error) from error
-        why = error.strerror or str(error)
-        raise OptionError(f"TLS cannot be set up: {why}; SSLKEYLOGFILE, if set, must name a writable file") from error
-    # Python up to 3.11.2 sets it: a connection that somebody cuts would look like one that ended well.
-    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
-    if verify is False:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        return context
-    path = verify if isinstance(verify, str) else requests.utils.DEFAULT_CA_BUNDLE_PATH
-    try:
-        context.load_verify_locations(**{"capath" if Path(path).is_dir() else "cafile": path})
-    except OSError as error:
-        if is_out_of_descriptors(error):
-            raise connection.connect_error(error) from error
-        raise OptionError(f"{path}: no certificates can be read from it; name another with --ca-bundle") from error
-    return context
-
-
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
-
-
-def _lines(fields: Mapping[str, str]) -> str:
-    return "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
-
-
-def _target(base: Url, location: str | None, first: Url) -> Url:
-    """Return where a redirect leads (RFC 9110, 10.2.2); user and password of the ``first`` URL stay with its origin."""
-    if location is None:
-        raise DownloadError(Reason.REDIRECTS, "a redirect without a Location")
-    # Servers send raw UTF-8 here; header fields were read as Latin-1.
-    reference = location.encode("latin-1").decode("utf-8", "replace")
-    try:
-        target = parse(reference if _SCHEME.match(reference) else urljoin(base.canonical, reference))
-    except ValueError as error:
-        raise DownloadError(Reason.REDIRECTS, f"redirected to a bad URL: {error}") from error
-    if target.origin == first.origin and not target.userinfo:
-        return target._replace(userinfo=first.userinfo)
-    return target
-
-
-def _translated(error: Exception, *, answered: bool) -> DownloadError:
-    """Name a failure of urllib3, http.client, ssl or socket in our terms; ``answered`` once a response has begun."""
-    if isinstance(error, TimeoutError):
-        detail = "nothing more came within the timeout" if answered else "no answer within the timeout"
-        return DownloadError(Reason.TIMEOUT, detail, retryable=True, blame=Blame.IMAGE if answered else Blame.HOST)
-    if isinstance(error, ssl.SSLError):
-        return DownloadError(Reason.TLS, (error.reason or "TLS failure").lower().replace("_", " "))
-    if isinstance(error, OSError) and answered:
-        return DownloadError(Reason.TRUNCATED, error.strerror or str(error), retryable=True)
-    if isinstance(error, OSError):
-        return connection.connect_error(error)
-    return DownloadError(Reason.PROTOCOL, f"not understood: {type(error).__name__}")

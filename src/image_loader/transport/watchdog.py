@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import threading
 import time
@@ -14,16 +15,12 @@ _INTERRUPT_INTERVAL = 0.05  # seconds
 
 
 class Watch:
-    """One attempt under watch: the socket that it blocks on, and why it was ended, if it was.
+    """One attempt under watch: the socket that it blocks on, and why it was ended, if it was."""
 
-    ``timeout`` is the longest that it may wait for its peer at once, in seconds.
-    """
+    __slots__ = ("_watchdog", "deadline", "ended", "socket")
 
-    __slots__ = ("_watchdog", "deadline", "ended", "socket", "timeout")
-
-    def __init__(self, watchdog: Watchdog, timeout: float, deadline: float) -> None:
+    def __init__(self, watchdog: Watchdog, deadline: float) -> None:
         self._watchdog = watchdog
-        self.timeout = timeout
         self.deadline = deadline
         self.socket: socket.socket | None = None
         self.ended: Reason | None = None
@@ -48,14 +45,8 @@ class Watch:
         """Raise ``DownloadError`` if the attempt was ended, or its time is over."""
         if self.ended is None and time.monotonic() >= self.deadline:
             self.ended = Reason.DEADLINE
-        if self.ended is Reason.INTERRUPTED:
-            raise DownloadError(Reason.INTERRUPTED, "the run was ended")
         if self.ended is not None:
-            raise DownloadError(Reason.DEADLINE, "not done within the time for one attempt")
-
-    def remaining(self) -> float:
-        """Return the timeout, or what is left until the deadline where that is less, in seconds."""
-        return max(0.001, min(self.timeout, self.deadline - time.monotonic()))
+            raise ended(self.ended)
 
     def end(self, reason: Reason) -> None:
         """End the attempt: whatever it waits for on its socket returns at once."""
@@ -67,17 +58,17 @@ class Watch:
 
 
 class Watchdog:
-    """One daemon thread for all attempts of a run; each has the same ``timeout`` and ``max_time`` (seconds).
+    """One daemon thread for all attempts of a run; each has ``max_time`` seconds, unless a deadline is given.
 
     Raises ``OutOfThreadsError`` where no thread can be had: nothing else would keep the deadlines.
     """
 
-    def __init__(self, timeout: float, max_time: float) -> None:
-        self._timeout = timeout
+    def __init__(self, max_time: float) -> None:
         self._max_time = max_time
         self.lock = threading.Lock()
         self._watches: dict[int, Watch] = {}
-        self._over = threading.Event()
+        self._look = threading.Event()
+        self._next_look = -math.inf
         self._interrupted = False
         self._closed = False
         try:
@@ -85,10 +76,12 @@ class Watchdog:
         except RuntimeError as error:
             raise OutOfThreadsError from error
 
-    def watch(self) -> Watch:
-        """Return a watch whose time runs from now; it is to be closed."""
-        watch = Watch(self, self._timeout, time.monotonic() + self._max_time)
+    def watch(self, deadline: float | None = None) -> Watch:
+        """Return a watch, which is to be closed; its time runs from now, or ends at ``deadline`` (monotonic)."""
+        watch = Watch(self, time.monotonic() + self._max_time if deadline is None else deadline)
         self._watches[id(watch)] = watch
+        if watch.deadline < self._next_look:
+            self._look.set()
         if self._interrupted:
             watch.ended = Reason.INTERRUPTED
         return watch
@@ -101,27 +94,42 @@ class Watchdog:
         """End every attempt now, and every later one as it begins."""
         self._interrupted = True
         self._end(list(self._watches.values()), Reason.INTERRUPTED)
-        self._over.set()
+        self._look.set()
 
     def close(self) -> None:
         """Stop the thread."""
         self._closed = True
-        self._over.set()
+        self._look.set()
 
     def _run(self) -> None:
-        # Every attempt has the same time, so none that begins during a pause can be due before it is over.
-        pause = self._max_time
-        while not self._over.wait(pause):
-            now = time.monotonic()
-            watches = list(self._watches.values())
-            self._end([watch for watch in watches if watch.deadline <= now], Reason.DEADLINE)
-            pause = min((watch.deadline - now for watch in watches if watch.deadline > now), default=self._max_time)
+        while not self._closed and not self._interrupted:
+            self._look.wait(self._pause())
         while not self._closed:
-            # Again and again: it is lost on a socket that has not begun to connect.
+            # Again and again: one that has just begun may have been missed.
             self._end(list(self._watches.values()), Reason.INTERRUPTED)
             time.sleep(_INTERRUPT_INTERVAL)
+
+    def _pause(self) -> float:
+        """End the attempts whose time is over; return the seconds until the next one's is."""
+        self._look.clear()
+        # While it is not known, each watch that begins asks for another look.
+        self._next_look = math.inf
+        now = time.monotonic()
+        watches = list(self._watches.values())
+        self._end([watch for watch in watches if watch.deadline <= now], Reason.DEADLINE)
+        # None that begins during the pause with all of its time can be due before it is over.
+        next_look = min((each.deadline for each in watches if each.deadline > now), default=now + self._max_time)
+        self._next_look = next_look
+        return next_look - now
 
     @staticmethod
     def _end(watches: list[Watch], reason: Reason) -> None:
         for watch in watches:
             watch.end(reason)
+
+
+def ended(reason: Reason) -> DownloadError:
+    """Return the error of an attempt that was ended: its time was over, or the run."""
+    if reason is Reason.INTERRUPTED:
+        return DownloadError(Reason.INTERRUPTED, "the run was ended")
+    return DownloadError(Reason.DEADLINE, "not done within the time for one attempt")

@@ -1,0 +1,92 @@
+"""Daemon threads for calls that block and cannot be cut off, such as name look-ups."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from image_loader.errors import OutOfThreadsError
+
+WAIT = 0.05
+"""Seconds that a call waits for a thread before more of them are started."""
+_IDLE_TIME = 5.0  # seconds that a thread waits for its next call before it ends
+
+
+class Daemons:
+    """Makes calls in daemon threads: one thread while calls are fast, up to ``most`` while they are slow.
+
+    The threads of ``concurrent.futures`` are joined when the interpreter ends; a call that hangs would hold that up.
+    """
+
+    def __init__(self, name: str, most: int) -> None:
+        self._name = name
+        self._most = most
+        self._condition = threading.Condition()
+        self._waiting: OrderedDict[object, tuple[Callable[[], None], float]] = OrderedDict()
+        self._threads = 0
+        self._idle = 0
+        self._closed = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a call waits for a thread."""
+        return bool(self._waiting)
+
+    def submit(self, key: object, call: Callable[[], None]) -> None:
+        """Have a call made. ``OutOfThreadsError`` where there is no thread, and none can be started."""
+        with self._condition:
+            self._waiting[key] = (call, time.monotonic())
+            if self._threads:
+                self._condition.notify()
+            elif not self._start(1):
+                del self._waiting[key]
+                raise OutOfThreadsError
+
+    def withdraw(self, key: object) -> bool:
+        """Forget a call; return False if it has begun already."""
+        with self._condition:
+            return self._waiting.pop(key, None) is not None
+
+    def relieve(self) -> None:
+        """Start more threads if calls wait longer than ``WAIT``; to be called now and then while some wait."""
+        with self._condition:
+            if not self._waiting or self._idle or self._threads >= self._most:
+                return
+            _, since = next(iter(self._waiting.values()))
+            if time.monotonic() - since >= WAIT:
+                # Twice as many each time: a hundred calls that hang are known as such within half a second.
+                self._start(min(len(self._waiting), max(1, self._threads), self._most - self._threads))
+
+    def close(self) -> None:
+        """Forget the calls that wait, and end the threads as soon as they are idle."""
+        with self._condition:
+            self._closed = True
+            self._waiting.clear()
+            self._condition.notify_all()
+
+    def _start(self, count: int) -> bool:
+        for _ in range(count):
+            try:
+                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+            except RuntimeError:
+                return False
+            self._threads += 1
+        return True
+
+    def _run(self) -> None:
+        while (call := self._next()) is not None:
+            call()
+            del call  # While the thread is idle, nothing of the last call is kept.
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._condition:
+            self._idle += 1
+            while not self._waiting:
+                if self._closed or (not self._condition.wait(_IDLE_TIME) and not self._waiting):
+                    self._idle -= 1
+                    self._threads -= 1
+                    return None
+            self._idle -= 1
+            return self._waiting.popitem(last=False)[1][0]

@@ -1,0 +1,50 @@
+"""Proxies: what their URLs say, and the urllib3 objects that know how to speak to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import requests
+import urllib3
+from urllib3 import ProxyManager
+from urllib3.util import parse_url
+
+from image_loader.errors import DownloadError
+from image_loader.model import Reason
+
+
+class Proxy(NamedTuple):
+    """A proxy: how it is spoken to (``http`` or ``https``), where it is, and the fields that it wants."""
+
+    scheme: str
+    host: str
+    port: int
+    headers: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """Host and port, as failures name them."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Its URL without user and password."""
+        return f"{self.scheme}://{self.host}:{self.port}"
+
+
+def parse(text: str) -> Proxy:
+    """Return the proxy that an environment variable names; ``DownloadError`` where none can be made of it."""
+    if text.lower().startswith("socks"):
+        raise DownloadError(Reason.CONNECT, "SOCKS proxies are not supported; name an HTTP proxy, or unset ALL_PROXY")
+    try:
+        url = requests.utils.prepend_scheme_if_needed(text, "http")  # type: ignore[no-untyped-call]
+        manager = ProxyManager(url)
+        headers = requests.adapters.HTTPAdapter().proxy_headers(url)
+        parsed = parse_url(url)
+        if not parsed.host or manager.proxy is None:
+            raise ValueError("no host")
+    except (OSError, urllib3.exceptions.HTTPError, ValueError, TypeError) as error:
+        # The URL may hold a password.
+        raise DownloadError(Reason.CONNECT, "the proxy's URL cannot be used; write it like http://host:3128") from error
+    return Proxy(str(manager.proxy.scheme), str(manager.proxy.host), int(manager.proxy.port or 0), headers)

@@ -1,0 +1,89 @@
+"""Redirects: where they lead, what is kept of them, and the cookies that are set on the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from email.message import Message
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
+from urllib.parse import urljoin
+
+import requests
+from requests.cookies import MockRequest, MockResponse, get_cookie_header
+
+from image_loader.errors import DownloadError
+from image_loader.model import Hop, Reason, Redirect
+from image_loader.url import Url, parse
+
+STATUSES = frozenset({301, 302, 303, 307, 308})
+# What the lifetime of a redirect follows from.
+_KEPT = ("age", "cache-control", "date", "expires", "vary")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_AUTHORITY = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?//[^/?#]*)?(.*)", re.DOTALL)
+# Fields of a name that comes several times are joined by commas; a date has one as well.
+_NEXT_COOKIE = re.compile(r",[ \t]*(?=[!#$%&'*+.^_`|~0-9A-Za-z-]+=)")
+# Those of browsers (RFC 6265, 6.1).
+_MOST_COOKIES = 50
+_LONGEST_COOKIE = 4096
+
+
+def follow(url: Url, hop: Hop, fields: Mapping[str, str], requested: float, received: float) -> Hop:
+    """Return where an answer with one of ``STATUSES`` to ``hop`` leads; ``DownloadError`` where that is nowhere.
+
+    ``url`` is the one that the list names.
+    """
+    target = _target(hop.url, fields.get("location"), url)
+    kept = Redirect({name: fields[name] for name in _KEPT if name in fields}, requested, received)
+    cookies = _with_cookies(hop.cookies, hop.url, fields["set-cookie"]) if "set-cookie" in fields else hop.cookies
+    return Hop(target, (*hop.redirects, kept), hop.deadline, cookies)
+
+
+def cookie(hop: Hop) -> str:
+    """Return the value of ``Cookie`` for the next request of a chain; nothing where there is none."""
+    if hop.cookies is None:
+        return ""
+    return get_cookie_header(hop.cookies, _request(hop.url)) or ""  # type: ignore[no-untyped-call]
+
+
+def _with_cookies(jar: CookieJar | None, url: Url, values: str) -> CookieJar:
+    if jar is None:
+        jar = CookieJar(DefaultCookiePolicy(strict_domain=True))
+    message = Message()
+    for each in _NEXT_COOKIE.split(values)[:_MOST_COOKIES]:
+        if len(each) <= _LONGEST_COOKIE:
+            message["Set-Cookie"] = each
+    response: Any = MockResponse(message)
+    request: Any = MockRequest(_request(url))
+    jar.extract_cookies(response, request)
+    return jar
+
+
+def _request(url: Url) -> requests.PreparedRequest:
+    return requests.Request("GET", url.origin + url.path).prepare()
+
+
+def _target(base: Url, location: str | None, first: Url) -> Url:
+    """Return where a redirect leads (RFC 9110, 10.2.2); user and password of the ``first`` URL stay with its origin."""
+    if location is None:
+        raise DownloadError(Reason.REDIRECTS, f"redirect of {base.authority} without a Location")
+    try:
+        reference = _reference(location)
+        target = parse(reference if _SCHEME.match(reference) else urljoin(base.canonical, reference))
+    except ValueError as error:
+        raise DownloadError(Reason.REDIRECTS, f"redirected to a bad URL: {error}") from error
+    if target.origin == first.origin and not target.userinfo:
+        return target._replace(userinfo=first.userinfo)
+    return target
+
+
+def _reference(location: str) -> str:
+    r"""Return a Location, read as Latin-1, in ASCII: its host is UTF-8, all behind it is percent-encoded as it is.
+
+    >>> _reference("/jos\xe9"), _reference("//caf\xc3\xa9.test/jos\xe9")
+    ('/jos%E9', '//café.test/jos%E9')
+    """
+    match = _AUTHORITY.fullmatch(location)
+    authority, rest = match.groups("") if match else ("", location)
+    encoded = "".join(f"%{ord(letter):02X}" if ord(letter) > 0x7F else letter for letter in rest)
+    return authority.encode("latin-1").decode("utf-8", "replace") + encoded
