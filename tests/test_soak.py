@@ -91,7 +91,8 @@ def _assert_sound(directory: Path, images: int) -> None:
 # What a run does not give back is seen when it is over: so the library makes two of them in one process.
 TWICE = """
 import json, os, sys, threading
-from image_loader import load
+from image_loader import load, loader
+loader.HOST_FAILURES, loader.HOST_PATIENCE = 2, 2.0
 urls, directory, rows = sys.argv[1:]
 held = []
 for run in range(3):
