@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -25,7 +26,7 @@ from image_loader.errors import DownloadError, LoaderError
 from image_loader.model import Blame, Reason
 from image_loader.transport import Connection, Transport
 from image_loader.transport.dial import Dial
-from server import Scripted, Server, connections_to, silent_port, unaccepting_port
+from server import Scripted, Server, connections_to, refusing_port, silent_port, unaccepting_port
 
 pytestmark = pytest.mark.usefixtures("own_environment")
 
@@ -215,7 +216,7 @@ def test_a_resolver_that_hangs_fails_its_own_host_in_time_and_no_other(monkeypat
 
     monkeypatch.setattr(socket, "getaddrinfo", resolver)
     try:
-        with Server() as server, connecting(timeout=1.0) as (made, told):
+        with Server() as server, connecting(timeout=3.0) as (made, told):
             for number in range(100):
                 made.connect(f"http://hang{number}.test")
             made.connect(f"http://live.test:{server.port}")
@@ -351,6 +352,20 @@ def test_a_connection_that_stands_leaves_nothing_of_its_making() -> None:
             assert len([each for each in gc.get_objects() if isinstance(each, Dial)]) <= 1
         finally:
             gc.enable()
+
+
+def test_timers_of_connections_that_are_through_do_not_pile_up() -> None:
+    with connecting(timeout=600.0, max_time=900.0) as (made, told), refusing_port() as port:
+        tracemalloc.start()
+        try:
+            for _ in range(3000):
+                made.connect(f"http://127.0.0.1:{port}")
+                told.next()
+            snapshot = tracemalloc.take_snapshot()
+        finally:
+            tracemalloc.stop()
+    kept = snapshot.filter_traces([tracemalloc.Filter(inclusive=True, filename_pattern="*/transport/connector.py")])
+    assert sum(each.size for each in kept.traces) < 50_000
 
 
 def test_a_forked_process_leaves_the_connections_of_its_parent_alone() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import ssl
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -92,11 +94,13 @@ def test_a_connection_that_the_server_closed_is_not_given_out(pooled: Asking) ->
         assert connections_to(server.port) == 0
 
 
-def test_a_connection_that_was_never_used_is_kept(pooled: Asking) -> None:
-    with Server() as server:
-        connection = pooled.connected(server.origin)
-        pooled.give_back(connection)
-        assert pooled.take(server.origin) is connection
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_connection_that_was_never_used_is_kept(tls: ssl.SSLContext, bundle: str, secure: bool) -> None:
+    with transport(ca_bundle=bundle) as asking, Server(tls=tls if secure else None) as server:
+        connection = asking.connected(server.origin)
+        time.sleep(0.1)  # Session tickets of TLS 1.3 come after the handshake.
+        asking.give_back(connection)
+        assert asking.take(server.origin) is connection
         connection.close()
 
 

@@ -159,10 +159,10 @@ def test_a_proxy_whose_certificate_is_not_trusted_is_named(
 def test_whom_to_trust_holds_for_a_proxy_that_is_spoken_to_by_tls(
     tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    settings: dict[str, Any] = {"option": {"ca_bundle": bundle}, "insecure": {"insecure": True}}.get(way, {})
+    ways: dict[str, dict[str, Any]] = {"option": {"ca_bundle": bundle}, "insecure": {"insecure": True}}
     if way == "environment":
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", bundle)
-    with tls_proxy(tls) as proxy, Server(tls=tls) as server, transport(**settings) as asking:
+    with tls_proxy(tls) as proxy, Server(tls=tls) as server, transport(**ways.get(way, {})) as asking:
         monkeypatch.setenv("https_proxy", proxy)
         assert get(asking, server.url("/a")).body == server.image("/a")
 
@@ -347,6 +347,20 @@ def late_handshake(tls: ssl.SSLContext, pause: float) -> Iterator[int]:
 @pytest.mark.usefixtures("_ten_addresses")
 def test_a_handshake_has_the_whole_timeout_whatever_addresses_its_host_has(tls: ssl.SSLContext, bundle: str) -> None:
     with late_handshake(tls, 0.4) as port, transport(ca_bundle=bundle, timeout=1.5) as asking:
+        assert get(asking, f"https://localhost:{port}/a").body == BODY
+
+
+def test_a_handshake_has_the_timeout_anew_after_a_slow_look_up(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up = socket.getaddrinfo
+
+    def slow(host: str, port: int, **kwargs: Any) -> Any:
+        time.sleep(1.2)
+        return look_up(host, port, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    with late_handshake(tls, 1.2) as port, transport(ca_bundle=bundle, timeout=2.0) as asking:
         assert get(asking, f"https://localhost:{port}/a").body == BODY
 
 
