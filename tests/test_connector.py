@@ -142,7 +142,7 @@ def test_the_last_of_two_hundred_addresses_is_found_within_the_timeout(
     monkeypatch: pytest.MonkeyPatch, others: str
 ) -> None:
     resolve(monkeypatch, {"many.test": [*(f"127.0.9.{number}" for number in range(1, 200)), "127.0.0.1"]})
-    with transport(timeout=4.0) as asking, answering() as port, ExitStack() as stack:
+    with transport(timeout=5.0) as asking, answering() as port, ExitStack() as stack:
         if others == "swallow":
             stack.enter_context(swallowing("", port))
         before = open_files()

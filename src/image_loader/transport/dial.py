@@ -54,8 +54,8 @@ class Dial:
     """
 
     __slots__ = (
-        "_addresses", "_context", "_deadline", "_delay", "_failure", "_means", "_phase_end", "_sockets", "_tls",
-        "_tunnel", "begun", "due", "number", "route",
+        "_addresses", "_context", "_deadline", "_delay", "_failure", "_means", "_next_at", "_phase_end", "_sockets",
+        "_tls", "_tunnel", "begun", "due", "number", "route",
     )  # fmt: skip
 
     def __init__(
@@ -145,6 +145,7 @@ class Dial:
             self.end(DownloadError(Reason.PRIVATE_ADDRESS, f"{host} has an address that is not public"))
         else:
             self._addresses = interleaved(answer)[::-1]
+            self._next_at = time.monotonic()
             self._delay = min(_ATTEMPT_DELAY, _PART_FOR_ATTEMPTS * self._means.timeout / max(1, len(answer)))
             self._begin_phase(self._means.timeout)
             self._try_next_address()
@@ -157,7 +158,9 @@ class Dial:
                 self._drop(next(iter(self._sockets)))
             code = self._try_address(address)
             if code in _UNDER_WAY:
-                self._set_due(time.monotonic() + self._delay if self._addresses else self._phase_end)
+                # Where the thread is late, the one after that is not.
+                self._next_at = min(self._next_at, time.monotonic()) + self._delay
+                self._set_due(self._next_at if self._addresses else self._phase_end)
                 return
             if code == 0:
                 self._connected(next(reversed(self._sockets)))
