@@ -264,7 +264,7 @@ def test_a_terminal_shows_progress_unless_told_not_to(server: Server, loader: Lo
 def test_at_a_terminal_the_summary_ends_every_run(server: Server, loader: Loader, options: tuple[str, ...]) -> None:
     for summary in ("3 URLs: 3 saved (12.0 kB), 0 fresh", "3 URLs: 0 saved (0 B), 3 fresh"):
         last = _at_a_terminal(loader, urls_of(server, 3), *options).splitlines()[-1]
-        assert re.fullmatch(rf"(INFO: |WARNING: )?{re.escape(summary)}, 0 skipped, 0 failed in [0-9.]+ s", last)
+        assert re.fullmatch(rf"(INFO: )?{re.escape(summary)}, 0 skipped, 0 failed in [0-9.]+ s", last)
     assert "0 URLs: " in _at_a_terminal(loader, [], *options)
 
 

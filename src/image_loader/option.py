@@ -244,15 +244,19 @@ Kind = Flag | Whole | Seconds | HeaderText | Headers | Choice | Name
 class Option(NamedTuple):
     """One option or argument.
 
-    ``flags`` are its names on the command line, the long one last. ``keyword`` is its name in Python: ``name``, or the
-    long flag's.
+    ``names`` are those on the command line, the long one last; ``name`` is the one in Python, if it is not the same.
     """
 
-    flags: tuple[str, ...]
+    names: str
     kind: Kind
     group: str
     help: str
     name: str | None = None
+
+    @property
+    def flags(self) -> list[str]:
+        """Its names on the command line."""
+        return self.names.split()
 
     @property
     def keyword(self) -> str:

@@ -34,74 +34,59 @@ class Settings(NamedTuple):
     directory: Annotated[
         Path,
         Option(
-            ("DIRECTORY",),
+            "DIRECTORY",
             Name("DIRECTORY", required=True, advice="; the list comes first, then the directory"),
             ARGUMENTS,
             "where to put the images; created if missing",
         ),
     ]
-    force: Annotated[
-        bool, Option(("-f", "--force"), Flag(), IMAGES, "download every image, whether it has changed or not")
-    ]
+    force: Annotated[bool, Option("-f --force", Flag(), IMAGES, "download every image, whether it has changed or not")]
     revalidate: Annotated[
         bool,
         Option(
-            ("--revalidate",),
+            "--revalidate",
             Flag(),
             IMAGES,
             "ask the server about every image, even if its headers say that it is still fresh",
         ),
     ]
     verify: Annotated[
-        bool,
-        Option(
-            ("--verify",),
-            Flag(),
-            IMAGES,
-            "decode each image and refuse damaged ones (needs the extra 'verify')",
-        ),
+        bool, Option("--verify", Flag(), IMAGES, "decode each image and refuse damaged ones (needs the extra 'verify')")
     ]
-    max_size: Annotated[int, Option(("--max-size",), Size(1, 10**12), IMAGES, "largest image to accept")]
-    threads: Annotated[int, Option(("-t", "--threads"), Whole(1, 10**5), LIMITS, "downloads at once")]
-    per_host: Annotated[int, Option(("--per-host",), Whole(1, 10**5), LIMITS, "downloads at once from one host")]
+    max_size: Annotated[int, Option("--max-size", Size(1, 10**12), IMAGES, "largest image to accept")]
+    threads: Annotated[int, Option("-t --threads", Whole(1, 10**5), LIMITS, "downloads at once")]
+    per_host: Annotated[int, Option("--per-host", Whole(1, 10**5), LIMITS, "downloads at once from one host")]
     timeout: Annotated[
-        float,
-        Option(("--timeout",), Seconds(0.001, 10**6), LIMITS, "time limit to connect, and between two bytes"),
+        float, Option("--timeout", Seconds(0.001, 10**6), LIMITS, "time limit to connect, and between two bytes")
     ]
     max_time: Annotated[
-        float, Option(("--max-time",), Seconds(0.001, 10**9), LIMITS, "time limit for one attempt at one image")
+        float, Option("--max-time", Seconds(0.001, 10**9), LIMITS, "time limit for one attempt at one image")
     ]
     retries: Annotated[
-        int, Option(("--retries",), Whole(0, 10**9), LIMITS, "retries of an image after a transient failure")
+        int, Option("--retries", Whole(0, 10**9), LIMITS, "retries of an image after a transient failure")
     ]
     headers: Annotated[
         Mapping[str, str],
         Option(
-            ("-H", "--header"),
+            "-H --header",
             Headers(),
             REQUESTS,
             "header to send with each request, as 'Name: value', or @FILE with one header a line; may be repeated",
             "headers",
         ),
     ]
-    user_agent: Annotated[str, Option(("-A", "--user-agent"), HeaderText(), REQUESTS, "User-Agent header to send")]
+    user_agent: Annotated[str, Option("-A --user-agent", HeaderText(), REQUESTS, "User-Agent header to send")]
     ca_bundle: Annotated[
-        str | None,
-        Option(
-            ("--ca-bundle",),
-            Name("FILE", str),
-            REQUESTS,
-            "CA certificates for HTTPS (file or directory)",
-        ),
+        str | None, Option("--ca-bundle", Name("FILE", str), REQUESTS, "CA certificates for HTTPS (file or directory)")
     ]
-    insecure: Annotated[bool, Option(("--insecure",), Flag(), REQUESTS, "do not check TLS certificates")]
+    insecure: Annotated[bool, Option("--insecure", Flag(), REQUESTS, "do not check TLS certificates")]
     public_only: Annotated[
-        bool, Option(("--public-only",), Flag(), REQUESTS, "refuse private, loopback and link-local addresses")
+        bool, Option("--public-only", Flag(), REQUESTS, "refuse private, loopback and link-local addresses")
     ]
     layout: Annotated[
         Layout,
         Option(
-            ("--layout",),
+            "--layout",
             Choice(Layout),
             FILES,
             "path of an image below DIRECTORY: name, host/name, or ab/cd/name from a hash of the URL",
@@ -110,7 +95,7 @@ class Settings(NamedTuple):
     index_file: Annotated[
         Path | None,
         Option(
-            ("--index",),
+            "--index",
             Name(),
             FILES,
             "where to store what is known of each image (default: DIRECTORY/.image_loader/index.sqlite3)",
@@ -137,7 +122,7 @@ class Command(NamedTuple):
     urls: Annotated[
         str,
         Option(
-            ("URLFILE",),
+            "URLFILE",
             Name("URLFILE", str, required=True, advice="; pipe it in: echo URL | loader - DIRECTORY"),
             ARGUMENTS,
             "list of image URLs, one a line, plain or gzip; '-' is standard input",
@@ -147,31 +132,23 @@ class Command(NamedTuple):
     results: Annotated[
         str | None,
         Option(
-            ("--results",),
+            "--results",
             Name("FILE", str),
             FILES,
             "write one row per URL to a .jsonl or .csv file; '-' is JSON lines on standard output",
         ),
     ] = None
     failed: Annotated[
-        Path | None,
-        Option(("--failed",), Name(), FILES, "write the URLs that failed: a list for the next run"),
+        Path | None, Option("--failed", Name(), FILES, "write the URLs that failed: a list for the next run")
     ] = None
     report: Annotated[
         Path | None,
-        Option(
-            ("--report",),
-            Name(),
-            FILES,
-            "write a web page about the run to an .html file (needs the extra 'report')",
-        ),
+        Option("--report", Name(), FILES, "write a web page about the run to an .html file (needs the extra 'report')"),
     ] = None
-    verbose: Annotated[
-        int, Option(("-v", "--verbose"), Count(), OUTPUT, "log each image; -vv: log each decision, too")
-    ] = 0
-    quiet: Annotated[bool, Option(("-q", "--quiet"), Flag(), OUTPUT, "log only errors that end the run")] = False
+    verbose: Annotated[int, Option("-v --verbose", Count(), OUTPUT, "log each image; -vv: log each decision, too")] = 0
+    quiet: Annotated[bool, Option("-q --quiet", Flag(), OUTPUT, "log only errors that end the run")] = False
     progress: Annotated[
-        bool | None, Option(("--progress",), Switch(), OUTPUT, "show a progress bar (default: at a terminal)")
+        bool | None, Option("--progress", Switch(), OUTPUT, "show a progress bar (default: at a terminal)")
     ] = None
 
 

@@ -129,7 +129,8 @@ def _bar(command: Command, console: Console, tally: Tally, stack: ExitStack) -> 
 def _summarize(tally: Tally, log: OutcomeLog, seconds: float, console: Console) -> None:
     if not tally.done and sys.exc_info()[0] is not None:
         return  # The run never began.
-    level = logging.WARNING if tally.failed or console.is_terminal else logging.INFO
+    is_wanted = tally.failed or (console.is_terminal and not _LOG.isEnabledFor(logging.INFO))
+    level = logging.WARNING if is_wanted else logging.INFO
     for line in tally.summary(seconds):
         _LOG.log(level, "%s", line)
     if log.left_out:
