@@ -271,6 +271,134 @@ def test_what_is_no_whole_image_is_refused_and_leaves_the_old_one(
     assert_untouched(house)
 
 
+PAGE = b"<!DOCTYPE html>\n<title>Sign in</title>" + b"<p>Please sign in</p>" * 200
+OCTETS = "Content-Type: application/octet-stream"
+SVG = b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>"
+
+
+def sent(content_type: str, body: bytes, *more: str) -> bytes:
+    return head(*(filter(None, [content_type])), length(body), *more) + body
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (sent("Content-Type: image/jpeg", PAGE), "image/jpeg, but the body is HTML"),
+        (sent("Content-Type: image/x-unheard-of", PAGE), "HTML"),
+        (sent("Content-Type: image/svg+xml", PAGE), "HTML"),
+        (sent("Content-Type: image/x+xml", PAGE), "HTML"),
+        (sent("Content-Type: image/png", gzip.compress(PAGE), "Content-Encoding: gzip"), "HTML"),
+        (head(PNG, "Transfer-Encoding: chunked") + chunked(PAGE, 1) + b"0\r\n\r\n", "HTML"),
+        (head(PNG) + b"\n" * 3000 + PAGE, "HTML"),
+        (sent("Content-Type: image/svg+xml", b"<Error><Code>AccessDenied</Code></Error>"), "XML"),
+        (sent("Content-Type: image/gif", b'{"error": 404}'), "JSON"),
+    ],
+)
+def test_a_page_sent_as_an_image_is_refused_and_named(house: House, answer: bytes, named: str) -> None:
+    with Scripted(plays(answer, End.CLOSE)) as server:
+        failure = house.failure(known(server, house))
+    assert (failure.reason, failure.retryable) == (Reason.NOT_AN_IMAGE, False)
+    assert named in failure.detail
+    assert_untouched(house)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("image/svg+xml", SVG),
+        ("image/png", SVG),
+        ("image/x+xml", b"<x>"),
+        ("image/x+json", b'{"x": 1}'),
+        ("image/png", b"what nobody knows"),
+        ("image/x-xpixmap", b"/* XPM */"),
+        ("image/png", bytes(100)),
+    ],
+)
+def test_what_may_be_an_image_is_saved(house: House, content_type: str, body: bytes) -> None:
+    with Scripted(plays(sent(f"Content-Type: {content_type}", body))) as server:
+        house.saved(job(server))
+    assert house.content() == body
+
+
+def test_chunks_that_nobody_announced_are_refused(house: House) -> None:
+    with Scripted(plays(head(PNG) + chunked(BODY) + b"0\r\n\r\n", End.CLOSE)) as server:
+        failure = house.failure(known(server, house))
+    assert (failure.reason, failure.retryable) == (Reason.PROTOCOL, False)
+    assert_untouched(house)
+
+
+UNTYPED = ["", "Content-Type:", OCTETS, "Content-Type: binary/octet-stream", "Content-Type: text/plain",
+           "Content-Type: */*", "Content-Type: image", "Content-Type: .png"]  # fmt: skip
+
+
+@pytest.mark.parametrize("content_type", UNTYPED)
+@pytest.mark.parametrize("option", ["sniff", "verify"])
+def test_without_a_type_the_first_bytes_decide_if_they_are_asked(
+    make_house: Callable[..., House], content_type: str, option: str
+) -> None:
+    house = make_house(**{option: True})
+    with Scripted(plays(sent(content_type, BODY))) as server:
+        image = house.saved(job(server, name=Name("a-0f", complete=False)))
+        assert len(server.requests) == 1
+    assert (image.file, image.media_type) == ("a-0f.png", "image/png")
+    assert house.content("a-0f.png") == BODY
+
+
+def test_the_first_bytes_may_come_one_by_one(make_house: Callable[..., House]) -> None:
+    house = make_house(sniff=True)
+    with Scripted(plays(head(OCTETS, "Transfer-Encoding: chunked") + chunked(BODY, 1) + b"0\r\n\r\n")) as server:
+        assert house.saved(job(server)).media_type == "image/png"
+    assert house.content() == BODY
+
+
+@pytest.mark.parametrize("content_type", UNTYPED)
+def test_without_a_type_the_refusal_says_what_would_help(house: House, content_type: str) -> None:
+    with Scripted(plays(sent(content_type, BODY))) as server:
+        failure = house.failure(known(server, house))
+    assert failure.reason is Reason.NOT_AN_IMAGE
+    assert "image/png" in failure.detail
+    assert "--sniff" in failure.detail
+    assert_untouched(house)
+
+
+@pytest.mark.parametrize(
+    ("body", "named"), [(PAGE, "HTML"), (b"neither", "no known image format"), (b"", "no Content-Type")]
+)
+@pytest.mark.parametrize("sniff", [True, False])
+def test_without_a_type_what_is_no_image_is_refused(
+    make_house: Callable[..., House], body: bytes, named: str, *, sniff: bool
+) -> None:
+    house = make_house(sniff=sniff)
+    with Scripted(plays(sent("", body))) as server:
+        failure = house.failure(known(server, house))
+    assert (failure.reason, failure.retryable) == (Reason.NOT_AN_IMAGE, False)
+    assert named in failure.detail
+    assert "--sniff" not in failure.detail
+    assert_untouched(house)
+
+
+def test_a_body_that_breaks_off_before_its_refusal_is_refused_all_the_same(house: House) -> None:
+    with Scripted(plays(sent(OCTETS, BODY)[:-3500], End.CLOSE)) as server:
+        failure = house.failure(job(server))
+    assert (failure.reason, failure.retryable) == (Reason.NOT_AN_IMAGE, False)
+
+
+def test_a_body_that_breaks_off_where_its_first_bytes_decide_is_tried_again(make_house: Callable[..., House]) -> None:
+    with Scripted(plays(sent(OCTETS, BODY)[:-3500], End.CLOSE)) as server:
+        failure = make_house(sniff=True).failure(job(server))
+    assert (failure.reason, failure.retryable) == (Reason.TRUNCATED, True)
+
+
+def test_the_rest_of_a_body_has_the_type_that_its_first_bytes_had(make_house: Callable[..., House]) -> None:
+    house = make_house(sniff=True)
+    part = head(OCTETS, "Content-Range: bytes 2000-3999/4000", f"ETag: {TAG}", length(BODY[2000:]), status="206 Part")
+    script = plays(sent(OCTETS, BODY, *KEPT)[:-2000], End.CLOSE), plays(part + BODY[2000:])
+    with Scripted(*script) as server:
+        resume = house.failure(job(server)).resume
+        assert house.saved(job(server, resume=resume)).media_type == "image/png"
+    assert house.content() == BODY
+
+
 def test_an_image_of_the_largest_size_is_accepted(make_house: Callable[..., House]) -> None:
     with Scripted(plays(whole(BODY))) as server:
         assert make_house(max_size=len(BODY)).saved(job(server)).size == len(BODY)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext, suppress
+from itertools import chain
 
-from image_loader import freshness, media
+from image_loader import freshness, media, media_types, sniffing
 from image_loader.errors import DownloadError, LoaderError, LockedError
 from image_loader.lists.naming import key
 from image_loader.model import (
@@ -54,6 +56,7 @@ class Downloader:
         self._settings = settings
         self._fields = _UNCONDITIONAL if settings.force else _REVALIDATING if settings.revalidate else {}
         self._likely_extension = ".jpg"
+        self._sniffs = settings.sniff or settings.verify
         if settings.verify:
             media.load_decoders()
 
@@ -120,12 +123,17 @@ class Downloader:
     def _receive(self, job: Job, answer: Answer, resume: Resume | None) -> Saved | Locked:
         """Save the body, which begins where ``resume`` ends, if given."""
         size = _whole_size(answer, resume) if resume is not None else None
-        media_type = _media_type(answer, resume)
-        if media_type is None:
-            raise DownloadError(Reason.NOT_AN_IMAGE, _shown_type(answer), http_status=answer.status)
+        announced = media_types.essence(answer.fields.get("content-type"))
+        if not (media_types.is_image(announced) or media_types.is_generic(announced)):
+            raise _not_an_image(answer)
         if answer.plain and (answer.length or 0) > self._settings.max_size:
             raise DownloadError(Reason.TOO_LARGE, f"{answer.length} bytes announced", http_status=answer.status)
-        extension = self._likely_extension = media.extension(media_type)
+        body = answer.chunks(self._settings.chunk)
+        # A 206 may leave out what was known when its beginning came (RFC 9110, 15.3.7).
+        media_type, first = (
+            (resume.media_type, b"") if resume is not None else self._media_type(answer, announced, body)
+        )
+        extension = self._likely_extension = media_types.extension(media_type)
         file = job.name.file(extension)
         with self._directory.partial(file, key(file), resume) as partial:
             if self._directory.saved_meanwhile(file, job.inode):
@@ -133,7 +141,7 @@ class Downloader:
             if resume is not None and partial.size != resume.size:
                 raise _wrong_part()
             validators = _validators(answer, resume)
-            sha256 = self._store(partial, answer, validators, media_type)
+            sha256 = self._store(partial, answer, chain((first,), body), validators, media_type)
             if size not in (None, partial.size):
                 raise _wrong_part()
             self._verify(partial, file, media_type)
@@ -143,29 +151,46 @@ class Downloader:
         image = Image(file, state.st_size, state.st_mtime_ns, media_type, sha256, validators, end, received, received)
         return Saved(image, answer.status)
 
-    def _store(self, partial: Partial, answer: Answer, validators: Validators, media_type: str) -> str:
+    def _media_type(self, answer: Answer, announced: str | None, body: Iterator[bytes]) -> tuple[str, bytes]:
+        """Return the image's type, and the first bytes of its body, which were read to find out."""
+        if announced is not None and media_types.is_image(announced):
+            first = sniffing.beginning(body)
+            _refuse_text(answer, announced, first)
+            return announced, first
+        first = b""
+        # A body that is refused anyway may break off.
+        with nullcontext() if self._sniffs else suppress(DownloadError):
+            first = sniffing.beginning(body)
+        found = sniffing.image_type(first)
+        if found is None or not self._sniffs:
+            raise _not_an_image(answer, _looks(first, found))
+        return found, first
+
+    def _store(
+        self, partial: Partial, answer: Answer, body: Iterable[bytes], validators: Validators, media_type: str
+    ) -> str:
         """Write the body; return its SHA-256 in hex. A body cut short leaves a partial file that can be resumed."""
         try:
             if (answer.length or 0) > self._settings.chunk:
                 with spread(self._processors):
-                    return self._write(partial, answer)
-            return self._write(partial, answer)
+                    return self._write(partial, body, answer.status)
+            return self._write(partial, body, answer.status)
         except DownloadError as error:
             if error.failure.retryable and partial.size and freshness.is_resumable(answer.fields):
                 error.resume_with(partial.keep(validators, media_type))
             raise
 
-    def _write(self, partial: Partial, answer: Answer) -> str:
+    def _write(self, partial: Partial, body: Iterable[bytes], status: int) -> str:
         digest = hashlib.sha256()
         for chunk in partial.chunks() if partial.size else ():
             digest.update(chunk)
-        for chunk in answer.chunks(self._settings.chunk):
+        for chunk in body:
             if partial.size + len(chunk) > self._settings.max_size:
                 raise DownloadError(Reason.TOO_LARGE, f"more than {self._settings.max_size} bytes")
             partial.write(chunk)
             digest.update(chunk)
         if not partial.size:
-            raise DownloadError(Reason.NOT_AN_IMAGE, "an empty body", http_status=answer.status)
+            raise DownloadError(Reason.NOT_AN_IMAGE, "an empty body", http_status=status)
         return digest.hexdigest()
 
     def _verify(self, partial: Partial, file: str, media_type: str) -> None:
@@ -196,11 +221,30 @@ def _condition(job: Job) -> dict[str, str]:
     return freshness.condition(job.validators)
 
 
-def _media_type(answer: Answer, resume: Resume | None) -> str | None:
-    """Return the image's type; a 206 may leave out what was known when its beginning came (RFC 9110, 15.3.7)."""
-    if resume is not None and "content-type" not in answer.fields:
-        return resume.media_type
-    return media.media_type(answer.fields.get("content-type"))
+def _refuse_text(answer: Answer, announced: str, first: bytes) -> None:
+    """Refuse a body that is text of a kind that no browser shows as an image, or that still is in chunks."""
+    svg = media_types.extension(announced) == ".svg"
+    kind = sniffing.text_kind(first, svg=svg)
+    if kind is not None and (svg or not announced.endswith(f"+{kind.lower()}")):
+        raise _not_an_image(answer, f", but the body is {kind}")
+    if sniffing.is_chunked(first):
+        detail = "the body is in chunks, but Transfer-Encoding does not say so"
+        raise DownloadError(Reason.PROTOCOL, detail, http_status=answer.status)
+
+
+def _looks(first: bytes, found: str | None) -> str:
+    if found is not None:
+        return f"; the first bytes are those of {found}, which --sniff accepts"
+    if not first:
+        return ""
+    kind = sniffing.text_kind(first, svg=False)
+    return f"; the body is {kind}" if kind else "; the first bytes are those of no known image format"
+
+
+def _not_an_image(answer: Answer, remark: str = "") -> DownloadError:
+    shown = answer.fields.get("content-type", "")[:80]
+    detail = f"Content-Type is {shown}" if shown else "no Content-Type"
+    return DownloadError(Reason.NOT_AN_IMAGE, detail + remark, http_status=answer.status)
 
 
 def _validators(answer: Answer, resume: Resume | None) -> Validators:
@@ -242,8 +286,3 @@ def _status_error(job: Job, answer: Answer, *, ranged: bool) -> DownloadError:
     if answer.url.origin != job.url.origin:
         error.happened_elsewhere()
     return error
-
-
-def _shown_type(answer: Answer) -> str:
-    shown = answer.fields.get("content-type", "")[:80]
-    return f"its type is {shown}" if shown else "no Content-Type"

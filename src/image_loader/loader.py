@@ -134,6 +134,7 @@ def load(
     insecure: bool = False,
     public_only: bool = False,
     layout: Layout | str = LAYOUT,
+    sniff: bool = False,
     verify: bool = False,
     index: str | os.PathLike[str] | None = None,
 ) -> Generator[Outcome, None, None]:
@@ -163,6 +164,7 @@ def load(
         insecure=insecure,
         public_only=public_only,
         layout=layout,
+        sniff=sniff,
         verify=verify,
         index=index,
     )
@@ -506,6 +508,11 @@ def _add_freshness(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-f", "--force", action="store_true", help="download every image, fresh or not")
     group.add_argument(
         "--revalidate", action="store_true", help="ask about every image, also where its headers call it fresh"
+    )
+    group.add_argument(
+        "--sniff",
+        action="store_true",
+        help="where Content-Type is missing or generic, let the first bytes decide (--verify implies it)",
     )
     group.add_argument(
         "--verify", action="store_true", help="decode each image; refuse a damaged one (needs the extra 'verify')"

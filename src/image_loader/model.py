@@ -257,6 +257,7 @@ class Settings(NamedTuple):
     insecure: bool
     public_only: bool
     layout: Layout
+    sniff: bool
     verify: bool
     index_file: Path | None
     window: int

@@ -58,6 +58,7 @@ complete -c loader -f
 
 complete -c loader -n _shtab_loader_using -s f -l force -d 'download every image, fresh or not'
 complete -c loader -n _shtab_loader_using -l revalidate -d 'ask about every image, also where its headers call it fresh'
+complete -c loader -n _shtab_loader_using -l sniff -d 'where Content-Type is missing or generic, let the first bytes decide (--verify implies it)'
 complete -c loader -n _shtab_loader_using -l verify -d 'decode each image; refuse a damaged one (needs the extra '"'"'verify'"'"')'
 complete -c loader -n _shtab_loader_using -l max-size -x -d 'largest image accepted, such as 200M (default: 500M)'
 complete -c loader -n _shtab_loader_using -s t -l threads -x -d 'downloads at once (default: 32)'
