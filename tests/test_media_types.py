@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from image_loader.formats import EXTENSIONS, IMAGE_EXTENSIONS
+from image_loader.formats import _TYPES, EXTENSIONS, IMAGE_EXTENSIONS
 from image_loader.media_types import essence, extension, is_generic, is_image
 
 
@@ -90,6 +90,13 @@ def test_a_type_is_an_image_s_or_generic_or_neither(content_type: str | None, *,
         ("image/jpeg", ".jpg"),
         ("image/png", ".png"),
         ("image/svg+xml", ".svg"),
+        *[(f"image/{name}", ".jpg") for name in ("jpg", "jpe", "pjpeg", "pjpg", "x-jpg", "x-citrix-jpeg")],
+        *[(f"image/{name}", ".png") for name in ("x-png", "x-citrix-png")],
+        *[(f"image/{name}", ".ico") for name in ("ico", "icon", "x-icon", "x-ico", "vnd.microsoft.icon")],
+        *[(f"image/{name}", ".tif") for name in ("tif", "tiff", "x-tiff", "x-tif")],
+        *[(f"image/{name}", ".bmp") for name in ("bmp", "x-bmp", "x-ms-bmp", "x-windows-bmp")],
+        *[(f"image/{name}", ".svg") for name in ("svg", "svg+xml", "svg-xml", "x-svg")],
+        *[(f"image/{name}", ".webp") for name in ("webp", "x-webp")],
         ("image/php", ".img"),
         ("image/../x", ".img"),
     ],
@@ -101,3 +108,7 @@ def test_the_extension_comes_from_a_table_never_from_the_wire(image_type: str, e
 def test_every_type_has_an_extension_that_names_an_image() -> None:
     assert set(EXTENSIONS.values()) <= IMAGE_EXTENSIONS
     assert {essence(image_type) for image_type in EXTENSIONS} == set(EXTENSIONS)
+
+
+def test_no_type_is_named_for_two_extensions() -> None:
+    assert len(EXTENSIONS) == sum(map(len, _TYPES.values()))
