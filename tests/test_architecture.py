@@ -19,7 +19,7 @@ PACKAGE = Path(image_loader.__file__).parent
 LAYERS = (
     ("url", "model", "errors", "formats"),
     ("media_types", "sniffing"),
-    ("lists", "freshness", "transport", "store", "media", "processors"),
+    ("lists", "freshness", "transport", "store", "media", "processors", "endings"),
     ("planner", "scheduling", "attempt"),
     ("batch", "cli"),
     ("loader",),

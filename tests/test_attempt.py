@@ -226,7 +226,8 @@ def test_an_encoded_image_is_saved_decoded(house: House) -> None:
     ("status", "retryable"),
     [
         *[(status, True) for status in (408, 425, 429, 500, 502, 503, 504)],
-        *[(status, False) for status in (201, 203, 204, 205, 206, 226, 300, 304, 400, 401, 403, 404, 410, 416, 451)],
+        *[(status, True) for status in (509, 520, 521, 522, 523, 524, 529, 530)],
+        *[(status, False) for status in (201, 204, 205, 206, 226, 300, 304, 400, 401, 403, 404, 410, 416, 451)],
         *[(status, False) for status in (501, 505, 999)],
     ],
 )  # fmt: skip
@@ -238,7 +239,7 @@ def test_a_status_other_than_200_fails_and_leaves_the_old_image(house: House, st
     assert_untouched(house)
 
 
-@pytest.mark.parametrize(("status", "seconds"), [(429, 7.0), (503, 7.0), (500, None), (404, None)])
+@pytest.mark.parametrize(("status", "seconds"), [(429, 7.0), (503, 7.0), (500, None), (522, None), (404, None)])
 def test_retry_after_is_heeded_where_it_means_something(house: House, status: int, seconds: float | None) -> None:
     with Scripted(plays(head("Retry-After: 7", "Content-Length: 0", status=f"{status} No"))) as server:
         assert house.failure(job(server)).retry_after == seconds
@@ -269,6 +270,77 @@ def test_what_is_no_whole_image_is_refused_and_leaves_the_old_one(
         failure = house.failure(known(server, house))
     assert (failure.reason, failure.retryable, failure.resume) == (reason, retryable, None)
     assert_untouched(house)
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 4000", "Transfer-Encoding: chunked", "Connection: close"])
+@pytest.mark.parametrize(
+    ("status", "place"), [("203 Non-Authoritative", "X: y"), ("206 Partial", "Content-Range: bytes 0-3999/4000")]
+)
+def test_what_is_the_whole_image_is_saved_whatever_its_status(
+    house: House, status: str, place: str, framing: str
+) -> None:
+    body = chunked(BODY) + b"0\r\n\r\n" if "chunked" in framing else BODY
+    with Scripted(plays(head(PNG, framing, place, status=status) + body, End.CLOSE)) as server:
+        result = house.attempt(known(server, house)._replace(validators=Validators()))
+    assert isinstance(result, Saved)
+    assert result.http_status == int(status[:3])
+    assert house.content() == BODY
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["bytes 0-3999/4001", "bytes 1-3999/4000", "bytes 0-3998/4000", "bytes 0-3999/*", "bytes */4000", "0-3999/4000",
+     "bytes 0-3999/4000, bytes 0-3999/4000", "bytes 0-4000/4001"],
+)  # fmt: skip
+@pytest.mark.parametrize("framing", ["Content-Length: 4000", "Transfer-Encoding: chunked"])
+def test_a_part_that_nobody_asked_for_is_refused(house: House, place: str, framing: str) -> None:
+    body = chunked(BODY) + b"0\r\n\r\n" if "chunked" in framing else BODY
+    answer = head(PNG, framing, f"Content-Range: {place}", status="206 Partial Content") + body
+    with Scripted(plays(answer, End.CLOSE)) as server:
+        assert house.failure(known(server, house)).http_status == 206
+    assert_untouched(house)
+
+
+UNFRAMED = head(PNG, *KEPT, "Connection: close") + BODY
+
+
+@pytest.mark.parametrize("cut", [1, 4, 12, 13, 2000])
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_body_that_only_the_connection_ends_goes_on_to_the_end_of_its_image(
+    make_house: Callable[..., House], cut: int, *, verify: bool
+) -> None:
+    house = make_house(verify=verify)
+    with Scripted(plays(UNFRAMED[:-cut], End.CLOSE), plays(UNFRAMED + b"behind", End.CLOSE)) as server:
+        failure = house.failure(known(server, house))
+        assert (failure.reason, failure.retryable, failure.resume) == (Reason.TRUNCATED, True, None)
+        assert_untouched(house)
+        house.saved(known(server, house))
+    assert house.content() == BODY + b"behind"
+
+
+def test_a_body_that_only_the_connection_ends_may_be_compressed(house: House) -> None:
+    packed = head(PNG, "Content-Encoding: gzip") + gzip.compress(b"no image that is known")
+    with Scripted(plays(packed, End.CLOSE)) as server:
+        house.saved(job(server))
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 2000", "Transfer-Encoding: Chunked"])
+def test_a_body_that_has_a_frame_is_not_looked_at_for_its_end(house: House, framing: str) -> None:
+    body = chunked(BODY[:2000]) + b"0\r\n\r\n" if "hunked" in framing else BODY[:2000]
+    with Scripted(plays(head(PNG, framing) + body)) as server:
+        house.saved(job(server))
+    assert house.content() == BODY[:2000]
+
+
+@pytest.mark.parametrize(("framing", "retryable"), [("Connection: close", True), ("Content-Length: 4000", False)])
+def test_what_is_damaged_is_tried_again_where_it_may_have_been_cut(
+    make_house: Callable[..., House], framing: str, *, retryable: bool
+) -> None:
+    damaged = bytearray(BODY)
+    damaged[60] ^= 0xFF
+    with Scripted(plays(head(PNG, framing) + damaged, End.CLOSE)) as server:
+        failure = make_house(verify=True).failure(job(server))
+    assert (failure.reason, failure.retryable) == (Reason.DAMAGED, retryable)
 
 
 PAGE = b"<!DOCTYPE html>\n<title>Sign in</title>" + b"<p>Please sign in</p>" * 200
@@ -324,6 +396,23 @@ def test_chunks_that_nobody_announced_are_refused(house: House) -> None:
     with Scripted(plays(head(PNG) + chunked(BODY) + b"0\r\n\r\n", End.CLOSE)) as server:
         failure = house.failure(known(server, house))
     assert (failure.reason, failure.retryable) == (Reason.PROTOCOL, False)
+    assert_untouched(house)
+
+
+@pytest.mark.parametrize("coding", ["UTF-8", "none", "aws-chunked", "binary", "", "identity, utf-8"])
+def test_a_coding_that_is_none_does_no_harm(house: House, coding: str) -> None:
+    with Scripted(plays(whole(BODY, f"Content-Encoding: {coding}"))) as server:
+        house.saved(job(server))
+    assert house.content() == BODY
+
+
+@pytest.mark.parametrize("coding", ["gzip-encoded", "gzip"])
+def test_what_comes_out_compressed_is_refused(house: House, coding: str) -> None:
+    packed = gzip.compress(gzip.compress(BODY)) if coding == "gzip" else gzip.compress(BODY)
+    with Scripted(plays(whole(packed, f"Content-Encoding: {coding}"))) as server:
+        failure = house.failure(known(server, house))
+    assert (failure.reason, failure.retryable) == (Reason.PROTOCOL, False)
+    assert coding in failure.detail
     assert_untouched(house)
 
 
@@ -590,6 +679,43 @@ def test_the_rest_of_a_body_is_asked_for_and_joined(house: House) -> None:
     assert house.content() == BODY
     assert (image.size, image.sha256) == (4000, hashlib.sha256(BODY).hexdigest())
     assert leftovers(house.directory.path) == []
+
+
+def test_a_rest_of_another_size_than_was_announced_is_refused(house: House) -> None:
+    with Scripted(CUT, plays(rest("bytes 2000-2999/3000", BODY[2000:3000]))) as server:
+        failure = house.failure(resumed(house, server))
+    assert (failure.reason, failure.retryable, failure.resume) == (Reason.PROTOCOL, True, None)
+    assert not (house.directory.path / "a.png").exists()
+
+
+LATER = "Date: Sun, 06 Nov 1994 08:50:37 GMT"
+DATED = (LATER, f"Last-Modified: {MODIFIED}", "Accept-Ranges: bytes")
+
+
+@pytest.mark.parametrize(
+    ("told", "same"),
+    [
+        ((f"Last-Modified: {MODIFIED}",), True),
+        ((f"Last-Modified: {MODIFIED}", f"ETag: {TAG}"), False),
+        (("Last-Modified: Sun, 06 Nov 1994 08:49:38 GMT",), False),
+        ((), False),
+    ],
+)
+def test_without_an_etag_a_strong_date_joins_a_body(house: House, told: tuple[str, ...], *, same: bool) -> None:
+    place = "Content-Range: bytes 2000-3999/4000"
+    part = whole(BODY[2000:], place, *told, status="206 Partial Content")
+    with Scripted(plays(whole(BODY, *DATED)[:-2000], End.CLOSE), plays(part), plays(whole(BODY))) as server:
+        asked = job(server, resume=house.failure(job(server)).resume)
+        assert isinstance(house.attempt(asked), Saved) is same
+        headers = server.requests[1].headers
+    assert (headers["range"], headers["if-range"]) == ("bytes=2000-", MODIFIED)
+    assert not same or house.content() == BODY
+
+
+def test_a_date_that_is_not_strong_joins_nothing(house: House) -> None:
+    told = f"Date: {MODIFIED}", *DATED[1:]
+    with Scripted(plays(whole(BODY, *told)[:-2000], End.CLOSE)) as server:
+        assert house.failure(job(server)).resume is None
 
 
 def test_a_rest_may_come_without_what_was_told_with_the_beginning(house: House) -> None:

@@ -73,6 +73,10 @@ class DownloadError(Exception):
         """Say what a later attempt can go on from."""
         self.failure = self.failure._replace(resume=resume)
 
+    def may_pass(self) -> None:
+        """Say that another attempt makes sense."""
+        self.failure = self.failure._replace(retryable=True)
+
     def happened_elsewhere(self) -> None:
         """Say that it happened to another host than the one asked for, which has answered."""
         self.failure = self.failure._replace(blame=Blame.OTHER_HOST)
