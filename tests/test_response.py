@@ -169,7 +169,7 @@ def test_a_malformed_line_that_does_not_matter_is_left_out(line: str, *, first: 
         "Transfer-Encoding chunked", "Tran\xadsfer-Encoding: chunked", "Content-Encoding : gzip",
         "Content-Range : bytes 0-4/5", "A: b\rContent-Length: 5", "\r\r\nA: b", "Content-Length: 3000\r\n \x00",
         "Content-Length: 3000\r\n no\x01", "\r", " ", "A\x00b: c", "A: b\x00c", "A: b\rc: d", "A: b\r",
-        "\x01\x02: \x03", "\x89PNG\r\n\x1a", "GIF89a\x01", "Content-Length: 3000\r\nno colon\r\n 1",
+        "\x01\x02: \x03", "\x89PNG\r\n\x1a", "GIF89a\x01",
     ],
 )  # fmt: skip
 def test_a_malformed_line_that_may_matter_is_refused(line: str) -> None:

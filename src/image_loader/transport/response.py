@@ -170,8 +170,9 @@ class Response:
                 _check_continuation(line)
                 yield "", match[1]
             else:
-                continued = name.lower() if line[0] in " \t" else ""
-                left_out = _left_out(line, left_out if line[0] in " \t" else "", continued)
+                folded = line[0] in " \t"
+                continued = name.lower() if folded and not left_out else ""
+                left_out = _left_out(line, left_out if folded else "", continued)
         raise DownloadError(Reason.PROTOCOL, "the header fields never end")
 
     def _head_line(self) -> str:
