@@ -394,6 +394,8 @@ def _why_only_we_refuse(data: bytes, refusal: str) -> str:
         return "they are no list that could be joined"
     if "malformed header line" in refusal and re.search(rb"\n[ \t]+Content-Length:", data):
         return "others may read a length in the continuation of another field"
+    if "Transfer-Encoding is not supported" in refusal and re.search(rb"(?i)transfer-encoding:[^\n]*\n[ \t]", data):
+        return "a frame that is folded is not beyond doubt"
     return ""
 
 
