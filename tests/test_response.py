@@ -401,11 +401,13 @@ def _why_only_we_refuse(data: bytes, refusal: str) -> str:
 
 def _why_only_h11_refuses(ours: Read, refusal: str) -> str:
     """Return the reason for reading what h11 refuses; empty where there is none."""
-    status, fields, _, _ = ours
+    status, fields, _, is_chunked = ours
     if "illegal header line" in refusal or "continuation line at start" in refusal:
         return "a malformed line that does not matter is left out"
     if status in (204, 304):
         return "whatever frames it, there is no body"
+    if is_chunked and "Content-Length" in refusal:
+        return "chunks count, whatever length is told; the connection is closed behind them"
     if "Only Transfer-Encoding: chunked" in refusal and fields.get("transfer-encoding") == "identity":
         return "it was a word for none"
     return ""
@@ -414,7 +416,7 @@ def _why_only_h11_refuses(ours: Read, refusal: str) -> str:
 def _comparable(read: Read) -> tuple[Any, ...]:
     """Leave out in which form a repeated length or Location is kept, and the blanks where a line was folded."""
     status, fields, length, chunked = read
-    told = {name: value.replace(" ", "") for name, value in fields.items() if name != "content-length"}
+    told = {name: re.sub("[ \t]", "", value) for name, value in fields.items() if name != "content-length"}
     if "location" in told:
         told["location"] = ",".join(dict.fromkeys(told["location"].split(",")))
     return status, told, length, chunked
