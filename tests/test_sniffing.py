@@ -47,6 +47,7 @@ IMAGES = {
     "AVIF sequence": (ftyp(b"avis", b"msf1"), "image/avif"),
     "AVIF by a compatible brand": (ftyp(b"mif1", b"miaf", b"avif"), "image/avif"),
     "HEIC": (ftyp(b"heic", b"mif1", b"heic"), "image/heic"),
+    "HEIC with a brand of another format": (ftyp(b"heic", b"avif"), "image/heic"),
     "HEIC by a compatible brand": (ftyp(b"mif1", b"mif1", b"heic"), "image/heic"),
     "HEIF": (ftyp(b"mif1", b"miaf"), "image/heif"),
     "JPEG XL": (b"\xff\x0a\xfa\x7f", "image/jxl"),

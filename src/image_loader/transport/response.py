@@ -35,7 +35,6 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 # A malformed line with one of these could have been meant to say where the body ends, or how to read it: what is left
 # of a line when all but its letters is taken away.
 _FRAMING = re.compile("contentlength|transferencoding|contentencoding|contentrange")
-_FRAMING_NAMES = frozenset({"content-length", "transfer-encoding", "content-encoding", "content-range"})
 _FRAMING_FIELD = re.compile(r"[ \t]*(?:content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
 _NO_LETTERS = re.compile("[^a-z]+")
 # In a header line they may be the beginning of a body that nothing was put before.
@@ -170,9 +169,7 @@ class Response:
                 _check_continuation(line)
                 yield "", match[1]
             else:
-                folded = line[0] in " \t"
-                continued = name.lower() if folded and not left_out else ""
-                left_out = _left_out(line, left_out if folded else "", continued)
+                left_out = _left_out(line, left_out if line[0] in " \t" else "")
         raise DownloadError(Reason.PROTOCOL, "the header fields never end")
 
     def _head_line(self) -> str:
@@ -192,7 +189,7 @@ class Response:
             self._chunked = coding.lower() == "chunked"
             if not self._chunked and coding.lower() != "identity":
                 raise DownloadError(Reason.PROTOCOL, f"Transfer-Encoding is not supported: {_shown(coding)}")
-            self._doubtful = not self._chunked or length is not None or not self._minor_version
+            self._doubtful = length is not None or not self._minor_version
         if length is not None and not self._chunked:
             self.length = self._left = _plain_length(length)
             self.complete = self.length == 0
@@ -313,15 +310,14 @@ def _check_continuation(line: str) -> None:
         raise _malformed(line)
 
 
-def _left_out(line: str, before: str, continued: str) -> str:
+def _left_out(line: str, before: str) -> str:
     """Refuse a malformed line that could be one that matters; else return its last letters, for its continuation.
 
-    ``before`` are those of a line that it continues, ``continued`` is the name of the field that it could belong to.
+    ``before`` are those of the line that it continues.
     """
     text = line.removesuffix("\n").removesuffix("\r")
     letters = before + _NO_LETTERS.sub("", text.lower())
-    framing = _FRAMING.search(letters) or continued in _FRAMING_NAMES
-    if framing or not text.strip(" \t") or _CONTROL.search(text):
+    if _FRAMING.search(letters) or not text.strip(" \t") or _CONTROL.search(text):
         raise _malformed(line)
     return letters[-_LONGEST_FRAMING:] or "-"
 
