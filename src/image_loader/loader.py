@@ -102,6 +102,8 @@ def load(
     insecure: bool = False,
     public_only: bool = False,
     layout: Layout | str = LAYOUT,
+    sniff: bool = False,
+    sniff: bool = False,
     verify: bool = False,
     index: str | os.PathLike[str] | None = None,
 ) -> Generator[Outcome, None, None]:

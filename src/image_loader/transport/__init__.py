@@ -65,7 +65,7 @@ class Answer:
 
     def chunks(self, size: int) -> Iterator[bytes]:
         """Yield the body, decoded, in pieces of at most ``size`` bytes; raise ``DownloadError`` where it breaks off."""
-        return coding.decoded(self._wire(size), self.fields.get("content-encoding", ""), size)
+        return coding.decoded(self._wire(size), self.fields.get("content-encoding", ""), size, self._watch.check)
 
     @property
     def plain(self) -> bool:
