@@ -103,7 +103,6 @@ def load(
     public_only: bool = False,
     layout: Layout | str = LAYOUT,
     sniff: bool = False,
-    sniff: bool = False,
     verify: bool = False,
     index: str | os.PathLike[str] | None = None,
 ) -> Generator[Outcome, None, None]:
