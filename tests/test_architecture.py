@@ -33,6 +33,7 @@ OWNERS = {
     "requests": {"transport"},
     "urllib3": {"transport"},
     "filelock": {"store"},
+    "idna": {"url"},
     "sqlite3": {"store"},
     "tqdm": {"cli"},
     "csv": {"cli"},
