@@ -327,6 +327,70 @@ def test_the_hashes_are_those_of_the_canonical_spelling() -> None:
     assert url.digest == bytes.fromhex(url.sha256)[:16]
 
 
+SIGNED = {
+    "Amazon, version 4": "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIA%2F2026{0}%2Feu-west-1%2Fs3"
+    "&X-Amz-Date=2026{0}T000000Z&X-Amz-Expires=3600&X-Amz-SignedHeaders=host&X-Amz-Security-Token=t{0}"
+    "&X-Amz-Signature={0}",
+    "Amazon, version 2": "AWSAccessKeyId=AKIA&Expires=17{0}&Signature=ab%2F{0}%3D",
+    "CloudFront, canned": "Expires=17{0}&Signature=ab~{0}_&Key-Pair-Id=K1",
+    "CloudFront, custom": "Policy=eyJ{0}&Signature=ab~{0}_&Key-Pair-Id=K1",
+    "Google, version 4": "X-Goog-Algorithm=GOOG4-RSA-SHA256&X-Goog-Credential=a%40b%2F2026{0}"
+    "&X-Goog-Date=2026{0}T000000Z&X-Goog-Expires=900&X-Goog-SignedHeaders=host&X-Goog-Signature={0}",
+    "Google, version 2": "GoogleAccessId=a%40b&Expires=17{0}&Signature=ab%2B{0}",
+    "Google, CDN": "Expires=17{0}&KeyName=k&Signature=ab{0}",
+    "Alibaba": "Expires=17{0}&OSSAccessKeyId=k&Signature=ab{0}",
+    "Azure": "sv=2024-11-04&st=2026{0}&se=2026{0}&sr=b&sp=r&skoid=1&skt=2026{0}&ske=2026{0}&sig=ab%2F{0}",
+}
+
+
+@pytest.mark.parametrize("kind", SIGNED)
+def test_a_new_signature_is_no_new_image(kind: str) -> None:
+    first, second = (parse(f"https://h/a.jpg?id=7&{SIGNED[kind].format(day)}&w=1") for day in (1126, 1127))
+    assert first.canonical != second.canonical
+    assert (first.digest, first.sha256) == (second.digest, second.sha256)
+    assert first.digest != parse(f"https://h/a.jpg?id=8&{SIGNED[kind].format(1126)}&w=1").digest
+    assert first.digest != parse(f"https://h/b.jpg?id=7&{SIGNED[kind].format(1126)}&w=1").digest
+
+
+def fields(*names: str) -> st.SearchStrategy[str]:
+    """Generate queries of fields with these names."""
+    field = st.tuples(st.sampled_from(names), st.sampled_from(["1", "2", ""])).map("=".join)
+    return st.lists(field, min_size=1, max_size=5).map("&".join)
+
+
+NEARLY_SIGNED = fields(
+    "sv", "sig", "st", "Signature", "Expires", "Policy", "Sig", "signature", "X-Amz-Date", "aSignature"
+)
+BESIDE_A_SIGNATURE = fields("id", "w", "Sig", "signature", "x-amz-signature", "X-Amz-Meta", "versionId", "aSignature")
+
+
+@given(NEARLY_SIGNED, NEARLY_SIGNED)
+@settings(max_examples=500, deadline=None)
+def test_without_a_whole_signature_every_field_tells_images_apart(one: str, other: str) -> None:
+    assert (parse("https://h/a?" + one).digest == parse("https://h/a?" + other).digest) == (one == other)
+
+
+@given(st.sampled_from(sorted(SIGNED)), BESIDE_A_SIGNATURE, BESIDE_A_SIGNATURE)
+@settings(max_examples=500, deadline=None)
+def test_every_field_beside_a_signature_tells_images_apart(kind: str, one: str, other: str) -> None:
+    first = parse(f"https://h/a?{one}&{SIGNED[kind].format(1126)}")
+    second = parse(f"https://h/a?{other}&{SIGNED[kind].format(1127)}")
+    assert (first.digest == second.digest) == (one == other)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "sig={}&se=2026", "sv=1&sig={}", "se={}&sv=1", "Signature={}", "Signature={}&Expires=1", "Expires={}&Policy=1",
+        "signature={}&AWSAccessKeyId=1&Expires=1", "X-Amz-Date={}", "X-Amz-Signature=1&X-Amz-Meta={}",
+        "X-Amz-Signature=1&Expires={}", "X-Amz-Signature=1&versionId={}", "X-Amz-Signature=1&sig={}",
+        "Signature=1&Key-Pair-Id=1&KeyName={}", "sig=1&sv={}&se=1", "aSignature={}&AWSAccessKeyId=1&Expires=1",
+    ],
+)  # fmt: skip
+def test_what_is_not_known_to_be_a_signature_tells_images_apart(query: str) -> None:
+    assert parse("https://h/a?" + query.format(1)).digest != parse("https://h/a?" + query.format(2)).digest
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

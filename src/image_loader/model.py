@@ -95,7 +95,7 @@ class Name(NamedTuple):
 class Validators(NamedTuple):
     """What a conditional request carries, byte for byte as the server gave it (RFC 9110, 8.8).
 
-    They are good for one resource only: where redirects led to it, that whose ``Url.resource`` is ``target``, else the
+    They are good for one resource only: where redirects led to it, that whose ``Url.digest`` is ``target``, else the
     one that the list names.
     """
 

@@ -30,11 +30,17 @@ _HOST = re.compile(r"(?:[0-9a-z_~!$&'()*+,;=-]{1,63}\.)*[0-9a-z_~!$&'()*+,;=-]{1
 _ENDS_IN_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _DIGEST_SIZE = 16
-# Those of Amazon S3 and CloudFront, Google Cloud Storage and Azure. Compiled with the first redirect.
-_SIGNATURE = r"(?:[^&]*&)*(?:(?:X-Amz-|X-Goog-)?Signature|sig)=.*"
-_PART_OF_SIGNATURE = (
-    r"(?:X-Amz|X-Goog)-[^=]*=.*|(?:AWSAccessKeyId|GoogleAccessId|Key-Pair-Id|Policy|Signature|Expires)=.*"
-    r"|(?:sig|se|st|ske|skt)=.*"
+# What marks a query as signed, and what then belongs to the signature: Amazon S3 and Google Cloud Storage (version 4,
+# version 2), Amazon CloudFront, Google's CDN, Alibaba OSS, Azure. No other field does.
+_SIGNATURES = (
+    (("X-Amz-Signature",), r"X-Amz-(?:Algorithm|Credential|Date|Expires|Security-Token|Signature|SignedHeaders)"),
+    (("X-Goog-Signature",), r"X-Goog-(?:Algorithm|Credential|Date|Expires|Signature|SignedHeaders)"),
+    (("Signature", "AWSAccessKeyId", "Expires"), r"Signature|AWSAccessKeyId|Expires|x-amz-security-token"),
+    (("Signature", "GoogleAccessId", "Expires"), r"Signature|GoogleAccessId|Expires"),
+    (("Signature", "Key-Pair-Id"), r"Signature|Key-Pair-Id|Expires|Policy|Hash-Algorithm"),
+    (("Signature", "KeyName", "Expires"), r"Signature|KeyName|Expires"),
+    (("Signature", "OSSAccessKeyId", "Expires"), r"Signature|OSSAccessKeyId|Expires|security-token"),
+    (("sig", "sv", "se"), r"sig|se|st|ske|skt"),
 )
 # Few texts have any of these, so they are compiled when the first one does; it takes as long as fifty URLs.
 _CONTROL = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
@@ -77,28 +83,28 @@ class Url(NamedTuple):
         return self.origin.replace("://", f"://{self.userinfo}@", 1) + self.path
 
     @property
-    def sha256(self) -> str:
-        """SHA-256 of the canonical spelling, in hex."""
-        return hashlib.sha256(self.canonical.encode()).hexdigest()
-
-    @property
-    def resource(self) -> bytes:
-        """The same of the URL without a signature, which is another one each time that a redirect leads there.
+    def identity(self) -> str:
+        """The canonical spelling without a signature, which is another one each time: what tells images apart.
 
         >>> signed = "https://cdn.example/a.jpg?id=1&X-Amz-Date=20261125T000000Z&X-Amz-Signature={}"
-        >>> parse(signed.format(1)).resource == parse(signed.format(2)).resource == parse(signed[:30]).digest
+        >>> parse(signed.format(1)).identity == parse(signed.format(2)).identity
         True
+        >>> parse(signed.format(1)).identity
+        'https://cdn.example/a.jpg?id=1'
         """
-        path, _, query = self.path.partition("?")
-        if not re.fullmatch(_SIGNATURE, query):
-            return self.digest
-        kept = "&".join(field for field in query.split("&") if not re.fullmatch(_PART_OF_SIGNATURE, field))
-        return self._replace(path=f"{path}?{kept}" if kept else path).digest
+        if "ignature=" not in self.path and "sig=" not in self.path:
+            return self.canonical
+        return self._replace(path=_without_signature(self.path)).canonical
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the identity, in hex."""
+        return hashlib.sha256(self.identity.encode()).hexdigest()
 
     @property
     def digest(self) -> bytes:
         """The first 16 bytes of that SHA-256: the URL's key in the index."""
-        return hashlib.sha256(self.canonical.encode()).digest()[:_DIGEST_SIZE]
+        return hashlib.sha256(self.identity.encode()).digest()[:_DIGEST_SIZE]
 
 
 def parse(text: str) -> Url:
@@ -191,6 +197,16 @@ def _parse_unusual(text: str) -> Url:
     userinfo, host, port = parts.groups("")
     path = _encoded(_TO_ENCODE_IN_PATH, _without_dots(path)) + _encoded(_TO_ENCODE_IN_QUERY, query)
     return Url(text, _origin(scheme, host, port), _userinfo(userinfo), path)
+
+
+def _without_signature(path: str) -> str:
+    path, _, query = path.partition("?")
+    fields = query.split("&")
+    names = {field.partition("=")[0] for field in fields}
+    for marks, parts in _SIGNATURES:
+        if names.issuperset(marks):
+            fields = [field for field in fields if not re.fullmatch(parts, field.partition("=")[0])]
+    return path + "?" * bool(fields) + "&".join(fields)
 
 
 def _encoded(to_encode: str, text: str) -> str:
