@@ -36,7 +36,7 @@ OWNERS = {
     "idna": {"url"},
     "sqlite3": {"store"},
     "tqdm": {"cli"},
-    "csv": {"cli"},
+    "csv": {"cli", "lists"},
     "gzip": {"lists"},
     "concurrent": {"scheduling"},
     "PIL": {"media"},

@@ -69,12 +69,16 @@ class Layout(StrEnum):
 
 
 class Line(NamedTuple):
-    """One line of the list: a URL, or the fault that keeps it from being one."""
+    """One line of the list: a URL, or the fault that keeps it from being one.
+
+    ``name`` is the file name that the list gives it: a path below the directory, as written there.
+    """
 
     number: int
     text: str
     url: Url | None
     fault: str = ""
+    name: str | None = None
 
 
 class Name(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import itertools
 import os
@@ -10,11 +11,12 @@ import select
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from image_loader.errors import UrlFileError
+from image_loader.lists import forms
 from image_loader.model import Line
 from image_loader.url import parse, redacted
 
@@ -27,11 +29,13 @@ POLL = 0.01
 
 _CHUNK = 65536
 _SHOWN_OF_LONG_LINE = 200
+_HELD = 1000  # lines that may stand between the two that tell a list from a table
 # Bytes decompressed at once. When a member ends, zlib copies all behind it: a flood of empty ones would cost several
 # times as much.
 _FED = 8192
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
+_UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SURROGATE = "[\ud800-\udfff]"  # compiled with the first bad line
 
 
@@ -43,7 +47,7 @@ def read(path: str | os.PathLike[str], batch: int) -> Iterator[list[Line] | None
     or is cut off, raises ``UrlFileError`` after the lines before it.
     """
     number = 1
-    for raw_lines in _raw_lines(path):
+    for raw_lines in _raw_lines(path, is_list=True):
         if raw_lines is None:
             yield None
             continue
@@ -63,20 +67,26 @@ def check(path: str | os.PathLike[str]) -> None:
                 pass
 
 
-def from_strings(urls: Iterable[str], batch: int) -> Iterator[list[Line]]:
-    """Yield the same for strings as ``read`` does for the lines of a file.
+def from_strings(urls: Iterable[object], batch: int) -> Iterator[list[Line]]:
+    """Yield the same for strings as ``read`` does for the lines of a file; what is no string is a fault.
 
     A group is yielded with the first string that comes more than ``POLL`` seconds after the last group: strings that
-    come slowly one by one, and those before a pause with the one that ends it, since an iterable cannot be polled.
+    come slowly one by one, and those before a pause with the one that ends it, since an iterable cannot be polled. An
+    exception of the iterable is raised after the lines before it.
     """
     group: list[Line] = []
     begun = time.monotonic()
-    for number, text in enumerate(urls, 1):
-        if line := _line(number, text.encode("utf-8", "surrogatepass")):
-            group.append(line)
-        if len(group) >= batch or time.monotonic() - begun > POLL:
+    try:
+        for number, element in enumerate(urls, 1):
+            if line := _element(number, element):
+                group.append(line)
+            if len(group) >= batch or time.monotonic() - begun > POLL:
+                yield group
+                group, begun = [], time.monotonic()
+    except Exception:
+        if group:
             yield group
-            group, begun = [], time.monotonic()
+        raise
     if group:
         yield group
 
@@ -91,6 +101,15 @@ def count(path: str | os.PathLike[str]) -> int | None:
         return None
 
 
+def _element(number: int, element: object) -> Line | None:
+    if isinstance(element, str):
+        return _line(number, element.encode("utf-8", "surrogatepass"))
+    import reprlib
+
+    kind = type(element).__name__
+    return Line(number, re.sub(_SURROGATE, "\ufffd", reprlib.repr(element)), None, f"a URL is a str; this is: {kind}")
+
+
 def _line(number: int, raw: bytes) -> Line | None:
     text = _text(raw)
     if not _is_entry(text):
@@ -100,7 +119,8 @@ def _line(number: int, raw: bytes) -> Line | None:
     try:
         return Line(number, text, parse(text))
     except ValueError as error:
-        return Line(number, re.sub(_SURROGATE, "\ufffd", text), None, str(error))
+        fault = "; ".join(filter(None, (str(error), forms.hint(text))))
+        return Line(number, re.sub(_SURROGATE, "\ufffd", text), None, fault)
 
 
 def _is_entry(text: str) -> bool:
@@ -115,9 +135,34 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff").strip()
 
 
-def _raw_lines(path: str | os.PathLike[str]) -> Iterator[list[bytes] | None]:
+def _raw_lines(path: str | os.PathLike[str], *, is_list: bool = False) -> Iterator[list[bytes] | None]:
     with _told(path), _opened(path) as descriptor:
-        yield from _split(_plain(_chunks(descriptor)))
+        lines = _split(_utf_8(_plain(_chunks(descriptor))))
+        yield from _checked(lines) if is_list else lines
+
+
+def _checked(groups: Iterator[list[bytes] | None]) -> Iterator[list[bytes] | None]:
+    """Yield the lines, once the first of them that are told show no table or other document."""
+    first: str | None = None
+    held: list[bytes] = []
+    for group in groups:
+        held += group or ()
+        entries = itertools.islice(filter(_is_entry, map(_text, held)), 2)
+        first, second = next(entries, None), next(entries, None)
+        if first is not None and (second is not None or forms.is_url(first) or len(held) > _HELD):
+            forms.check_lines(first, second)
+            yield held
+            break
+        if first is None:
+            yield held if group is not None else None
+            held = []
+        else:
+            yield [] if group is not None else None
+    else:
+        if first is not None:
+            forms.check_lines(first, None)
+        yield held
+    yield from groups
 
 
 @contextmanager
@@ -125,15 +170,19 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
     """Raise what goes wrong with the list as ``UrlFileError``."""
     try:
         yield
+    except UrlFileError as error:
+        raise UrlFileError(f"{_shown(path)}: not a list of URLs: {error}") from None
     except (OSError, EOFError, zlib.error) as error:
-        name = os.fspath(path)
-        if "://" in name:
-            text = "a URL, where a file of URLs is wanted; pipe it in: echo URL | loader - DIRECTORY"
-            raise UrlFileError(f"{redacted(name)}: {text}") from error
+        if "://" in os.fspath(path):
+            text = "a URL, where a file of URLs is wanted; pipe it in: echo URL | loader - DIRECTORY (in Python: [URL])"
+            raise UrlFileError(f"{_shown(path)}: {text}") from error
         reason = error.strerror if isinstance(error, OSError) else f"gzip data damaged or cut off ({error})"
-        raise UrlFileError(
-            f"{'standard input' if name == STANDARD_INPUT else name}: cannot be read: {reason}"
-        ) from error
+        raise UrlFileError(f"{_shown(path)}: cannot be read: {reason}") from error
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    name = os.fspath(path)
+    return "standard input" if name == STANDARD_INPUT else redacted(name) if "://" in name else name
 
 
 @contextmanager
@@ -164,17 +213,38 @@ def _chunks(descriptor: int) -> Iterator[bytes | None]:
             return
 
 
-def _plain(chunks: Iterator[bytes | None]) -> Iterator[bytes | None]:
-    """Yield the chunks, decompressed if their first bytes say gzip."""
+def _head(chunks: Iterator[bytes | None], size: int) -> Generator[bytes | None, None, bytes]:
+    """Return the first bytes, at least ``size`` if there are as many; until then, yield nothing but progress."""
     head = b""
     for chunk in chunks:
         head += chunk or b""
-        if len(head) >= len(_GZIP_MAGIC):
+        if len(head) >= size:
             break
-        if chunk is None:
-            yield None
+        yield None if chunk is None else b""
+    return head
+
+
+def _plain(chunks: Iterator[bytes | None]) -> Iterator[bytes | None]:
+    """Yield the chunks, decompressed if their first bytes say gzip."""
+    head = yield from _head(chunks, len(_GZIP_MAGIC))
     whole = itertools.chain([head], chunks)
     yield from _decompressed(whole) if head.startswith(_GZIP_MAGIC) else whole
+
+
+def _utf_8(chunks: Iterator[bytes | None]) -> Iterator[bytes | None]:
+    """Yield the chunks, from UTF-16 if their first bytes are its mark; what is no text raises ``UrlFileError``."""
+    head = yield from _head(chunks, forms.HEAD)
+    forms.check_head(head)
+    whole = itertools.chain([head], chunks)
+    yield from _from_utf_16(whole) if head.startswith(_UTF_16_MARKS) else whole
+
+
+def _from_utf_16(chunks: Iterator[bytes | None]) -> Iterator[bytes | None]:
+    decoder = codecs.getincrementaldecoder("utf-16")("surrogatepass")
+    for chunk in chunks:
+        yield None if chunk is None else decoder.decode(chunk).encode("utf-8", "surrogatepass")
+    if decoder.getstate()[0]:
+        yield b"\xff"  # Half a character: no URL has it.
 
 
 def _decompressed(chunks: Iterator[bytes | None]) -> Iterator[bytes | None]:
@@ -209,13 +279,19 @@ def _pieces(chunks: Iterator[bytes | None]) -> Iterator[bytes | None]:
 
 
 def _split(chunks: Iterator[bytes | None]) -> Iterator[list[bytes] | None]:
-    """Split into lines without their ends; of one longer than ``LIMIT`` just enough is kept to tell."""
+    """Split at LF, CRLF and CR, without these; of a line longer than ``LIMIT`` just enough is kept to tell."""
     rest = b""
     for chunk in chunks:
         if chunk is None:
             yield None
             continue
-        *lines, rest = (rest + chunk).split(b"\n")
-        rest = rest[: LIMIT + 1]
+        rest += chunk
+        lines = rest.splitlines()
+        if rest.endswith(b"\n"):
+            rest = b""
+        elif lines:
+            # An LF may follow a CR.
+            end = b"\r" if rest.endswith(b"\r") else b""
+            rest = lines.pop()[: LIMIT + 1] + end
         yield lines
-    yield [rest]
+    yield [rest.removesuffix(b"\r")]
