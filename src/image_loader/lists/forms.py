@@ -10,6 +10,7 @@ from image_loader.url import printable, shortened
 HEAD = 8
 """Bytes from the beginning of a file that ``check_head`` has to see."""
 
+_NOT_A_LIST = "not a list of URLs"
 _SHEET = "save the sheet as CSV and name the column of URLs with --url-column"
 _UNPACK = "unpack it: {} FILE | loader - DIRECTORY"
 _CONVERT = "convert it: iconv -f {} -t UTF-8 FILE | loader - DIRECTORY"
@@ -39,7 +40,7 @@ def check_head(head: bytes) -> None:
     """Raise ``UrlFileError`` for the first ``HEAD`` bytes of a file that is no text, or none that is read here."""
     for beginning, kind in _KINDS:
         if re.match(beginning, head):
-            raise UrlFileError(kind)
+            raise UrlFileError(f"{_NOT_A_LIST}: {kind}")
 
 
 def is_url(text: str) -> bool:
@@ -55,13 +56,16 @@ def check_lines(first: str, second: str | None) -> None:
     if is_url(first):
         return
     if re.match(_MARKUP, first):
-        raise UrlFileError("an HTML or XML document; save its URLs as text, one a line")
+        raise UrlFileError(f"{_NOT_A_LIST}: an HTML or XML document; save its URLs as text, one a line")
     if re.match(_JSON, first):
-        raise UrlFileError("JSON; write its URLs as text, such as: jq -r '.[].url' FILE | loader - DIRECTORY")
+        raise UrlFileError(
+            f"{_NOT_A_LIST}: JSON; write its URLs as text, such as: jq -r '.[].url' FILE | loader - DIRECTORY"
+        )
     for delimiter in "\t;,":
         if column := _url_column(first, second, delimiter):
             raise UrlFileError(
-                f"a table; name the column of URLs, such as: loader --url-column {column} URLFILE DIRECTORY"
+                f"{_NOT_A_LIST}: a table; name the column of URLs, "
+                f"such as: loader --url-column {column} URLFILE DIRECTORY"
             )
 
 

@@ -12,13 +12,17 @@ import sys
 import time
 import zlib
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from image_loader.errors import UrlFileError
 from image_loader.lists import forms
 from image_loader.model import Line
 from image_loader.url import parse, redacted
+
+if TYPE_CHECKING:
+    from image_loader.lists.table import Columns, Row
 
 STANDARD_INPUT = "-"
 """What names standard input as the list."""
@@ -39,20 +43,18 @@ _UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SURROGATE = "[\ud800-\udfff]"  # compiled with the first bad line
 
 
-def read(path: str | os.PathLike[str], batch: int) -> Iterator[list[Line] | None]:
+def read(path: str | os.PathLike[str], batch: int, columns: Columns | None = None) -> Iterator[list[Line] | None]:
     """Yield the lines of a list, at most ``batch`` at once; ``-`` is standard input.
 
-    So that the caller can get on with other things, None stands for a pipe that has nothing to read yet, and an empty
-    list for a part of the list in which no line to be told ends: a long line, comments. What cannot be opened or read,
-    or is cut off, raises ``UrlFileError`` after the lines before it.
+    With ``columns``, the list is a table, and its rows are the lines. So that the caller can get on with other things,
+    None stands for a pipe that has nothing to read yet, and an empty list for a part of the list in which no line to be
+    told ends: a long line, comments. What cannot be opened or read, or is cut off, raises ``UrlFileError`` after the
+    lines before it; what is no list, or has no such column, does before any line.
     """
-    number = 1
-    for raw_lines in _raw_lines(path, is_list=True):
-        if raw_lines is None:
+    for lines in _lines(path) if columns is None else _rows(path, columns):
+        if lines is None:
             yield None
             continue
-        lines = [line for number, raw in enumerate(raw_lines, number) if (line := _line(number, raw))]
-        number += len(raw_lines)
         for start in range(0, len(lines) or 1, batch):
             yield lines[start : start + batch]
 
@@ -91,14 +93,44 @@ def from_strings(urls: Iterable[object], batch: int) -> Iterator[list[Line]]:
         yield group
 
 
-def count(path: str | os.PathLike[str]) -> int | None:
+def count(path: str | os.PathLike[str], columns: Columns | None = None) -> int | None:
     """Return how many lines ``read`` would yield, or None where that cannot be known ahead."""
     if os.fspath(path) == STANDARD_INPUT or not os.path.isfile(path):  # noqa: PTH113 (Path's raises)
         return None
-    try:
-        return sum(_is_entry(_text(raw)) for raw_lines in _raw_lines(path) for raw in raw_lines or ())
-    except UrlFileError:
-        return None
+    with suppress(UrlFileError), _told(path):
+        if columns is not None:
+            return sum(len(rows or ()) for rows in _table(path, columns))
+        return sum(_is_entry(_text(raw)) for raw_lines in _raw_lines(path, LIMIT) for raw in raw_lines or ())
+    return None
+
+
+def _lines(path: str | os.PathLike[str]) -> Iterator[list[Line] | None]:
+    number = 1
+    with _told(path):
+        for raw_lines in _checked(_raw_lines(path, LIMIT)):
+            if raw_lines is None:
+                yield None
+                continue
+            yield [line for number, raw in enumerate(raw_lines, number) if (line := _line(number, raw))]
+            number += len(raw_lines)
+
+
+def _rows(path: str | os.PathLike[str], columns: Columns) -> Iterator[list[Line] | None]:
+    with _told(path):
+        for rows in _table(path, columns):
+            yield None if rows is None else [_row_line(row) for row in rows]
+
+
+def _table(path: str | os.PathLike[str], columns: Columns) -> Iterator[list[Row] | None]:
+    from image_loader.lists import table
+
+    return table.rows(_raw_lines(path, table.LIMIT), columns)
+
+
+def _row_line(row: Row) -> Line:
+    if row.fault or len(row.url) > LIMIT:
+        return _bad(row.number, row.url[:_SHOWN_OF_LONG_LINE], row.fault or "URL longer than 64 KiB")
+    return _parsed(row.number, row.url, row.name)
 
 
 def _element(number: int, element: object) -> Line | None:
@@ -106,21 +138,25 @@ def _element(number: int, element: object) -> Line | None:
         return _line(number, element.encode("utf-8", "surrogatepass"))
     import reprlib
 
-    kind = type(element).__name__
-    return Line(number, re.sub(_SURROGATE, "\ufffd", reprlib.repr(element)), None, f"a URL is a str; this is: {kind}")
+    return _bad(number, reprlib.repr(element), f"a URL is a str; this is: {type(element).__name__}")
 
 
 def _line(number: int, raw: bytes) -> Line | None:
     text = _text(raw)
     if not _is_entry(text):
         return None
-    if len(raw) > LIMIT:
-        return Line(number, re.sub(_SURROGATE, "\ufffd", text), None, "line longer than 64 KiB")
+    return _parsed(number, text) if len(raw) <= LIMIT else _bad(number, text, "line longer than 64 KiB")
+
+
+def _parsed(number: int, text: str, name: str | None = None) -> Line:
     try:
-        return Line(number, text, parse(text))
+        return Line(number, text, parse(text), "", name)
     except ValueError as error:
-        fault = "; ".join(filter(None, (str(error), forms.hint(text))))
-        return Line(number, re.sub(_SURROGATE, "\ufffd", text), None, fault)
+        return _bad(number, text, "; ".join(filter(None, (str(error), forms.hint(text)))))
+
+
+def _bad(number: int, text: str, fault: str) -> Line:
+    return Line(number, re.sub(_SURROGATE, "\ufffd", text), None, fault)
 
 
 def _is_entry(text: str) -> bool:
@@ -135,10 +171,9 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff").strip()
 
 
-def _raw_lines(path: str | os.PathLike[str], *, is_list: bool = False) -> Iterator[list[bytes] | None]:
-    with _told(path), _opened(path) as descriptor:
-        lines = _split(_utf_8(_plain(_chunks(descriptor))))
-        yield from _checked(lines) if is_list else lines
+def _raw_lines(path: str | os.PathLike[str], limit: int) -> Iterator[list[bytes] | None]:
+    with _opened(path) as descriptor:
+        yield from _split(_utf_8(_plain(_chunks(descriptor))), limit)
 
 
 def _checked(groups: Iterator[list[bytes] | None]) -> Iterator[list[bytes] | None]:
@@ -171,7 +206,7 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except UrlFileError as error:
-        raise UrlFileError(f"{_shown(path)}: not a list of URLs: {error}") from None
+        raise UrlFileError(f"{_shown(path)}: {error}") from error
     except (OSError, EOFError, zlib.error) as error:
         if "://" in os.fspath(path):
             text = "a URL, where a file of URLs is wanted; pipe it in: echo URL | loader - DIRECTORY (in Python: [URL])"
@@ -278,8 +313,8 @@ def _pieces(chunks: Iterator[bytes | None]) -> Iterator[bytes | None]:
             yield from (chunk[start : start + _FED] for start in range(0, len(chunk), _FED))
 
 
-def _split(chunks: Iterator[bytes | None]) -> Iterator[list[bytes] | None]:
-    """Split at LF, CRLF and CR, without these; of a line longer than ``LIMIT`` just enough is kept to tell."""
+def _split(chunks: Iterator[bytes | None], limit: int) -> Iterator[list[bytes] | None]:
+    """Split at LF, CRLF and CR, without these; of a line longer than ``limit`` just enough is kept to tell."""
     rest = b""
     for chunk in chunks:
         if chunk is None:
@@ -292,6 +327,6 @@ def _split(chunks: Iterator[bytes | None]) -> Iterator[list[bytes] | None]:
         elif lines:
             # An LF may follow a CR.
             end = b"\r" if rest.endswith(b"\r") else b""
-            rest = lines.pop()[: LIMIT + 1] + end
+            rest = lines.pop()[: limit + 1] + end
         yield lines
     yield [rest.removesuffix(b"\r")]
