@@ -312,3 +312,14 @@ def test_an_image_that_was_recorded_under_another_spelling_is_downloaded_once_mo
     runs = [loader.run([url]) for _ in range(2)]
     assert [run.counts for run in runs] == [(1, 0, 0, 0), (0, 1, 0, 0)]
     assert runs[0].files == runs[1].files == {"b.png", runs[0].row(url)["file"]}
+
+
+def test_layout_path_lets_a_folder_and_a_file_of_one_name_get_along(server: Server, loader: Loader) -> None:
+    urls = [server.url(target) for target in ("/a.jpg/b.jpg", "/a.jpg", "/a.jpg/b.jpg/c.jpg", "/a.jpg/")]
+    run = loader.run(urls, "--layout", "path")
+    assert run.counts == (4, 0, 0, 0)
+    host = f"127.0.0.1_{server.port}"
+    hashed = run.row(urls[3])["file"]
+    assert run.files == {f"{host}/a.jpg", f"{host}/a.jpg_/b.jpg", f"{host}/a.jpg_/b.jpg_/c.jpg", hashed}
+    assert hashed.startswith(f"{host}/a.jpg_/image-")
+    assert loader.run(urls, "--layout", "path").counts == (0, 4, 0, 0)

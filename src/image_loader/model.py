@@ -66,6 +66,7 @@ class Layout(StrEnum):
     FLAT = "flat"
     HOST = "host"
     HASH = "hash"
+    PATH = "path"
 
 
 class Line(NamedTuple):
