@@ -34,13 +34,13 @@ def completion(shell: str) -> str:
             action.help = str(action.metavar)  # zsh shows shtab's escapes of anything longer
         if action.metavar in _COMPLETED:
             action.complete = _COMPLETED[action.metavar]  # type: ignore[attr-defined]
-    script = shtab.complete(parser.argparse, shell, root_prefix="loader")
+    script = shtab.complete(parser, shell, root_prefix="loader")
     return script.replace(*_BASH_FALLBACK) if shell == "bash" else script
 
 
 def manual() -> str:
     """Return the manual page, the parser's epilog as sections of their own."""
-    command = build(DEFAULTS).argparse
+    command = build(DEFAULTS)
     epilog, command.epilog = command.epilog or "", None
     page = Manpage(command, {"project_name": "image_loader", "version": __version__, "manual_title": "User Commands"})
     page.date = ""  # a page that is generated anew is the same

@@ -18,6 +18,7 @@ import image_loader
 PACKAGE = Path(image_loader.__file__).parent
 LAYERS = (
     ("url", "model", "errors", "formats"),
+    ("option",),
     ("settings",),
     ("lists", "freshness", "transport", "store", "media", "processors"),
     ("planner", "scheduling", "attempt"),

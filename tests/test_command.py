@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
+import json
 import os
 import pty
 import re
+import signal
 import stat
+import subprocess
 import sys
+import termios
 from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import MODULE, SUMMARY, Loader, urls_of
+from conftest import ENVIRONMENT, MODULE, SUMMARY, Loader, leftovers, urls_of
 from exchange import etag
 from server import Server, refusing_port
 
@@ -235,19 +241,60 @@ def _at_a_terminal(loader: Loader, urls: list[str], *options: str, **settings: A
     """Run with standard error at a terminal, and return what it showed."""
     master, slave = pty.openpty()
     loader.run(urls, *options, stderr=slave, **settings)
+    return _shown(master, slave)
+
+
+def _shown(master: int, slave: int) -> str:
     os.close(slave)
     shown = b""
     with suppress(OSError):
         while read := os.read(master, 65536):
             shown += read
     os.close(master)
-    return shown.decode()
+    return shown.decode().replace("\r\n", "\n")
 
 
 def test_a_terminal_shows_progress_unless_told_not_to(server: Server, loader: Loader) -> None:
     assert "/20" in _at_a_terminal(loader, urls_of(server, 20, "slow"))
-    assert _at_a_terminal(loader, urls_of(server, 20, "slow"), "--no-progress") == ""
+    assert "/20" not in _at_a_terminal(loader, urls_of(server, 20, "slow"), "--no-progress")
     assert _at_a_terminal(loader, urls_of(server, 20, "slow"), "-q") == ""
+
+
+@pytest.mark.parametrize("options", [(), ("--no-progress",), ("-v",), ("-vv",)], ids=repr)
+def test_at_a_terminal_the_summary_ends_every_run(server: Server, loader: Loader, options: tuple[str, ...]) -> None:
+    for summary in ("3 URLs: 3 saved (12.0 kB), 0 fresh", "3 URLs: 0 saved (0 B), 3 fresh"):
+        last = _at_a_terminal(loader, urls_of(server, 3), *options).splitlines()[-1]
+        assert re.fullmatch(rf"(INFO: )?{re.escape(summary)}, 0 skipped, 0 failed in [0-9.]+ s", last)
+    assert "0 URLs: " in _at_a_terminal(loader, [], *options)
+
+
+def test_a_run_that_cannot_start_has_no_summary(loader: Loader) -> None:
+    master, slave = pty.openpty()
+    assert loader.bare("missing", "images", stderr=slave).status == 2
+    assert not SUMMARY.search(_shown(master, slave))
+
+
+TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[+-][0-9]{2}:[0-9]{2} "
+
+
+@pytest.mark.parametrize("options", [("-v",), ("-vv",)], ids=repr)
+def test_verbose_lines_that_go_to_a_file_carry_the_time(
+    server: Server, loader: Loader, options: tuple[str, ...]
+) -> None:
+    urls = [*urls_of(server, 3), server.url("/status-404/a.png")]
+    before = datetime.now().astimezone().replace(microsecond=0)
+    lines = loader.run(urls, *options, environment={"TZ": "NPT-05:45"}).stderr.splitlines()
+    assert len(lines) >= 5
+    assert all(re.match(TIME, line) for line in lines)
+    told = datetime.fromisoformat(lines[-1].partition(" ")[0])
+    assert before <= told <= datetime.now().astimezone()
+    assert told.utcoffset() == timedelta(hours=5, minutes=45)
+
+
+def test_no_other_line_carries_the_time(server: Server, loader: Loader) -> None:
+    urls = [*urls_of(server, 3), server.url("/status-404/a.png")]
+    assert not re.search(TIME, loader.run(urls).stderr)
+    assert not re.search(TIME, _at_a_terminal(loader, urls, "-vv"))
 
 
 def test_a_file_shows_progress_only_when_told_to(server: Server, loader: Loader) -> None:
@@ -255,6 +302,132 @@ def test_a_file_shows_progress_only_when_told_to(server: Server, loader: Loader)
     # The settings of another program, one of them no number.
     for environment in ({}, {"TQDM_MININTERVAL": "often", "TQDM_DISABLE": "1"}):
         assert "5/5" in loader.run(urls_of(server, 5), "--progress", environment=environment).stderr
+
+
+# Rows on standard output -----------------------------------------------------------------------------------------
+
+
+def test_rows_on_standard_output_are_alone_there(server: Server, loader: Loader) -> None:
+    urls = [*urls_of(server, 3), server.url("/status-404/a.png?secret"), "nonsense"]
+    with (loader.home / "rows").open("wb") as output:
+        run = loader.run(urls, "-vv", "--progress", "--results", "-", results=False, stdout=output)
+    rows = [json.loads(line) for line in (loader.home / "rows").read_text().splitlines()]
+    assert run.summary == (5, 3, 0, 0, 2)
+    assert sorted(row["url"] for row in rows) == sorted(urls)
+    assert all(list(row) == KEYS for row in rows)
+
+
+@pytest.mark.parametrize("command", ["| head -n 1", "| true", ">&-", ">/dev/full"])
+def test_a_standard_output_that_takes_no_rows_ends_the_run_in_plain_words(
+    server: Server, loader: Loader, command: str
+) -> None:
+    urls = urls_of(server, 300)
+    script = f'{{ "$@"; echo "$?" >status; }} {command} >/dev/null' if "|" in command else f'exec "$@" {command}'
+    run = loader.run(urls, "--results", "-", results=False, command=_shell(script))
+    assert int((loader.home / "status").read_text()) == 2 if "|" in command else run.status == 2
+    assert re.search("^loader: standard output: cannot be written: [A-Z]", run.stderr, re.MULTILINE)
+    assert leftovers(loader.directory) == []
+
+
+def test_a_reader_of_rows_that_sleeps_holds_up_no_signal(server: Server, loader: Loader) -> None:
+    reading, writing = os.pipe()
+    running = loader.start(["nonsense"] * 20_000, "--results", "-", results=False, stdout=writing)
+    os.close(writing)
+    while len(os.read(reading, 1)) and _unread(reading) < 40_000:
+        assert running.process.poll() is None
+    running.send(signal.SIGINT)
+    assert running.finish().status == 130
+    os.close(reading)
+
+
+def _unread(descriptor: int) -> int:
+    return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def test_rows_at_a_terminal_have_no_bar_between_them(server: Server, loader: Loader) -> None:
+    master, slave = pty.openpty()
+    loader.run(urls_of(server, 5), "--results", "-", results=False, stdout=slave, stderr=slave)
+    *rows, summary = _shown(master, slave).splitlines()
+    assert [json.loads(row)["status"] for row in rows] == ["saved"] * 5
+    assert SUMMARY.match(summary)
+
+
+def test_a_list_is_not_written_over_by_rows_on_standard_output(loader: Loader) -> None:
+    (loader.home / "list").write_text("http://127.0.0.1:1/a.jpg\n")
+    with (loader.home / "list").open("a") as output:
+        run = loader.bare("list", "images", "--results", "-", stdout=output)
+    assert run.status == 2
+    assert "--results: /dev/stdout would be overwritten while it is in use" in run.stderr
+    assert (loader.home / "list").read_text() == "http://127.0.0.1:1/a.jpg\n"
+
+
+# Descriptors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2), (1, 2)], ids=repr)
+def test_no_file_gets_the_number_of_a_standard_stream_that_is_closed(
+    server: Server, loader: Loader, closed: tuple[int, ...]
+) -> None:
+    script = 'exec "$@" ' + " ".join(f"{number}{'<' if number == 0 else '>'}&-" for number in closed)
+    running = loader.start(urls_of(server, 1, "held"), command=_shell(script))
+    server.wait_for(lambda: server.at_work == 1)
+    opened = {number: str(Path(f"/proc/{running.process.pid}/fd/{number}").readlink()) for number in closed}
+    server.gate.set()
+    assert running.finish().status == 0
+    assert set(opened.values()) == {"/dev/null"}
+
+
+def test_a_list_on_a_standard_input_that_is_closed_is_an_error(loader: Loader) -> None:
+    script = (*_shell('exec "$@" <&-'), "-", "images")
+    run = subprocess.run(script, capture_output=True, text=True, check=False, cwd=loader.home, env=ENVIRONMENT)
+    assert (run.returncode, run.stderr) == (2, "loader: standard input: cannot be read: Bad file descriptor\n")
+    assert not loader.directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "told"),
+    [
+        ("<&-", ["/dev/stdin", "images"], "URLFILE: /dev/stdin: it is closed"),
+        ("<&-", ["/dev/fd/0", "images"], "URLFILE: /dev/fd/0: it is closed"),
+        (">&-", ["list", "images", "--failed", "/dev/stdout"], "--failed: /dev/stdout: it is closed"),
+        (">&-", ["list", "images", "--results", "-"], "standard output: cannot be written: Bad file descriptor"),
+    ],
+    ids=repr,
+)
+def test_a_standard_stream_that_is_closed_is_not_taken_for_an_empty_file(
+    loader: Loader, closed: str, arguments: list[str], told: str
+) -> None:
+    (loader.home / "list").touch()
+    script = (*_shell(f'exec "$@" {closed}'), *arguments)
+    run = subprocess.run(
+        script,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        cwd=loader.home,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+    )
+    assert run.returncode == 2
+    assert told in run.stderr
+
+
+def test_the_library_leaves_its_callers_streams_closed(server: Server, tmp_path: Path) -> None:
+    program = f"""
+import os
+from image_loader import load
+outcomes = load([{server.url("/a.png")!r}], {str(tmp_path / "images")!r})
+taken = os.dup(1) # No number of a standard stream is left for a file.
+assert [outcome.status for outcome in outcomes] == ["saved"]
+os.close(taken)
+try:
+    os.fstat(2)
+except OSError:
+    print("closed")
+"""
+    command = ("sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", program)
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    assert run.stdout == "closed\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process choose its processors")

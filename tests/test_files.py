@@ -9,23 +9,8 @@ import subprocess
 import pytest
 
 from conftest import ENVIRONMENT, MODULE, Loader
+from image_loader.cli.results import COLUMNS
 from server import Server
-
-# Results ----------------------------------------------------------------------------------------------------------
-
-KEYS = [
-    "url",
-    "file",
-    "status",
-    "reason",
-    "detail",
-    "http_status",
-    "media_type",
-    "bytes",
-    "sha256",
-    "attempts",
-    "seconds",
-]
 
 
 @pytest.mark.parametrize("option", ["--failed", "--results"])
@@ -174,7 +159,7 @@ def test_a_current_directory_that_is_gone_ends_the_run(loader: Loader, arguments
 
 
 @pytest.mark.parametrize(
-    ("option", "left"), [("--failed", ""), ("--results", ",".join(KEYS) + "\n")], ids=["failed", "results"]
+    ("option", "left"), [("--failed", ""), ("--results", ",".join(COLUMNS) + "\n")], ids=["failed", "results"]
 )
 def test_a_run_that_has_nothing_to_do_empties_its_files(loader: Loader, option: str, left: str) -> None:
     (loader.home / "old.csv").write_text("old")
@@ -200,3 +185,47 @@ def test_a_report_replaces_no_fifo(loader: Loader) -> None:
     assert run.status == 2
     assert "report.html: cannot be written: it is no regular file" in run.stderr
     assert fifo.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("--results", "images/rows.jsonl"),
+        ("--failed", "images/failed.txt"),
+        ("--report", "images/report.html"),
+        ("--results", "images/logs/today/rows.csv"),
+        ("--failed", "link/failed.txt"),
+    ],
+)
+def test_a_file_below_a_directory_that_is_not_there_yet_is_made_with_it(
+    server: Server, loader: Loader, option: str, name: str
+) -> None:
+    (loader.home / "link").symlink_to("images")
+    run = loader.run([server.url("/a.png")], option, name, results=False)
+    assert (run.status, run.stderr) == (0, "")
+    assert (loader.home / name).exists()
+    assert (loader.directory / "a.png").exists()
+
+
+@pytest.mark.parametrize("options", [("--results", "images/rows.txt"), ("--report", "images/report.txt"), ()], ids=repr)
+def test_a_run_that_cannot_start_makes_no_directory(loader: Loader, options: tuple[str, ...]) -> None:
+    (loader.home / "list").write_text("http://127.0.0.1:1/a.jpg\n")
+    name = "list" if options else "missing"
+    run = loader.bare(name, "images", *options, "--failed", "images/failed.txt")
+    assert run.status == 2
+    assert not loader.directory.exists()
+
+
+def test_a_folder_outside_the_directory_is_not_made(loader: Loader) -> None:
+    run = loader.bare("-", "images", "--failed", "images/../other/failed.txt")
+    assert run.status == 2
+    assert "other/failed.txt: cannot be written: No such file or directory" in run.stderr
+    assert not (loader.home / "other").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_the_reason(loader: Loader) -> None:
+    loader.directory.mkdir()
+    (loader.directory / "file").touch()
+    run = loader.bare("-", "images", "--failed", "images/file/logs/failed.txt")
+    assert run.status == 2
+    assert "images/file/logs: cannot be created: Not a directory" in run.stderr

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import ENVIRONMENT
 from image_loader.cli.results import COLUMNS, FailedFile, ResultsFile
 from image_loader.errors import DirectoryError, OptionError, ResultsFileError
 from image_loader.model import Outcome, Reason, Status
@@ -22,6 +24,7 @@ SIGNED = "https://user:pw@host/a.jpg?signature=1"
 SAVED = Outcome(1, SIGNED, "a.jpg", Status.SAVED, None, None, 200, "image/jpeg", 20_100, "ab" * 32, 1, 0.0512345)
 FAILED = Outcome(2, "http://host/b.jpg", None, Status.FAILED, Reason.TIMEOUT, "no answer", attempts=4, seconds=9.0)
 BAD = Outcome(3, '=cmd|"x",\x00\x1b[31mé', None, Status.FAILED, Reason.BAD_URL, "no scheme")
+FRESH = Outcome(5, SIGNED, "a.jpg", Status.FRESH)
 DUPLICATE = Outcome(4, SIGNED, None, Status.SKIPPED, Reason.DUPLICATE)
 HEADING = ",".join(COLUMNS) + "\n"
 OUTCOMES = [SAVED, FAILED, BAD, DUPLICATE]
@@ -60,20 +63,32 @@ def test_csv_has_a_header_and_one_record_per_outcome(tmp_path: Path) -> None:
     assert (rows[1]["file"], rows[1]["reason"], rows[1]["seconds"]) == ("", "timeout", "9.0")
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t"])
-def test_csv_cells_never_start_a_formula(tmp_path: Path, start: str) -> None:
+@pytest.mark.parametrize("before", ["", " ", "\u00a0", "\u3000 "])
+@pytest.mark.parametrize("start", [*"=+-@", *"\uff1d\uff0b\uff0d\uff20"])
+def test_csv_cells_never_start_a_formula(tmp_path: Path, before: str, start: str) -> None:
     path = tmp_path / "results.csv"
-    text = start + 'HYPERLINK("http://evil/")'
+    text = before + start + 'HYPERLINK("http://evil/")'
     write_all(ResultsFile(path), [Outcome(1, text, text, Status.FAILED, Reason.BAD_URL, text)])
     (row,) = csv_rows(path)
     assert (row["url"], row["file"], row["detail"]) == ("'" + text,) * 3
 
 
-@pytest.mark.parametrize("text", ['a"b', "a,b", "a\rb", "a\nb", "a\x00b", "\u202eb", "é", "'"])
+@pytest.mark.parametrize("text", ['a"b', "a,b", "é", "'", "\\n", "a b", "\u4e00"])
 def test_csv_gives_back_every_text(tmp_path: Path, text: str) -> None:
     path = tmp_path / "results.csv"
     write_all(ResultsFile(path), [Outcome(1, text, None, Status.FAILED, Reason.BAD_URL, "bad")])
     assert [row["url"] for row in csv_rows(path)] == [text]
+
+
+def test_csv_cells_carry_no_control_characters(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    controls = [*range(32), *range(0x7F, 0xA0), 0x200B, 0x2028, 0x202E, 0xFEFF]
+    outcomes = [Outcome(1, f"{chr(code)}=1", chr(code), Status.FAILED, Reason.BAD_URL, chr(code)) for code in controls]
+    write_all(ResultsFile(path), outcomes)
+    content = path.read_text(encoding="utf-8")
+    assert content.replace("\n", "").isprintable()
+    assert content.count("\n") == len(controls) + 1
+    assert all(row["url"].startswith("\\") for row in csv_rows(path))
 
 
 @pytest.mark.parametrize("name", ["results.jsonl", "results.csv", "failed.txt"])
@@ -96,11 +111,42 @@ def test_only_the_owner_may_read_a_file_with_secrets(tmp_path: Path, name: str, 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("name", ["results.jsonl", "results.csv", "failed.txt"])
+def test_a_file_that_others_may_read_is_made_private_before_a_row_is_written(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("old")
+    path.chmod(0o666)
+    with FailedFile(path) if name == "failed.txt" else ResultsFile(path) as file:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+        file.write(FRESH)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert "old" not in path.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="takes root, and `setpriv`")
+def test_a_file_that_cannot_be_made_private_gets_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "failed.txt"
+    path.write_text("old")
+    path.chmod(0o666)
+    os.chown(path, 65534, 65534)
+    program = f"""
+from pathlib import Path
+from image_loader.cli.results import FailedFile
+from image_loader.model import Outcome, Reason, Status
+with FailedFile(Path({str(path)!r})) as file:
+    file.write(Outcome(1, "http://h/?secret", None, Status.FAILED, Reason.TIMEOUT))
+"""
+    command = ("setpriv", "--bounding-set=-fowner", "--inh-caps=-all", sys.executable, "-c", program)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert "failed.txt: cannot be written: Operation not permitted; name another file" in run.stderr
+    assert path.read_text() == "old"
+
+
 @pytest.mark.parametrize("name", ["results", "results.json", "results.jsonl.gz", ".csv"])
 def test_an_unknown_extension_is_refused_before_anything_is_touched(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text("mine")
-    with pytest.raises(OptionError, match=r"\.jsonl or \.csv"):
+    with pytest.raises(OptionError, match=r"^results: .*\.jsonl or \.csv"):
         ResultsFile(path)
     assert path.read_text() == "mine"
 
@@ -216,3 +262,31 @@ def test_a_failed_file_may_be_a_pipe(tmp_path: Path) -> None:
         assert os.read(reader, 4096) == FAILED.url.encode() + b"\n"
     finally:
         os.close(reader)
+
+
+# Standard output
+
+
+def test_rows_on_standard_output_are_lines_of_json_and_nothing_of_its_file_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_text("before\n")
+    path.chmod(0o644)
+    program = f"""
+from image_loader.cli.results import ResultsFile
+from image_loader.model import Outcome, Status
+with ResultsFile("-") as file:
+    for line in range(3):
+        file.write(Outcome(line, "http://h/" + {"a" * 10_000!r}, None, Status.FRESH))
+"""
+    with path.open("a") as output:
+        subprocess.run([sys.executable, "-c", program], stdout=output, check=True, env=ENVIRONMENT)
+    before, *rows = path.read_text().splitlines()
+    assert before == "before"
+    assert [json.loads(row)["url"] for row in rows] == ["http://h/" + "a" * 10_000] * 3
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_file_called_minus_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError, match="extension"):
+        ResultsFile("./-")

@@ -24,6 +24,17 @@ class OptionError(LoaderError):
         self.option = option
 
 
+class MissingPackagesError(OptionError):
+    """An option needs packages that are not installed."""
+
+    def __init__(self, option: str, packages: str, error: ImportError) -> None:
+        import shlex
+        import sys
+
+        python = shlex.quote(sys.executable or "python3")
+        super().__init__(f"packages are missing; install them: {python} -m pip install {packages} ({error})", option)
+
+
 class UrlFileError(LoaderError):
     """The list cannot be read."""
 

@@ -23,7 +23,8 @@ from image_loader import __version__, batch
 from image_loader.errors import OptionError
 from image_loader.lists import urlfile
 from image_loader.model import Layout, Line, Outcome
-from image_loader.settings import Command, Settings, is_url, options, settings_from
+from image_loader.option import is_url
+from image_loader.settings import Command, Settings, options, settings_from
 from image_loader.url import redacted
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -42,7 +43,7 @@ TIMEOUT = 10.0
 MAX_TIME = 300.0
 """Seconds for one attempt at one image, from request to last byte, redirects included."""
 RETRIES = 3
-"""Further attempts after a failure that may pass."""
+"""Retries of an image after a transient failure."""
 MAX_SIZE = 500_000_000
 """Bytes of the largest image accepted, decoded."""
 CHUNK = 262_144
@@ -73,11 +74,12 @@ would spend a twentieth of its time there."""
 REDIRECTS = 20
 """Redirects followed for one image."""
 USER_AGENT = f"image_loader/{__version__}"
-"""What servers are told that we are."""
+"""The User-Agent header."""
 LAYOUT = Layout.FLAT
-"""Where an image stands below the directory: flat, host or hash."""
+"""The path of an image below the directory: flat, host or hash."""
 # ---------------------------------------------------------------------------------------------------------------------
 
+_CONSTANTS = Settings.__annotations__.keys() - options(Settings).keys() - {"one_processor"}
 # Without any handler, logging prints warnings on standard error: those of ``load`` are for whom its caller says.
 logging.getLogger("image_loader").addHandler(logging.NullHandler())
 
@@ -117,7 +119,7 @@ def load(
 
 
 DEFAULTS: Mapping[str, Any] = load.__kwdefaults__ or {}
-"""Those of the options, by their keywords."""
+"""The defaults of the options, by their keywords."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -139,14 +141,11 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
     return settings
 
 
-_CONSTANTS = Settings.__annotations__.keys() - options(Settings).keys() - {"one_processor"}
-
-
 def _lines(urls: Any) -> Iterable[Sequence[Line] | None]:
-    """Return the lines of a list; raise ``OptionError`` for what is none."""
-    if isinstance(urls, str) and is_url(urls):
-        raise OptionError(f"must be a path or an iterable of URLs, not one URL: {redacted(urls)}", "urls")
+    """Return the lines of a list; raise ``OptionError`` for a value that is no list."""
     if isinstance(urls, str | os.PathLike):
+        if is_url(name := os.fsdecode(urls)):
+            raise OptionError(f"must be a path or an iterable of URLs, not one URL: {redacted(name)}", "urls")
         return urlfile.read(options(Command)["urls"].checked(urls), BATCH)
     if isinstance(urls, bytes | bytearray) or not isinstance(urls, Iterable):
         raise OptionError(f"must be a path or an iterable of URLs, not {type(urls).__name__}", "urls")

@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
-from image_loader.errors import DownloadError, OptionError, is_out_of_descriptors
+from image_loader.errors import DownloadError, MissingPackagesError, is_out_of_descriptors
 from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
 from image_loader.model import Blame, Reason
 
@@ -85,12 +85,12 @@ def extension(media_type: str) -> str:
 
 
 def require_verify() -> None:
-    """Raise ``OptionError`` if what ``verify`` needs is not installed."""
+    """Raise ``MissingPackagesError`` if what ``verify`` needs is not installed."""
     try:
         for module in ("PIL.Image", "defusedxml.ElementTree"):
             importlib.import_module(module)
     except ImportError as error:
-        raise OptionError(f"--verify needs more: pip install Pillow defusedxml ({error})") from error
+        raise MissingPackagesError("verify", "Pillow defusedxml", error) from error
 
 
 def load_decoders() -> None:

@@ -9,18 +9,18 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from typing import Any, NoReturn
 
 from image_loader import batch
-from image_loader.cli import files, parser
-from image_loader.cli.bar import Bar
-from image_loader.cli.console import Console, LogHandler
+from image_loader.cli import parser
+from image_loader.cli.console import Console, LineFormatter, LogHandler, open_closed_streams, stream_of
 from image_loader.cli.signals import Stop
 from image_loader.cli.summary import OutcomeLog, Tally
 from image_loader.errors import LoaderError, OptionError, UrlFileError
 from image_loader.lists import urlfile
+from image_loader.model import Outcome
 from image_loader.settings import Command, Settings
 
 _LOG = logging.getLogger("image_loader")
@@ -33,15 +33,16 @@ def main(
 
     ``defaults`` are those of the options by their keywords; ``settings_from`` makes a run's settings of such values.
     """
-    stop, hint = Stop(), ""
-    console = Console(sys.stderr)
+    closed = open_closed_streams()
+    console, stop, hint = Console(sys.stderr), Stop(), ""
     _log_to(console, logging.ERROR)
     try:
-        values, command = parser.parse(sys.argv[1:] if argv is None else argv, defaults, os.environ)
+        command = parser.parse(sys.argv[1:] if argv is None else argv, defaults, os.environ)
         _log_to(console, _level(command))
-        hint = _order_hint(command, values["directory"])
+        hint = _order_hint(command)
+        _check_streams(command, closed)
         with stop.listening():
-            failed = _run(command, settings_from(values), console, stop).failed
+            failed = _run(command, settings_from(command.settings), console, stop).failed
         status = stop.status or (1 if failed else 0)
     except LoaderError as error:
         _LOG.error("loader: %s%s", _spelled(error), hint if isinstance(error, UrlFileError) else "")
@@ -59,9 +60,17 @@ def _spelled(error: LoaderError) -> str:
     return str(error)
 
 
-def _order_hint(command: Command, directory: str) -> str:
+def _check_streams(command: Command, closed: Collection[int]) -> None:
+    """Raise ``OptionError`` for the name of a standard stream that is closed: it would be read or written in vain."""
+    for keyword in ("urls", "results", "failed") if closed else ():
+        name = getattr(command, keyword)
+        if name is not None and stream_of(name) in closed:
+            raise OptionError(f"{name}: it is closed; name another file", keyword)
+
+
+def _order_hint(command: Command) -> str:
     # Unlike Path's methods (3.11), these raise nothing where a name cannot be looked at, or is too long to be one.
-    swapped = os.path.isfile(directory) or os.path.isdir(command.urls)  # noqa: PTH112, PTH113
+    swapped = os.path.isfile(command.settings["directory"]) or os.path.isdir(command.urls)  # noqa: PTH112, PTH113
     return "; the list comes first: loader URLFILE DIRECTORY" if swapped else ""
 
 
@@ -71,8 +80,8 @@ def _run(command: Command, settings: Settings, console: Console, stop: Stop) -> 
     gc.enable()
     started, tally, log = time.monotonic(), Tally(), OutcomeLog(_LOG)
     with ExitStack() as stack:
-        stack.callback(lambda: _summarize(tally, log, time.monotonic() - started))
-        records = [tally.add, log.write, *files.opened(command, settings, stack, stop.event.is_set)]
+        stack.callback(lambda: _summarize(tally, log, time.monotonic() - started, console))
+        records = [tally.add, log.write, *_files(command, settings, stack, stop)]
         tick = _bar(command, console, tally, stack)
         lines = urlfile.read(command.urls, settings.batch)
         for outcome in stack.enter_context(closing(batch.run(lines, settings, stop.event, tick))):
@@ -88,11 +97,25 @@ def _take_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _files(command: Command, settings: Settings, stack: ExitStack, stop: Stop) -> Sequence[Callable[[Outcome], None]]:
+    """Open the files that were asked for; return what writes an outcome to each. Most runs want none."""
+    if not (command.results or command.failed or command.report or settings.index_file):
+        return ()
+    from image_loader.cli import files
+
+    return files.opened(command, settings, stack, stop.event.is_set)
+
+
 def _bar(command: Command, console: Console, tally: Tally, stack: ExitStack) -> Callable[[float], None]:
     """Set up the progress bar, if there is one; return what draws it when it is due."""
-    wanted = console.redraws and not command.quiet if command.progress is None else command.progress
+    wanted = command.progress
+    if wanted is None:
+        # Rows and a bar would overwrite each other.
+        wanted = console.redraws and not command.quiet and not (command.results == "-" and os.isatty(1))
     if not wanted:
         return lambda _: None
+    from image_loader.cli.bar import Bar
+
     bar = stack.enter_context(Bar(console, tally))
 
     def count() -> None:
@@ -103,11 +126,13 @@ def _bar(command: Command, console: Console, tally: Tally, stack: ExitStack) -> 
     return bar.tick
 
 
-def _summarize(tally: Tally, log: OutcomeLog, seconds: float) -> None:
+def _summarize(tally: Tally, log: OutcomeLog, seconds: float, console: Console) -> None:
     if not tally.done and sys.exc_info()[0] is not None:
         return  # The run never began.
+    is_wanted = tally.failed or (console.is_terminal and not _LOG.isEnabledFor(logging.INFO))
+    level = logging.WARNING if is_wanted else logging.INFO
     for line in tally.summary(seconds):
-        _LOG.log(logging.WARNING if tally.failed else logging.INFO, "%s", line)
+        _LOG.log(level, "%s", line)
     if log.left_out:
         _LOG.warning("%d more that failed are not shown; -v shows them, --failed FILE keeps them", log.left_out)
 
@@ -118,7 +143,9 @@ def _level(command: Command) -> int:
 
 def _log_to(console: Console, level: int) -> None:
     handler = LogHandler(console)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s" if level == logging.DEBUG else "%(message)s"))
+    handler.setFormatter(
+        LineFormatter(times=level < logging.WARNING and not console.is_terminal, levels=level < logging.INFO)
+    )
     _LOG.handlers[:] = [handler]
     _LOG.setLevel(level)
     _LOG.propagate = False

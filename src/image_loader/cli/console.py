@@ -1,18 +1,22 @@
-"""Standard error: log lines above a status line, never blocked for long by who reads it."""
+"""The standard streams: log lines above a status line on standard error, and what to do where one is closed."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import re
 import select
 import threading
+import time
 from typing import TextIO
 
 from image_loader.url import printable
 
 _WRITE_PATIENCE = 1.0  # seconds that a full pipe or a stopped terminal may hold up the run, once
 _PIPE_BUFFER = 4096  # bytes that a pipe that is ready takes without blocking (POSIX PIPE_BUF, on Linux)
+# How descriptors that were closed are opened: in the direction in which nobody uses them.
+_CLOSED = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_RDONLY}
 _USUAL_WIDTH = 80  # columns, of a terminal that does not tell
 
 
@@ -116,3 +120,45 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record; a traceback keeps its lines."""
         self._console.write("\n".join(map(printable, self.format(record).split("\n"))))
+
+
+class LineFormatter(logging.Formatter):
+    """Log lines, with their time and their level where these are wanted."""
+
+    def __init__(self, *, times: bool, levels: bool) -> None:
+        super().__init__(f"{'%(asctime)s ' if times else ''}{'%(levelname)s: ' if levels else ''}%(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802 (logging's)
+        """Return the local time to the second, with its offset (ISO 8601)."""
+        text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created))
+        return f"{text[:-2]}:{text[-2:]}"
+
+
+def open_closed_streams() -> frozenset[int]:
+    """Open ``/dev/null`` on those of the descriptors 0 to 2 that are closed; return which these are.
+
+    Otherwise a file that is opened later would get such a number, and what a library prints would be written into it.
+    Reading and writing there still fail, and ``sys.stdin`` and the like stay None.
+    """
+    closed = set()
+    for descriptor, mode in _CLOSED.items():
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            closed.add(descriptor)
+            with contextlib.suppress(OSError):  # There is no such device.
+                # It gets the lowest number that is free, which is this one.
+                os.set_inheritable(os.open(os.devnull, mode), True)  # noqa: FBT003
+    return frozenset(closed)
+
+
+def stream_of(name: str | os.PathLike[str]) -> int | None:
+    """Return the descriptor among 0 to 2 that a file name stands for.
+
+    >>> stream_of("/dev/stdin"), stream_of("/dev/fd/2"), stream_of("list")
+    (0, 2, None)
+    """
+    match = re.fullmatch(r"/dev/(?:std(in|out|err)|fd/([012]))|/proc/self/fd/([012])", os.fspath(name))
+    if match is None:
+        return None
+    return ("in", "out", "err").index(match[1]) if match[1] else int(match[2] or match[3])

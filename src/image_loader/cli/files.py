@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from image_loader.errors import OptionError
+from image_loader.errors import OptionError, ResultsFileError
 from image_loader.lists import urlfile
 from image_loader.model import Outcome
 from image_loader.settings import Command, Settings
 from image_loader.store.directory import HIDDEN
 from image_loader.store.index import FILE
 
+_STANDARD_OUTPUT = "/dev/stdout"
+
 
 def opened(
     command: Command, settings: Settings, stack: ExitStack, is_ending: Callable[[], bool]
 ) -> list[Callable[[Outcome], None]]:
-    """Open the files that were asked for; return what writes an outcome to each.
-
-    Most runs want none, and are over before what these would import is.
-    """
+    """Open the files that were asked for; return what writes an outcome to each."""
+    results = _STANDARD_OUTPUT if command.results == "-" else command.results
     files = {
-        "results": command.results,
+        "results": None if results is None else Path(results),
         "failed": command.failed,
         "report": command.report,
         "index": settings.index_file,
     }
-    if not any(files.values()):
-        return []
     try:
         _check_distinct(command.urls, settings.directory, files)
     except OSError as error:
@@ -37,6 +35,8 @@ def opened(
     # Before a file is made. A bundle without certificates shows with the first request: by then, lines have failed.
     urlfile.check(command.urls)
     _check_bundle(settings.ca_bundle)
+    _check_extensions(command)
+    _make_folders(settings.directory, (file for name, file in files.items() if name != "index"))
     writers: list[Callable[[Outcome], None]] = []
     if command.report is not None:
         from image_loader.cli.report import Report
@@ -51,6 +51,30 @@ def opened(
 
         writers.append(stack.enter_context(FailedFile(command.failed, is_ending)).write)
     return writers
+
+
+def _check_extensions(command: Command) -> None:
+    """Raise ``OptionError`` for a file whose extension is none that is written."""
+    if command.results is not None:
+        from image_loader.cli.results import row_format
+
+        row_format(command.results)
+    if command.report is not None:
+        from image_loader.cli.report import require_page
+
+        require_page(command.report)
+
+
+def _make_folders(directory: Path, files: Iterable[Path | None]) -> None:
+    """Make the folders of files that are to be written below an output directory that may not be there yet."""
+    root = os.path.realpath(directory)
+    for file in files:
+        folder = None if file is None else Path(os.path.realpath(file.parent))
+        if folder is not None and folder.is_relative_to(root):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ResultsFileError(f"{folder}: cannot be created: {error.strerror}") from error
 
 
 def _check_bundle(path: str | None) -> None:

@@ -108,7 +108,7 @@ def advice(name: str, flags: Collection[str]) -> str:
     if name.startswith("-") and f"-{name}" in flags:
         return f"did you mean -{name}?"
     for known in (flags, HABITS):
-        longer = [each for each in known if each.startswith(name)] if name.startswith("--") else []
+        longer = [each for each in known if each.startswith(name)] if len(name) > len("--x") else []
         if meant := [each for each in longer or _similar(name, known) if _is_negative(each) == _is_negative(name)]:
             return HABITS.get(meant[0], f"did you mean {' or '.join(meant)}?")
     return ""

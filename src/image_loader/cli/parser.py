@@ -7,30 +7,28 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from image_loader import __version__
 from image_loader.cli.console import Console
 from image_loader.errors import OptionError
+from image_loader.option import Choice, Count, Flag, Headers, Option, Switch, header_lines, named_once
 from image_loader.settings import (
-    Choice,
+    ARGUMENTS,
+    FILES,
+    IMAGES,
+    LIMITS,
+    OUTPUT,
+    REQUESTS,
     Command,
-    Count,
-    Flag,
-    Group,
-    Headers,
-    Option,
     Settings,
-    Switch,
     all_options,
-    header_lines,
-    named_once,
     options,
 )
-from image_loader.url import redacted
 
 HEADERS_VARIABLE = "IMAGE_LOADER_HEADERS"
 """Environment variable with headers to send, one on each line."""
+_GROUPS = (ARGUMENTS, IMAGES, LIMITS, REQUESTS, FILES, OUTPUT)
 _USAGE = "usage: loader [options] URLFILE DIRECTORY"
 _EPILOG = f"""\
 examples:
@@ -49,45 +47,35 @@ exit status: 0 all saved, fresh or skipped; 1 some failed; 2 could not start or 
 _HELP = ("-h", "--help")
 _VERSION = ("--version",)
 # Of an unknown option no more is repeated than can be a name: the rest may be a secret.
-_NAME = re.compile(r"--[A-Za-z0-9][A-Za-z0-9.-]*")
+_NAME = r"--[A-Za-z0-9][A-Za-z0-9.-]*"
 # What argparse puts before a message about an option.
-_FLAGS = re.compile(r"^argument (?:-\w/)?(--[\w-]+)(?:, --[\w-]+)?: ")
+_FLAGS = r"^argument (?:-\w/)?(--[\w-]+)(?:, --[\w-]+)?: "
 _SEE_HELP = "'loader --help' lists all options"
 
 
-class Words(NamedTuple):
-    """A command line that was read: the values of ``load``'s keywords, and what the command alone is told."""
-
-    values: Mapping[str, Any]
-    command: Command
-
-
-class Parser(NamedTuple):
-    """A parser, and what it has for each option, by the option's keyword."""
-
-    argparse: argparse.ArgumentParser
-    actions: Mapping[str, argparse.Action]
-
-
-def parse(words: Sequence[str], defaults: Mapping[str, Any], environment: Mapping[str, str]) -> Words:
+def parse(words: Sequence[str], defaults: Mapping[str, Any], environment: Mapping[str, str]) -> Command:
     """Read a command line; ``defaults`` are those of ``load``'s keywords. Raise ``OptionError`` for wrong use."""
     _check_names(words)
-    given = vars(build(defaults).argparse.parse_args(words))
+    namespace, more = build(defaults).parse_known_args(words)
+    if more:
+        # They are not repeated: a header without quotes ends in a secret.
+        raise OptionError(
+            f"too many arguments, by {len(more)}; quote those that have spaces, as in -H 'Name: value'\n{_USAGE}"
+        )
+    given = vars(namespace)
     given["headers"] = _headers(given.get("headers", []), environment)
-    command = {
+    own = {
         field: option.checked(given[option.keyword]) if option.takes_value else given[option.keyword]
         for field, option in options(Command).items()
         if option.keyword in given
     }
-    values = {
-        option.keyword: given.get(option.keyword, defaults.get(option.keyword)) for option in options(Settings).values()
-    }
-    return Words(values, Command(**command))
+    keywords = [option.keyword for option in options(Settings).values()]
+    return Command(**own, settings={name: given.get(name, defaults.get(name)) for name in keywords})
 
 
 def build(defaults: Mapping[str, Any]) -> Parser:
     """Return the parser; the manual page and the shells' completions are made from it, too."""
-    parser = _ArgumentParser(
+    parser = Parser(
         "loader",
         usage=_USAGE.removeprefix("usage: "),
         description="Download the images of a list of URLs into a directory, and keep them current on each run.",
@@ -99,16 +87,16 @@ def build(defaults: Mapping[str, Any]) -> Parser:
     )
     # All of them in groups: for one that is in none, argparse (3.11) looks how wide the terminal is, by an import that
     # takes as long as a hundred fresh images.
-    groups = {group: parser.add_argument_group(group.value) for group in Group}
+    groups = {title: parser.add_argument_group(title) for title in _GROUPS}
     entries = sorted(all_options(), key=lambda option: option.keyword != "urls")
-    actions = {option.keyword: _add(groups[option.group], option, defaults) for option in entries}
-    output = groups[Group.OUTPUT]
+    parser.actions = {option.keyword: _add(groups[option.group], option, defaults) for option in entries}
+    output = groups[OUTPUT]
     for flags, text, told in (
         (_HELP, parser.format_help, "show this text and exit"),
         (_VERSION, lambda: f"image_loader {__version__}\n", "show the version and exit"),
     ):
-        actions[flags[-1][2:]] = output.add_argument(*flags, action=_Show, text=text, help=told)
-    return Parser(parser, actions)
+        parser.actions[flags[-1][2:]] = output.add_argument(*flags, action=_Show, text=text, help=told)
+    return parser
 
 
 def flag(keyword: str) -> str:
@@ -141,13 +129,17 @@ def _help(option: Option, default: Any) -> str:
 
 def _headers(given: Sequence[tuple[str, str]], environment: Mapping[str, str]) -> dict[str, str]:
     """Return the headers of the command line and of the environment; the former replace the latter."""
+    named = _named(given, "--header")
+    others = _named(header_lines(environment.get(HEADERS_VARIABLE, ""), HEADERS_VARIABLE), HEADERS_VARIABLE)
+    names = {name.lower() for name in named}
+    return {name: value for name, value in others.items() if name.lower() not in names} | named
+
+
+def _named(headers: Sequence[tuple[str, str]], place: str) -> dict[str, str]:
     try:
-        named = named_once(given)
-        lower = {name.lower() for name in named}
-        others = named_once(header_lines(environment.get(HEADERS_VARIABLE, ""), HEADERS_VARIABLE))
+        return named_once(headers)
     except OptionError as error:
-        raise OptionError(error.fault, "headers") from None
-    return {name: value for name, value in others.items() if name.lower() not in lower} | named
+        raise OptionError(f"{place}: {error.fault}") from None
 
 
 def _check_names(words: Sequence[str]) -> None:
@@ -161,6 +153,8 @@ def _check_names(words: Sequence[str]) -> None:
             name, separator, _ = word.partition("=")
             if name not in flags:
                 raise _unknown(name, flags)
+            if separator and not flags[name]:
+                raise OptionError(f"{name}: takes no value")
             needs_word = flags[name] and not separator
         else:
             needs_word = word[:1] == "-" and word != "-" and _check_letters(word, flags)
@@ -194,7 +188,7 @@ def _unknown(word: str, flags: Mapping[str, bool], letter: str = "") -> OptionEr
 
     name = letter if letter and word not in HABITS else word
     if name.startswith("--"):
-        name = match[0] if (match := _NAME.match(name)) else "--"
+        name = match[0] if (match := re.match(_NAME, name)) else "--"
     return OptionError(f"{name}: unknown option; {advice(name, flags) or _SEE_HELP}")
 
 
@@ -229,14 +223,12 @@ class _Show(argparse.Action):
         parser.exit()
 
 
-class _ArgumentParser(argparse.ArgumentParser):
-    """A parser whose errors are exceptions."""
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are exceptions; ``actions`` are those of the options, by their keywords."""
+
+    actions: dict[str, argparse.Action]
 
     def error(self, message: str) -> NoReturn:
         """Raise ``OptionError``."""
-        message = " ".join(redacted(word) if "://" in word else word for word in message.split(" "))
-        raise OptionError(f"{_FLAGS.sub(_last, message)}; {_SEE_HELP}\n{_USAGE}")
-
-
-def _last(match: re.Match[str]) -> str:
-    return f"{match[1]}: "
+        message = re.sub(_FLAGS, r"\1: ", message)
+        raise OptionError(f"{message}; {_SEE_HELP}\n{_USAGE}")

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from image_loader.errors import LoaderError, OptionError, ResultsFileError
+from image_loader.errors import LoaderError, MissingPackagesError, OptionError, ResultsFileError
 from image_loader.formats import IMAGE_EXTENSIONS
 from image_loader.model import Outcome, Reason, Status
 from image_loader.url import LONGEST_SHOWN, parse, printable, redacted, shortened
@@ -35,12 +35,18 @@ _EXTENSIONS = (".html", ".htm")
 _LINKED_EXTENSIONS = tuple(IMAGE_EXTENSIONS - {".svg"})
 
 
+def require_page(path: Path) -> None:
+    """Raise ``OptionError`` if the extension is not a web page's."""
+    if path.suffix.lower() not in _EXTENSIONS:
+        raise OptionError(f"{path}: the file's extension must be .html", "report")
+
+
 def require_report() -> None:
-    """Raise ``OptionError`` if what the report needs is not installed."""
+    """Raise ``MissingPackagesError`` if what the report needs is not installed."""
     try:
         import jinja2  # noqa: F401
     except ImportError as error:
-        raise OptionError(f"--report needs more: pip install Jinja2 ({error})") from error
+        raise MissingPackagesError("report", "Jinja2", error) from error
 
 
 class Report:
@@ -51,8 +57,7 @@ class Report:
 
         ``OptionError`` for an unknown extension or a missing extra, ``ResultsFileError`` where nothing can be written.
         """
-        if path.suffix.lower() not in _EXTENSIONS:
-            raise OptionError(f"{path}: the report is a web page; give the file the extension .html")
+        require_page(path)
         require_report()
         # Replaced by a page, a FIFO or a device would be gone.
         if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113

@@ -10,6 +10,8 @@ import json
 import operator
 import os
 import select
+import stat
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,14 +19,19 @@ from typing import Any, Self
 
 from image_loader.errors import OptionError, ResultsFileError
 from image_loader.model import Outcome, Reason, Status
-from image_loader.url import parse
+from image_loader.url import parse, printable
 
 COLUMNS = (
     "url", "file", "status", "reason", "detail", "http_status", "media_type", "bytes", "sha256", "attempts", "seconds"
 )  # fmt: skip
 _cells = operator.attrgetter(*COLUMNS)
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t")
+STANDARD_OUTPUT = "-"
+"""What names standard output as the results file."""
+_STANDARD_OUTPUT = 1
+# In ASCII and full-width: spreadsheets take both.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _WAIT = 0.1  # seconds that a pipe is waited for before the run is asked whether it is to end
+_PIPE_BUFFER = 4096  # bytes that a pipe that is ready takes without blocking (POSIX PIPE_BUF, on Linux)
 
 
 def _never() -> bool:
@@ -52,16 +59,19 @@ def csv_row(outcome: Outcome) -> str:
 class ResultsFile:
     """One row per outcome, in the format that the extension names; the file is whole after each row.
 
+    On standard output, which ``-`` names, the rows are lines of JSON.
+
     An earlier file is emptied with the first outcome, or at the end of a run that had none: one that cannot start
     leaves it.
     """
 
-    def __init__(self, path: Path, is_ending: Callable[[], bool] = _never) -> None:
+    def __init__(self, name: str | Path, is_ending: Callable[[], bool] = _never) -> None:
         """Open or make the file; ``OptionError`` for an unknown extension, ``ResultsFileError`` if that fails.
 
         A pipe that nobody reads is waited for until ``is_ending`` says so.
         """
-        self._to_row = _row_format(path)
+        self._to_row = row_format(name)
+        path = None if name == STANDARD_OUTPUT else Path(name)
         self._file = _LineFile(path, _csv_record(COLUMNS) if self._to_row is csv_row else "", is_ending)
 
     def write(self, outcome: Outcome) -> None:
@@ -103,42 +113,53 @@ class FailedFile:
 
 
 class _LineFile:
-    """A file that only its owner may read, and that ends with a whole line at any moment.
+    """A file that only its owner may read, and that ends with a whole line at any moment; or standard output.
 
-    What is in it stays until it is begun; from then on, ``heading`` stands before the lines. Of a pipe that is full
-    when the run is to end, the rest is dropped.
+    What is in the file stays until it is begun; from then on, ``heading`` stands before the lines. Of a pipe that is
+    full when the run is to end, the rest is dropped.
     """
 
-    def __init__(self, path: Path, heading: str, is_ending: Callable[[], bool]) -> None:
+    def __init__(self, path: Path | None, heading: str, is_ending: Callable[[], bool]) -> None:
+        """``path`` is None for standard output."""
         self._path = path
         self._heading = heading
         self._is_ending = is_ending
         self._begun = False
         self._given_up = False
         self._size = 0
-        while (descriptor := self._opened()) is None:
+        while (descriptor := self._standard_output() if path is None else self._opened(path)) is None:
             time.sleep(_WAIT)
         self._descriptor = descriptor
+        self._is_regular = path is not None and stat.S_ISREG(os.fstat(descriptor).st_mode)
 
-    def _opened(self) -> int | None:
+    def _opened(self, path: Path) -> int | None:
         """Open or make the file; None for a FIFO that nobody reads yet."""
         # O_NONBLOCK: what blocks goes on blocking after a signal was handled (PEP 475).
         try:
-            return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            if error.errno == errno.ENXIO and self._path.is_fifo() and not self._is_ending():
+            if error.errno == errno.ENXIO and path.is_fifo() and not self._is_ending():
                 return None
             raise self._error(error) from error
 
+    def _standard_output(self) -> int:
+        try:
+            if sys.stdout is None:  # It was closed when the process was started.
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            return os.dup(_STANDARD_OUTPUT)
+        except OSError as error:
+            raise self._error(error) from error
+
     def begin(self) -> None:
-        """Empty the file and write its heading, if that is not done."""
+        """Make the file private and empty, and write its heading, if that is not done."""
         if self._begun:
             return
         self._begun = True
-        try:
-            os.ftruncate(self._descriptor, 0)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # a pipe or a terminal has no length
+        if self._is_regular:
+            try:
+                os.fchmod(self._descriptor, 0o600)
+                os.ftruncate(self._descriptor, 0)
+            except OSError as error:
                 raise self._error(error) from error
         self._write(self._heading)
 
@@ -158,8 +179,12 @@ class _LineFile:
         try:
             written = 0
             while written < len(content) and not self._given_up:
+                # Standard output is not ours to make non-blocking: others may have it as well.
+                if self._path is None and not self._is_writable():
+                    self._given_up = True
+                    break
                 try:
-                    written += os.write(self._descriptor, content[written:])
+                    written += os.write(self._descriptor, content[written : written + _PIPE_BUFFER])
                 except BlockingIOError:
                     self._given_up = not self._is_writable()
         except OSError as error:
@@ -183,21 +208,24 @@ class _LineFile:
             raise self._error(error) from error
 
     def _drop_torn_line(self) -> None:
-        with contextlib.suppress(OSError):  # a pipe has no length
+        if not self._is_regular:
+            return
+        with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, self._size)
             os.lseek(self._descriptor, self._size, os.SEEK_SET)
 
     def _error(self, error: OSError) -> ResultsFileError:
+        if self._path is None:
+            return ResultsFileError(f"standard output: cannot be written: {error.strerror}")
         return ResultsFileError(f"{self._path}: cannot be written: {error.strerror}; name another file")
 
 
-def _row_format(path: Path) -> Callable[[Outcome], str]:
-    match path.suffix.lower():
-        case ".jsonl":
-            return json_row
-        case ".csv":
-            return csv_row
-    raise OptionError(f"{path}: results are written as .jsonl or .csv; give the file one of these extensions")
+def row_format(name: str | Path) -> Callable[[Outcome], str]:
+    """Return what makes a row of an outcome, by the file's extension; ``OptionError`` for an unknown one."""
+    extension = ".jsonl" if name == STANDARD_OUTPUT else Path(name).suffix.lower()
+    if row := {".jsonl": json_row, ".csv": csv_row}.get(extension):
+        return row
+    raise OptionError(f"{name}: the file's extension must be .jsonl or .csv", "results")
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
@@ -207,15 +235,21 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 
 
 def _neutralised(cell: Any) -> Any:
-    """Return a cell that no spreadsheet takes for a formula."""
-    return "'" + cell if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
+    r"""Return a cell that no spreadsheet takes for a formula, without control characters.
+
+    >>> _neutralised(" =1+1"), _neutralised("a\tb"), _neutralised(5)
+    ("' =1+1", 'a\\tb', 5)
+    """
+    if not isinstance(cell, str):
+        return cell
+    cell = printable(cell)
+    return "'" + cell if cell.lstrip().startswith(_FORMULA_STARTS) else cell
 
 
 def _csv_record(cells: Iterable[Any]) -> str:
     record = io.StringIO()
-    # The writer quotes a lone CR only where its own line ends have one (CPython 3.11).
-    csv.writer(record, lineterminator="\r\n").writerow(cells)
-    return record.getvalue().removesuffix("\r\n") + "\n"
+    csv.writer(record, lineterminator="\n").writerow(cells)
+    return record.getvalue()
 
 
 def _is_remnant(outcome: Outcome) -> bool:
