@@ -100,7 +100,7 @@ class Planner:
 
         Should the index have been lost, the plain name's file may be another URL's; one with the hash is its own.
         """
-        names = naming.candidates(url, self._settings.layout, self._directory.max_name_bytes, line.name)
+        names = naming.candidates(url, self._settings.layout, self._directory.max_name_bytes, wanted=line.name)
         preferred = next(names)
         if preferred.complete and self._directory.stat(preferred.path) is not None:
             hashed = next(names)

@@ -20,20 +20,24 @@ _HARMLESS = re.compile(r"(?! )[\x20-\x2e\x30-\x5b\x5d-\x7e]*[\x21-\x2d\x30-\x5b\
 _UP_TO_TRAILING_DOTS = re.compile(r".*[^\s.]", re.DOTALL)
 _NAMELESS = "image"
 _HASH_DIGITS = (8, 16, 32, 64)
-# Invisible marks outside the format category, which ext4's case-folding directories pass over when they compare.
-# Compiled with the first name beyond ASCII.
+_SPARE_STEM = 40
 _DEEPEST = 16  # folders of a path
 _LONGEST_FOLDER = 1000  # bytes of all folders of a path; Linux takes 4095 for a whole path
 _ENDS_OF_FILES = (*IMAGE_EXTENSIONS, UNKNOWN_EXTENSION)
+# Invisible marks outside the format category, which ext4's case-folding directories pass over when they compare.
+# Compiled with the first name beyond ASCII.
 _IGNORABLE = "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 
 
-def candidates(url: Url, layout: Layout, max_bytes: int = 255, wanted: str | None = None) -> Iterator[Name]:
-    """Yield the names that a URL may have, the preferred one first; the last one is another URL's only on purpose.
+def candidates(
+    url: Url, layout: Layout, max_bytes: int = 255, refused: str = "", wanted: str | None = None
+) -> Iterator[Name]:
+    """Yield the names that a URL may have, the preferred one first; the last one collides only on purpose.
 
-    ``wanted`` is a name that the list gives, a path below the directory: it goes before the URL's own, and before the
+    ``wanted`` is a name that the list gives, a path below the directory: it is used instead of the URL's own and of the
     layout. Names without the extension of an image get that of the media type received; those with a hash always do.
-    ``max_bytes``, at least 80, holds for the last component with that extension.
+    ``max_bytes``, at least 80, holds for the last component with that extension. ``refused`` are characters that the
+    file system does not take: a name that has one is passed over, and those with a hash have "_" instead.
 
     >>> from image_loader.url import parse
     >>> for name in candidates(parse("http://example.com/a/photo.jpg?id=1"), Layout.HOST):
@@ -55,12 +59,35 @@ def candidates(url: Url, layout: Layout, max_bytes: int = 255, wanted: str | Non
     else:
         folder = _layout_folder(url, layout, max_bytes)
         stem, extension = _stem_and_extension(unquote(_segments(url)[-1]))
-    if (extension or parts) and len((stem + extension).encode()) <= max_bytes - (0 if extension else LONGEST_EXTENSION):
+    taken = stem
+    if refused:
+        folder, taken = (re.sub(f"[{re.escape(refused)}]", "_", part) for part in (folder, stem))
+    room = max_bytes if extension else max_bytes - LONGEST_EXTENSION
+    if (extension or parts) and taken == stem and len((stem + extension).encode()) <= room:
         yield Name(folder + stem + extension, complete=bool(extension))
     digest = url.sha256
     for digits in _HASH_DIGITS:
         room = max_bytes - 1 - digits - LONGEST_EXTENSION
-        yield Name(f"{folder}{_cut(stem, room)}-{digest[:digits]}", complete=False)
+        yield Name(f"{folder}{_cut(taken, room)}-{digest[:digits]}", complete=False)
+
+
+def spares(url: Url, layout: Layout, extension: str) -> Iterator[str]:
+    """Yield names for where those of ``candidates`` cannot be had: short ones that every file system takes.
+
+    >>> from image_loader.url import parse
+    >>> next(spares(parse("http://example.com/a:b.png"), Layout.FLAT, ".png"))
+    'a_b-2c9d0ae54bf96449.png'
+    """
+    stem, _ = _stem_and_extension(unquote(_segments(url)[-1]))
+    folder, stem = (re.sub(r"[^A-Za-z0-9._/-]", "_", part) for part in (_layout_folder(url, layout, 255), stem))
+    for digits in _HASH_DIGITS[1:]:
+        yield f"{folder}{stem[:_SPARE_STEM]}-{url.sha256[:digits]}{extension}"
+
+
+def has_hash(url: Url, path: str) -> bool:
+    """Whether a file has a name that no other URL has."""
+    stem = path.rpartition(".")[0]
+    return any(stem.endswith(f"-{url.sha256[:digits]}") for digits in _HASH_DIGITS)
 
 
 def key(path: str) -> str:
