@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image_loader.errors import UrlFileError
-from image_loader.lists.table import LIMIT, Columns
+from image_loader.lists.table import LIMIT
 from image_loader.lists.urlfile import count, read
-from image_loader.model import Line
+from image_loader.model import Columns, Line
 
 Told = tuple[int, str, str | None]
 
@@ -159,9 +159,9 @@ def test_a_row_without_the_column_is_a_fault_with_its_line_and_blank_rows_are_no
     path.write_text('id,url\n1\n2,"a\nb"\n,\n3,\n , \n4,http://h/a.jpg\n')
     found = [(line.number, line.text, line.fault.partition(":")[0]) for line in lines(path, "url")]
     assert found == [
-        (2, "", "no column url in this row"),
+        (2, "", "no column url in this row (line 2)"),
         (3, "a\nb", "control character or undecodable byte in the URL"),
-        (6, "", "no URL in column url"),
+        (6, "", "no URL in column url (line 6)"),
         (8, "http://h/a.jpg", ""),
     ]
     assert count(path, Columns("url")) == 4

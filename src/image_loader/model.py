@@ -69,6 +69,13 @@ class Layout(StrEnum):
     PATH = "path"
 
 
+class Columns(NamedTuple):
+    """The columns of a table to read, each by its heading or its number from 1."""
+
+    url: str
+    name: str | None = None
+
+
 class Line(NamedTuple):
     """One line of the list: a URL, or the fault that keeps it from being one.
 

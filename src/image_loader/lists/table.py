@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from image_loader.errors import UrlFileError
+from image_loader.model import Columns
 from image_loader.url import printable, redacted, shortened
 
 LIMIT = 1_048_576
@@ -22,13 +23,6 @@ _QUOTED_URL = r"(?i)[\s\"]*https?:"
 _SHOWN_COLUMNS = 50
 _CELL_OF_DATA = r"(?i)\s*(?:$|www\.|//|[a-z][a-z0-9+.-]*:[/\\]|data:)"
 _SEPARATOR_LINE = r"(?i)\s*sep=([,;|\t])\s*"  # Excel's
-
-
-class Columns(NamedTuple):
-    """The columns of a table to read, each by its heading or its number from 1."""
-
-    url: str
-    name: str | None = None
 
 
 class Row(NamedTuple):
@@ -157,7 +151,8 @@ class _Table:
         return f"no URL in column {column}" if len(fields) > self._place else f"no column {column} in this row"
 
     def _bad(self, place: int, fault: str) -> Row:
-        return Row(self._number + place, "", None, fault)
+        number = self._number + place
+        return Row(number, "", None, f"{fault} (line {number})")
 
 
 def _text(raw: bytes) -> str:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from image_loader.errors import UrlFileError
 from image_loader.lists import forms
-from image_loader.model import Line
+from image_loader.model import Columns, Line
 from image_loader.url import parse, redacted
 
 if TYPE_CHECKING:
-    from image_loader.lists.table import Columns, Row
+    from image_loader.lists.table import Row
 
 STANDARD_INPUT = "-"
 """What names standard input as the list."""
