@@ -57,17 +57,12 @@ class Asking(Transport):
         raise result
 
     @contextmanager
-    def ask(
-        self,
-        url: Url,
-        fields: Mapping[str, str],
-        condition: Mapping[str, str] | None = None,
-        target: bytes | None = None,
-    ) -> Iterator[Answer]:
-        """Yield the answer to a request; its connection is given back."""
+    def ask(self, url: Url, fields: Mapping[str, str], wait: float = 0.0) -> Iterator[Answer]:
+        """Yield the answer to a request; its connections are given back, and wait ``wait`` seconds to be used."""
         hop: Hop | None = None
         while True:
             connection = self.connected((hop.url if hop else url).origin)
+            time.sleep(wait)
             try:
                 found = self.exchange(url, fields, {}, None, connection, hop)
                 if isinstance(found, Answer):
@@ -86,17 +81,17 @@ def transport(**changes: Any) -> closing[Asking]:
     return closing(Asking(SETTINGS._replace(**changes)))
 
 
-def get(asking: Asking, url: str, fields: Mapping[str, str] | None = None) -> Got:
+def get(asking: Asking, url: str, fields: Mapping[str, str] | None = None, **how: float) -> Got:
     """Ask for a URL and read the answer."""
-    with asking.ask(parse(url), fields or {}) as answer:
+    with asking.ask(parse(url), fields or {}, **how) as answer:
         body = b"".join(answer.chunks(SETTINGS.chunk))
         return Got(answer.status, answer.fields, body)
 
 
-def refusal(asking: Asking, url: str, fields: Mapping[str, str] | None = None) -> Failure:
+def refusal(asking: Asking, url: str, fields: Mapping[str, str] | None = None, **how: float) -> Failure:
     """Ask for a URL that cannot be had; return why."""
     with pytest.raises(DownloadError) as caught:
-        get(asking, url, fields)
+        get(asking, url, fields, **how)
     return caught.value.failure
 
 

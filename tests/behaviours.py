@@ -197,6 +197,70 @@ def setting_cookies(request: Request) -> Steps:
     yield whole(request.body, "Set-Cookie: session=secret; Path=/")
 
 
+# Sloppy, as browsers take it ----------------------------------------------------------------------------------------
+
+
+@family(
+    charset="UTF-8",
+    none="none",
+    chunked="aws-chunked",
+    binary="binary",
+    listed="utf-8, identity",
+    spaced=" ",
+    comma=",",
+)
+def untrue_coding(request: Request, variant: str) -> Steps:
+    """Name a content coding that is none, over an image as it is."""
+    yield whole(request.body, f"Content-Encoding: {variant}")
+
+
+@family(
+    spaced="Access-Control-Allow-Credentials : true",
+    warning="PHP Warning:  Undefined variable $a in /var/www/a.php on line 3",
+    name="X-Foo(bar): 1",
+    no_colon="no colon",
+    no_name=": 4000",
+    folded="no colon\r\n\tits continuation",
+    foreign="\xc4: b",
+)
+def sloppy_header(request: Request, variant: str) -> Steps:
+    """Send a malformed header line that does not matter."""
+    yield head(variant, PNG, variant, length(request.body), variant) + request.body
+
+
+@family(
+    twice="image/png\r\nContent-Type: image/png",
+    better="application/octet-stream\r\nContent-Type: image/png",
+    listed="text/html, image/png",
+    wildcard="image/png, */*",
+    alias="image/x-png",
+)
+def sloppy_type(request: Request, variant: str) -> Steps:
+    """Send an image's type in an unusual way."""
+    yield head(f"Content-Type: {variant}", length(request.body)) + request.body
+
+
+@behaviour
+def old_chunks(request: Request) -> Steps:
+    """Send chunks in HTTP/1.0, which has none."""
+    fields = PNG, "Transfer-Encoding: chunked", "Connection: keep-alive"
+    yield head(*fields, version="HTTP/1.0") + chunked(request.body) + b"0\r\n\r\n"
+
+
+@family(length="Content-Length: 4000", none="Connection: close")
+def identity_framing(request: Request, variant: str) -> Steps:
+    """Send the transfer coding that was none, and is no more."""
+    yield head(PNG, "Transfer-Encoding: identity", variant) + request.body
+    yield End.CLOSE
+
+
+@behaviour
+def unframed_and_more(request: Request) -> Steps:
+    """Let the end of the connection end the body, the framing of which stands in its way twice over."""
+    yield head(PNG, "Content-Encoding: gzip") + gzip.compress(request.body)
+    yield End.CLOSE
+
+
 # Bodies that end early --------------------------------------------------------------------------------------------
 
 
@@ -424,7 +488,6 @@ def bad_status_line(request: Request, variant: str) -> Steps:
 
 @family(
     no_colon="Content-Length 4000",
-    no_name=": 4000",
     spaced_name="Content-Length : 100",
     folded="Content-Length: 40\r\n 00",
     nul="X-Odd: a\0b",
@@ -525,7 +588,7 @@ _BROKEN: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@family(unknown="secret", many=", ".join(["gzip"] * 50), brotli="br")
+@family(many=", ".join(["gzip"] * 50), brotli="br", zstandard="ZSTD", among="utf-8, br", compress="compress")
 def unknown_coding(request: Request, variant: str) -> Steps:
     """Send a content coding that can't be undone here, or that is there to do harm."""
     yield whole(request.body, f"Content-Encoding: {variant}")
@@ -626,11 +689,12 @@ def stalling_chunk(request: Request) -> Steps:
     html="Content-Type: text/html",
     none="X-No: type",
     empty="Content-Type:",
+    plain="Content-Type: text/plain",
     slash="Content-Type: image/",
     bare="Content-Type: image",
     wildcard="Content-Type: image/*",
     two="Content-Type: image/png\r\nContent-Type: text/html",
-    listed="Content-Type: text/html, image/png",
+    listed="Content-Type: image/png, text/html",
     camera="Content-Type: multipart/x-mixed-replace; boundary=image/png",
     lookalike="Content-Type: ximage/png",
     octets="Content-Type: application/octet-stream",
@@ -638,6 +702,20 @@ def stalling_chunk(request: Request) -> Steps:
 def wrong_type(request: Request, variant: str) -> Steps:
     """Send a media type that is no image's, or none at all."""
     yield head(variant, length(request.body)) + request.body
+
+
+@family(
+    jpeg="image/jpeg",
+    png="image/png",
+    svg="image/svg+xml",
+    compressed="image/png\r\nContent-Encoding: gzip",
+    other="image/x-y",
+)
+def page(request: Request, variant: str) -> Steps:
+    """Send a web page as an image."""
+    body = b"\n<!DOCTYPE html>\n<title>Please sign in</title>" + b"<p>or go away</p>" * 100
+    packed = gzip.compress(body) if "gzip" in variant else body
+    yield head(f"Content-Type: {variant}", length(packed)) + packed
 
 
 @family(length="Content-Length: 0", chunks="Transfer-Encoding: chunked", unframed="Connection: close")
@@ -653,13 +731,26 @@ def bodiless(request: Request, variant: str) -> Steps:
     yield head(PNG, status=variant)
 
 
-@family(created="201 Created", non_authoritative="203 Non-Authoritative Information", multi="207 Multi-Status")
+@behaviour
+def non_authoritative(request: Request) -> Steps:
+    """Send what a proxy has changed."""
+    yield whole(request.body, status="203 Non-Authoritative Information")
+
+
+@family(created="201 Created", multi="207 Multi-Status")
 def other_success(request: Request, variant: str) -> Steps:
     """Send a success other than 200, with an image for a body."""
     yield whole(request.body, status=variant)
 
 
-@family(part="bytes 0-1999/4000", complete="bytes 0-3999/4000", none="")
+@behaviour
+def whole_part(request: Request) -> Steps:
+    """Send the whole as a part, which nobody asked for."""
+    size = len(request.body)
+    yield whole(request.body, f"Content-Range: bytes 0-{size - 1}/{size}", status="206 Partial Content")
+
+
+@family(part="bytes 0-1999/4000", more="bytes 0-3999/4001", none="")
 def unasked_part(request: Request, variant: str) -> Steps:
     """Send 206 to a request without Range."""
     place = (f"Content-Range: {variant}",) if variant else ()
@@ -691,7 +782,7 @@ _STATUSES = [
     505,
     511,
 ]
-_PASSING = [408, 425, 429, 500, 502, 503, 504]
+_PASSING = [408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524, 529, 530]
 
 
 @family(**{str(code): f"{code} No" for code in _STATUSES + _PASSING})

@@ -18,9 +18,9 @@ import image_loader
 PACKAGE = Path(image_loader.__file__).parent
 LAYERS = (
     ("url", "model", "errors", "formats"),
-    ("option",),
+    ("option", "media_types", "sniffing"),
     ("settings",),
-    ("lists", "freshness", "transport", "store", "media", "processors"),
+    ("lists", "freshness", "transport", "store", "media", "processors", "endings"),
     ("planner", "scheduling", "attempt"),
     ("batch",),
     ("cli",),

@@ -240,7 +240,8 @@ def test_an_encoded_image_is_saved_decoded(house: House) -> None:
     ("status", "retryable"),
     [
         *[(status, True) for status in (408, 425, 429, 500, 502, 503, 504)],
-        *[(status, False) for status in (201, 203, 204, 205, 206, 226, 300, 304, 400, 401, 403, 404, 410, 416, 451)],
+        *[(status, True) for status in (509, 520, 521, 522, 523, 524, 529, 530)],
+        *[(status, False) for status in (201, 204, 205, 206, 226, 300, 304, 400, 401, 403, 404, 410, 416, 451)],
         *[(status, False) for status in (501, 505, 999)],
     ],
 )  # fmt: skip
@@ -253,7 +254,7 @@ def test_a_status_other_than_200_fails_and_leaves_the_old_image(house: House, st
     assert_untouched(house)
 
 
-@pytest.mark.parametrize(("status", "seconds"), [(429, 7.0), (503, 7.0), (500, None), (404, None)])
+@pytest.mark.parametrize(("status", "seconds"), [(429, 7.0), (503, 7.0), (500, None), (522, None), (404, None)])
 def test_retry_after_is_heeded_where_it_means_something(house: House, status: int, seconds: float | None) -> None:
     with Scripted(plays(head("Retry-After: 7", "Content-Length: 0", status=f"{status} No"))) as server:
         assert house.failure(job(server)).retry_after == seconds
@@ -284,6 +285,224 @@ def test_what_is_no_whole_image_is_refused_and_leaves_the_old_one(
         failure = house.failure(known(server, house))
     assert (failure.reason, failure.retryable, failure.resume) == (reason, retryable, None)
     assert_untouched(house)
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 4000", "Transfer-Encoding: chunked", "Connection: close"])
+@pytest.mark.parametrize(
+    ("status", "place"), [("203 Non-Authoritative", "X: y"), ("206 Partial", "Content-Range: bytes 0-3999/4000")]
+)
+def test_what_is_the_whole_image_is_saved_whatever_its_status(
+    house: House, status: str, place: str, framing: str
+) -> None:
+    body = chunked(BODY) + b"0\r\n\r\n" if "chunked" in framing else BODY
+    with Scripted(plays(head(PNG, framing, place, status=status) + body, End.CLOSE)) as server:
+        result = house.attempt(known(server, house)._replace(validators=Validators()))
+    assert isinstance(result, Saved)
+    assert result.http_status == int(status[:3])
+    assert house.content() == BODY
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["bytes 0-3999/4001", "bytes 1-3999/4000", "bytes 0-3998/4000", "bytes 0-3999/*", "bytes */4000", "0-3999/4000",
+     "bytes 0-3999/4000, bytes 0-3999/4000", "bytes 0-4000/4001"],
+)  # fmt: skip
+@pytest.mark.parametrize("framing", ["Content-Length: 4000", "Transfer-Encoding: chunked"])
+def test_a_part_that_nobody_asked_for_is_refused(house: House, place: str, framing: str) -> None:
+    body = chunked(BODY) + b"0\r\n\r\n" if "chunked" in framing else BODY
+    answer = head(PNG, framing, f"Content-Range: {place}", status="206 Partial Content") + body
+    with Scripted(plays(answer, End.CLOSE)) as server:
+        assert house.failure(known(server, house)).http_status == 206
+    assert_untouched(house)
+
+
+UNFRAMED = head(PNG, *KEPT, "Connection: close") + BODY
+
+
+@pytest.mark.parametrize("cut", [1, 4, 12, 13, 2000])
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_body_that_only_the_connection_ends_goes_on_to_the_end_of_its_image(
+    make_house: Callable[..., House], cut: int, *, verify: bool
+) -> None:
+    house = make_house(verify=verify)
+    with Scripted(plays(UNFRAMED[:-cut], End.CLOSE), plays(UNFRAMED + b"behind", End.CLOSE)) as server:
+        failure = house.failure(known(server, house))
+        assert (failure.reason, failure.retryable, failure.resume) == (Reason.TRUNCATED, True, None)
+        assert_untouched(house)
+        house.saved(known(server, house))
+    assert house.content() == BODY + b"behind"
+
+
+def test_a_body_that_only_the_connection_ends_may_be_compressed(house: House) -> None:
+    """It tells its own end: what it holds is whole, whatever it is."""
+    packed = head(PNG, "Content-Encoding: gzip") + gzip.compress(BODY[:2000])
+    with Scripted(plays(packed, End.CLOSE)) as server:
+        house.saved(job(server))
+    assert house.content() == BODY[:2000]
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 2000", "Transfer-Encoding: Chunked"])
+def test_a_body_that_has_a_frame_is_not_looked_at_for_its_end(house: House, framing: str) -> None:
+    body = chunked(BODY[:2000]) + b"0\r\n\r\n" if "hunked" in framing else BODY[:2000]
+    with Scripted(plays(head(PNG, framing) + body)) as server:
+        house.saved(job(server))
+    assert house.content() == BODY[:2000]
+
+
+@pytest.mark.parametrize(("framing", "retryable"), [("Connection: close", True), ("Content-Length: 4000", False)])
+def test_what_is_damaged_is_tried_again_where_it_may_have_been_cut(
+    make_house: Callable[..., House], framing: str, *, retryable: bool
+) -> None:
+    damaged = bytearray(BODY)
+    damaged[60] ^= 0xFF
+    with Scripted(plays(head(PNG, framing) + damaged, End.CLOSE)) as server:
+        failure = make_house(verify=True).failure(job(server))
+    assert (failure.reason, failure.retryable) == (Reason.DAMAGED, retryable)
+
+
+PAGE = b"<!DOCTYPE html>\n<title>Sign in</title>" + b"<p>Please sign in</p>" * 200
+OCTETS = "Content-Type: application/octet-stream"
+SVG = b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>"
+
+
+def sent(content_type: str, body: bytes, *more: str) -> bytes:
+    return head(*(filter(None, [content_type])), length(body), *more) + body
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (sent("Content-Type: image/jpeg", PAGE), "image/jpeg, but the body is HTML"),
+        (sent("Content-Type: image/x-unheard-of", PAGE), "HTML"),
+        (sent("Content-Type: image/svg+xml", PAGE), "HTML"),
+        (sent("Content-Type: image/x+xml", PAGE), "HTML"),
+        (sent("Content-Type: image/png", gzip.compress(PAGE), "Content-Encoding: gzip"), "HTML"),
+        (head(PNG, "Transfer-Encoding: chunked") + chunked(PAGE, 1) + b"0\r\n\r\n", "HTML"),
+        (head(PNG) + b"\n" * 3000 + PAGE, "HTML"),
+        (sent("Content-Type: image/svg+xml", b"<Error><Code>AccessDenied</Code></Error>"), "XML"),
+        (sent("Content-Type: image/gif", b'{"error": 404}'), "JSON"),
+    ],
+)
+def test_a_page_sent_as_an_image_is_refused_and_named(house: House, answer: bytes, named: str) -> None:
+    with Scripted(plays(answer, End.CLOSE)) as server:
+        failure = house.failure(known(server, house))
+    assert (failure.reason, failure.retryable) == (Reason.NOT_AN_IMAGE, False)
+    assert named in failure.detail
+    assert_untouched(house)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("image/svg+xml", SVG),
+        ("image/png", SVG),
+        ("image/x+xml", b"<x>"),
+        ("image/x+json", b'{"x": 1}'),
+        ("image/png", b"what nobody knows"),
+        ("image/x-xpixmap", b"/* XPM */"),
+        ("image/png", bytes(100)),
+    ],
+)
+def test_what_may_be_an_image_is_saved(house: House, content_type: str, body: bytes) -> None:
+    with Scripted(plays(sent(f"Content-Type: {content_type}", body))) as server:
+        house.saved(job(server))
+    assert house.content() == body
+
+
+def test_chunks_that_nobody_announced_are_refused(house: House) -> None:
+    with Scripted(plays(head(PNG) + chunked(BODY) + b"0\r\n\r\n", End.CLOSE)) as server:
+        failure = house.failure(known(server, house))
+    assert (failure.reason, failure.retryable) == (Reason.PROTOCOL, False)
+    assert_untouched(house)
+
+
+@pytest.mark.parametrize("coding", ["UTF-8", "none", "aws-chunked", "binary", "", "identity, utf-8"])
+def test_a_coding_that_is_none_does_no_harm(house: House, coding: str) -> None:
+    with Scripted(plays(whole(BODY, f"Content-Encoding: {coding}"))) as server:
+        house.saved(job(server))
+    assert house.content() == BODY
+
+
+@pytest.mark.parametrize("coding", ["gzip-encoded", "gzip"])
+def test_what_comes_out_compressed_is_refused(house: House, coding: str) -> None:
+    packed = gzip.compress(gzip.compress(BODY)) if coding == "gzip" else gzip.compress(BODY)
+    with Scripted(plays(whole(packed, f"Content-Encoding: {coding}"))) as server:
+        failure = house.failure(known(server, house))
+    assert (failure.reason, failure.retryable) == (Reason.PROTOCOL, False)
+    assert coding in failure.detail
+    assert_untouched(house)
+
+
+UNTYPED = ["", "Content-Type:", OCTETS, "Content-Type: binary/octet-stream", "Content-Type: text/plain",
+           "Content-Type: */*", "Content-Type: image", "Content-Type: .png"]  # fmt: skip
+
+
+@pytest.mark.parametrize("content_type", UNTYPED)
+@pytest.mark.parametrize("option", ["sniff", "verify"])
+def test_without_a_type_the_first_bytes_decide_if_they_are_asked(
+    make_house: Callable[..., House], content_type: str, option: str
+) -> None:
+    house = make_house(**{option: True})
+    with Scripted(plays(sent(content_type, BODY))) as server:
+        image = house.saved(job(server, name=Name("a-0f", complete=False)))
+        assert len(server.requests) == 1
+    assert (image.file, image.media_type) == ("a-0f.png", "image/png")
+    assert house.content("a-0f.png") == BODY
+
+
+def test_the_first_bytes_may_come_one_by_one(make_house: Callable[..., House]) -> None:
+    house = make_house(sniff=True)
+    with Scripted(plays(head(OCTETS, "Transfer-Encoding: chunked") + chunked(BODY, 1) + b"0\r\n\r\n")) as server:
+        assert house.saved(job(server)).media_type == "image/png"
+    assert house.content() == BODY
+
+
+@pytest.mark.parametrize("content_type", UNTYPED)
+def test_without_a_type_the_refusal_says_what_would_help(house: House, content_type: str) -> None:
+    with Scripted(plays(sent(content_type, BODY))) as server:
+        failure = house.failure(known(server, house))
+    assert failure.reason is Reason.NOT_AN_IMAGE
+    assert "image/png" in failure.detail
+    assert "--sniff" in failure.detail
+    assert_untouched(house)
+
+
+@pytest.mark.parametrize(
+    ("body", "named"), [(PAGE, "HTML"), (b"neither", "no known image format"), (b"", "no Content-Type")]
+)
+@pytest.mark.parametrize("sniff", [True, False])
+def test_without_a_type_what_is_no_image_is_refused(
+    make_house: Callable[..., House], body: bytes, named: str, *, sniff: bool
+) -> None:
+    house = make_house(sniff=sniff)
+    with Scripted(plays(sent("", body))) as server:
+        failure = house.failure(known(server, house))
+    assert (failure.reason, failure.retryable) == (Reason.NOT_AN_IMAGE, False)
+    assert named in failure.detail
+    assert "--sniff" not in failure.detail
+    assert_untouched(house)
+
+
+def test_a_body_that_breaks_off_before_its_refusal_is_refused_all_the_same(house: House) -> None:
+    with Scripted(plays(sent(OCTETS, BODY)[:-3500], End.CLOSE)) as server:
+        failure = house.failure(job(server))
+    assert (failure.reason, failure.retryable) == (Reason.NOT_AN_IMAGE, False)
+
+
+def test_a_body_that_breaks_off_where_its_first_bytes_decide_is_tried_again(make_house: Callable[..., House]) -> None:
+    with Scripted(plays(sent(OCTETS, BODY)[:-3500], End.CLOSE)) as server:
+        failure = make_house(sniff=True).failure(job(server))
+    assert (failure.reason, failure.retryable) == (Reason.TRUNCATED, True)
+
+
+def test_the_rest_of_a_body_has_the_type_that_its_first_bytes_had(make_house: Callable[..., House]) -> None:
+    house = make_house(sniff=True)
+    part = head(OCTETS, "Content-Range: bytes 2000-3999/4000", f"ETag: {TAG}", length(BODY[2000:]), status="206 Part")
+    script = plays(sent(OCTETS, BODY, *KEPT)[:-2000], End.CLOSE), plays(part + BODY[2000:])
+    with Scripted(*script) as server:
+        resume = house.failure(job(server)).resume
+        assert house.saved(job(server, resume=resume)).media_type == "image/png"
+    assert house.content() == BODY
 
 
 def test_an_image_of_the_largest_size_is_accepted(make_house: Callable[..., House]) -> None:
@@ -477,6 +696,43 @@ def test_the_rest_of_a_body_is_asked_for_and_joined(house: House) -> None:
     assert house.content() == BODY
     assert (image.size, image.sha256) == (4000, hashlib.sha256(BODY).hexdigest())
     assert leftovers(house.directory.path) == []
+
+
+def test_a_rest_of_another_size_than_was_announced_is_refused(house: House) -> None:
+    with Scripted(CUT, plays(rest("bytes 2000-2999/3000", BODY[2000:3000]))) as server:
+        failure = house.failure(resumed(house, server))
+    assert (failure.reason, failure.retryable, failure.resume) == (Reason.PROTOCOL, True, None)
+    assert not (house.directory.path / "a.png").exists()
+
+
+LATER = "Date: Sun, 06 Nov 1994 08:50:37 GMT"
+DATED = (LATER, f"Last-Modified: {MODIFIED}", "Accept-Ranges: bytes")
+
+
+@pytest.mark.parametrize(
+    ("told", "same"),
+    [
+        ((f"Last-Modified: {MODIFIED}",), True),
+        ((f"Last-Modified: {MODIFIED}", f"ETag: {TAG}"), False),
+        (("Last-Modified: Sun, 06 Nov 1994 08:49:38 GMT",), False),
+        ((), False),
+    ],
+)
+def test_without_an_etag_a_strong_date_joins_a_body(house: House, told: tuple[str, ...], *, same: bool) -> None:
+    place = "Content-Range: bytes 2000-3999/4000"
+    part = whole(BODY[2000:], place, *told, status="206 Partial Content")
+    with Scripted(plays(whole(BODY, *DATED)[:-2000], End.CLOSE), plays(part), plays(whole(BODY))) as server:
+        asked = job(server, resume=house.failure(job(server)).resume)
+        assert isinstance(house.attempt(asked), Saved) is same
+        headers = server.requests[1].headers
+    assert (headers["range"], headers["if-range"]) == ("bytes=2000-", MODIFIED)
+    assert not same or house.content() == BODY
+
+
+def test_a_date_that_is_not_strong_joins_nothing(house: House) -> None:
+    told = f"Date: {MODIFIED}", *DATED[1:]
+    with Scripted(plays(whole(BODY, *told)[:-2000], End.CLOSE)) as server:
+        assert house.failure(job(server)).resume is None
 
 
 def test_a_rest_may_come_without_what_was_told_with_the_beginning(house: House) -> None:

@@ -61,11 +61,89 @@ def test_what_is_packed_tightly_comes_out_whole_at_every_limit(name: str, pack: 
         assert max(map(len, pieces)) <= 4096
 
 
-@pytest.mark.parametrize("name", ["br", "gzip, gzip", "compress", "gzip;q=1", "chunked", "zstd"])
-def test_a_coding_that_is_not_known_is_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "br",
+        "BR",
+        "compress",
+        "x-compress",
+        "zstd",
+        "dcb",
+        "dcz",
+        "exi",
+        "pack200-gzip",
+        "aes128gcm",
+        "gzip, br",
+        "none, zstd",
+    ],
+)
+def test_a_coding_that_cannot_be_decoded_is_refused_by_its_name(name: str) -> None:
     with pytest.raises(DownloadError) as caught:
         list(coding.decoded([BODY], name, 1000))
     assert caught.value.failure.reason is Reason.PROTOCOL
+    assert name.rpartition(", ")[2].lower() in caught.value.failure.detail
+    assert not coding.is_plain(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        ",",
+        "identity",
+        "Identity",
+        "UTF-8",
+        "none",
+        "aws-chunked",
+        "binary",
+        "utf-8, identity",
+        "8bit, , x",
+        "chunked",
+    ],
+)
+def test_what_names_no_coding_is_passed_over(name: str) -> None:
+    assert b"".join(coding.decoded([BODY], name, 1000)) == BODY
+    assert coding.is_plain(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["utf-8, gzip", "GZIP, none", "aws-chunked,gzip", "gzip;q=1", '"gzip"', " ,gzip, ", "identity, x-gzip"],
+)
+def test_a_coding_among_words_that_name_none_is_undone(name: str) -> None:
+    assert b"".join(coding.decoded([gzip.compress(BODY)], name, 1000)) == BODY
+    assert not coding.is_plain(name)
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_two_codings_are_undone_the_last_one_first(size: int) -> None:
+    packed = gzip.compress(zlib.compress(BODY))
+    assert b"".join(coding.decoded(in_pieces(packed, size), "deflate, gzip", 50)) == BODY
+    with pytest.raises(DownloadError):
+        list(coding.decoded([packed], "gzip, deflate", 50))
+
+
+def test_many_codings_are_refused() -> None:
+    with pytest.raises(DownloadError) as caught:
+        list(coding.decoded([BODY], ", ".join(["gzip"] * 3), 1000))
+    assert caught.value.failure.reason is Reason.PROTOCOL
+
+
+def test_time_is_looked_at_however_much_a_few_bytes_make() -> None:
+    """One chunk of the wire, and no byte of content."""
+    packed = gzip.compress(gzip.compress(b"") * 200_000)
+    checks = 0
+
+    def check() -> None:
+        nonlocal checks
+        checks += 1
+        if checks > 10:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        list(coding.decoded([packed], "gzip, gzip", 65536, check))
 
 
 @pytest.mark.parametrize("packed", [BODY, gzip.compress(BODY)[:-8] + bytes(8), gzip.compress(BODY) + b"behind"])

@@ -186,6 +186,39 @@ def test_a_new_connection_that_is_closed_at_once_is_no_stale_one(asking: Asking)
         assert len(server.requests) == 1
 
 
+def test_a_new_connection_that_is_closed_while_it_waits_costs_no_attempt(asking: Asking) -> None:
+    with _closing_soon(1) as port:
+        assert get(asking, f"http://127.0.0.1:{port}/a", wait=1.2).body == BODY
+    assert asking.connects == 2
+
+
+def test_a_server_that_closes_all_its_new_connections_is_at_fault_in_the_end(asking: Asking) -> None:
+    with _closing_soon(100) as port:
+        failure = refusal(asking, f"http://127.0.0.1:{port}/a", wait=1.2)
+    assert (failure.reason, failure.retryable, failure.blame) == (Reason.CONNECT, True, Blame.HOST)
+    assert asking.connects == 4
+
+
+@contextmanager
+def _closing_soon(count: int) -> Iterator[int]:
+    """Yield a port that closes so many connections before it is asked for anything, and answers on the next one."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                for _ in range(count):
+                    listener.accept()[0].close()
+                with listener.accept()[0] as accepted:
+                    accepted.recv(65536)
+                    accepted.sendall(whole(BODY))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
 def test_more_hosts_than_pools_are_served_one_after_the_other() -> None:
     with transport(pool_hosts=2) as asking, _everywhere(served()) as (_, port):
         for host in [*range(1, 8), *range(1, 8)]:

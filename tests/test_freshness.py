@@ -241,7 +241,7 @@ def test_any_file_time_can_be_told_as_a_date(timestamp: float) -> None:
 
 @given(st.integers(0, 253402300799))
 def test_a_date_that_was_told_is_read_back(timestamp: int) -> None:
-    assert freshness.retry_after(freshness.http_date(timestamp), 0.0) == timestamp
+    assert freshness.retry_after({"retry-after": freshness.http_date(timestamp)}, 0.0) == max(1, timestamp)
 
 
 def test_a_304_replaces_what_came_and_keeps_what_did_not() -> None:
@@ -329,23 +329,35 @@ def test_a_file_of_another_program_is_known_by_its_time_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "seconds"),
+    ("value", "date", "seconds"),
     [
-        ("0", 0.0),
-        (" 120 ", 120.0),
-        (HOUR_LATER, 3600.0),
-        (HOUR_BEFORE, 0.0),
-        ("9" * 10_000, float(2**31)),
-        (None, None),
-        ("", None),
-        ("-5", None),
-        ("1.5", None),
-        ("soon", None),
-        ("120, 60", None),
+        (" 120 ", None, 120.0),
+        ("1", None, 1.0),
+        ("0", None, 1.0),
+        ("9" * 10_000, None, float(2**31)),
+        (HOUR_LATER, None, 3600.0),
+        (HOUR_LATER, DATE, 3600.0),
+        (HOUR_LATER, "junk", 3600.0),
+        (DATE, HOUR_BEFORE, 3600.0),
+        (HOUR_LATER, HOUR_BEFORE, 7200.0),
+        (DATE, None, 1.0),
+        (HOUR_BEFORE, None, 1.0),
+        (HOUR_LATER, HOUR_LATER, 1.0),
+        (None, None, None),
+        ("", None, None),
+        ("-5", None, None),
+        ("+5", None, None),
+        ("1.5", None, None),
+        ("soon", DATE, None),
+        ("120, 60", None, None),
+        (f"{HOUR_LATER}, {HOUR_LATER}", None, None),
     ],
 )
-def test_retry_after_is_seconds_or_a_date_or_nothing(value: str | None, seconds: float | None) -> None:
-    assert freshness.retry_after(value, NOW) == seconds
+def test_retry_after_is_seconds_or_a_date_by_the_server_s_clock_or_nothing(
+    value: str | None, date: str | None, seconds: float | None
+) -> None:
+    told = {"retry-after": value, "date": date}
+    assert freshness.retry_after({name: text for name, text in told.items() if text is not None}, NOW) == seconds
 
 
 RESUMABLE = {"accept-ranges": "bytes", "etag": '"1"', "last-modified": DATE}
@@ -356,7 +368,6 @@ RESUMABLE = {"accept-ranges": "bytes", "etag": '"1"', "last-modified": DATE}
     [
         {},
         {"accept-ranges": "BYTES"},
-        {"content-encoding": "identity"},
         {"accept-ranges": "", "content-range": "bytes 5-9/10"},
     ],
 )
@@ -366,10 +377,35 @@ def test_a_body_with_a_strong_etag_can_be_resumed(change: dict[str, str]) -> Non
 
 @pytest.mark.parametrize(
     "change",
-    [{"etag": 'W/"1"'}, {"etag": "1"}, {"accept-ranges": "none"}, {"accept-ranges": ""}, {"content-encoding": "gzip"}],
+    [
+        {"etag": 'W/"1"'},
+        {"etag": "1"},
+        {"etag": "1", "date": HOUR_LATER},
+        {"etag": 'W/"1"', "date": HOUR_LATER},
+        {"accept-ranges": "none"},
+        {"accept-ranges": ""},
+    ],
 )
 def test_any_other_body_cannot_be_resumed(change: dict[str, str]) -> None:
     assert not freshness.is_resumable(RESUMABLE | change)
+
+
+@pytest.mark.parametrize(
+    ("date", "strong"),
+    [
+        (HOUR_LATER, True),
+        ("Tue, 14 Nov 2023 22:14:20 GMT", True),
+        ("Tue, 14 Nov 2023 22:14:19 GMT", False),
+        (DATE, False),
+        (HOUR_BEFORE, False),
+        ("junk", False),
+        (None, False),
+    ],
+)
+def test_without_any_etag_a_strong_date_is_as_good(date: str | None, *, strong: bool) -> None:
+    headers = {"accept-ranges": "bytes", "last-modified": DATE} | ({} if date is None else {"date": date})
+    assert freshness.is_resumable(headers) is strong
+    assert not freshness.is_resumable(headers | {"last-modified": "junk"})
 
 
 @given(
@@ -384,7 +420,7 @@ def test_no_header_makes_a_decision_crash_or_last_for_ever(headers: dict[str, st
     freshness.renewed(IMAGE, headers, NOW, NOW)
     freshness.is_resumable(headers)
     for value in headers.values():
-        freshness.retry_after(value, NOW)
+        freshness.retry_after(headers | {"retry-after": value}, NOW)
         freshness.modified_time(value, NOW)
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from asking import BODY, SOON, assert_deadline, get, refusal, served, transport
 from exchange import End, head, whole
-from image_loader.model import Blame, Reason
-from server import Scripted, Server, plays, refusing_port
+from image_loader.model import Blame, Failure, Reason
+from server import Scripted, Server, plays, refusing_port, silent_port
 
 pytestmark = pytest.mark.usefixtures("own_environment")
 
@@ -123,10 +123,86 @@ def test_a_proxy_that_builds_no_tunnel_fails_the_attempt(monkeypatch: pytest.Mon
     assert "hush" not in failure.detail
 
 
-def test_a_proxy_that_refuses_a_tunnel_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    with scripted_port(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n") as port, transport() as asking:
+@pytest.mark.parametrize(
+    ("status", "final"),
+    [
+        ("403 Forbidden", True), ("407 Proxy Authentication Required", True), ("502 Bad Gateway", False),
+        ("503 Service Unavailable", False), ("504 Gateway Timeout", False), ("429 Too Many Requests", False),
+    ],
+)  # fmt: skip
+def test_a_proxy_that_refuses_a_tunnel_is_named_and_quoted(
+    monkeypatch: pytest.MonkeyPatch, status: str, final: bool
+) -> None:
+    with scripted_port(f"HTTP/1.1 {status}\r\n\r\n".encode()) as port, transport() as asking:
+        monkeypatch.setenv("https_proxy", f"http://user:hush@127.0.0.1:{port}")
+        failure = refusal(asking, "https://images.test/a")
+    assert failure.detail.startswith(f"the proxy 127.0.0.1:{port}: no tunnel, {status}")
+    assert (failure.reason, failure.http_status, failure.retryable, failure.blame) == (
+        Reason.CONNECT, int(status[:3]), not final, Blame.IMAGE if final else Blame.HOST,
+    )  # fmt: skip
+    assert ("user:password" in failure.detail) == (status[:3] == "407")
+    assert "hush" not in failure.detail
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_whose_certificate_is_not_trusted_is_named(
+    tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    with tls_proxy(tls) as proxy, transport() as asking:
+        monkeypatch.setenv(f"{scheme}_proxy", proxy)
+        failure = refusal(asking, f"{scheme}://images.test/a")
+    assert failure.detail.startswith(f"the proxy {proxy.removeprefix('https://')}: the certificate is not trusted")
+    assert (failure.reason, failure.retryable) == (Reason.TLS, False)
+
+
+@pytest.mark.parametrize("way", ["option", "environment", "insecure"])
+def test_whom_to_trust_holds_for_a_proxy_that_is_spoken_to_by_tls(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    ways: dict[str, dict[str, Any]] = {"option": {"ca_bundle": bundle}, "insecure": {"insecure": True}}
+    if way == "environment":
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", bundle)
+    with tls_proxy(tls) as proxy, Server(tls=tls) as server, transport(**ways.get(way, {})) as asking:
+        monkeypatch.setenv("https_proxy", proxy)
+        assert get(asking, server.url("/a")).body == server.image("/a")
+
+
+def test_a_host_behind_a_tunnel_whose_certificate_is_not_trusted_is_not_called_a_proxy(
+    tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server() as proxy, Server(tls=tls) as server, transport() as asking:
+        monkeypatch.setenv("https_proxy", proxy.origin)
+        failure = refusal(asking, server.url("/a"))
+    assert failure.detail.startswith("the certificate is not trusted")
+    assert failure.reason is Reason.TLS
+
+
+def test_plain_http_goes_through_a_proxy_that_is_spoken_to_by_tls(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Scripted(served(), tls=tls) as proxy, transport(ca_bundle=bundle) as asking:
+        monkeypatch.setenv("http_proxy", proxy.origin)
+        assert get(asking, "http://images.test/a").body == BODY
+        assert get(asking, "http://other.test/b").body == BODY
+    assert [request.target for request in proxy.requests] == ["http://images.test/a", "http://other.test/b"]
+    assert proxy.connections == 1
+
+
+def test_an_interrupt_ends_tunnels_that_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    with silent_port() as port, transport(timeout=60.0, max_time=120.0) as asking:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
-        assert "407" in refusal(asking, "https://images.test/a").detail
+        failures: list[Failure] = []
+        threads = [
+            threading.Thread(target=lambda host: failures.append(refusal(asking, f"https://{host}.test/a")), args=(n,))
+            for n in range(100)
+        ]
+        for each in threads:
+            each.start()
+        asking.interrupt()
+        for each in threads:
+            each.join(5)
+            assert not each.is_alive()
+        assert {failure.reason for failure in failures} == {Reason.INTERRUPTED}
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -205,7 +281,6 @@ def _shuttle(client: ssl.SSLSocket, beyond: socket.socket) -> bool:
 
 
 def test_a_proxy_may_be_spoken_to_by_tls(tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", bundle)
     with tls_proxy(tls) as proxy, Server(tls=tls) as server, transport(ca_bundle=bundle) as asking:
         monkeypatch.setenv("https_proxy", proxy)
         assert get(asking, server.url("/a")).body == server.image("/a")
@@ -217,7 +292,6 @@ def test_a_proxy_may_be_spoken_to_by_tls(tls: ssl.SSLContext, bundle: str, monke
 def test_the_deadline_holds_through_a_proxy_that_is_spoken_to_by_tls(
     tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", bundle)
     with tls_proxy(tls) as proxy, Scripted(plays(End.STALL), tls=tls) as server:
         monkeypatch.setenv("https_proxy", proxy)
         with transport(ca_bundle=bundle, **SOON) as asking:
@@ -230,7 +304,6 @@ def test_more_than_its_response_within_tls_within_tls_keeps_a_connection_from_be
     response = whole(BODY)
     start = len(response) - len(BODY)
     first = plays(response[:start], 0.05, response[start:] + whole(b"of nobody"))
-    monkeypatch.setenv("SSL_CERT_FILE", bundle)
     with (
         tls_proxy(tls) as proxy,
         transport(ca_bundle=bundle) as asking,
@@ -277,10 +350,23 @@ def test_a_handshake_has_the_whole_timeout_whatever_addresses_its_host_has(tls: 
         assert get(asking, f"https://localhost:{port}/a").body == BODY
 
 
+def test_a_handshake_has_the_timeout_anew_after_a_slow_look_up(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up = socket.getaddrinfo
+
+    def slow(host: str, port: int, **kwargs: Any) -> Any:
+        time.sleep(1.2)
+        return look_up(host, port, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    with late_handshake(tls, 1.2) as port, transport(ca_bundle=bundle, timeout=2.0) as asking:
+        assert get(asking, f"https://localhost:{port}/a").body == BODY
+
+
 @contextmanager
 def led(way: str, tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have requests for https go through a proxy that is at localhost, and is spoken to in plain text or by TLS."""
-    monkeypatch.setenv("SSL_CERT_FILE", bundle)
     with Server() as plain, tls_proxy(tls) as secure:
         if way != "directly":
             proxy = secure if way == "in TLS" else plain.origin

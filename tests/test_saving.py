@@ -70,9 +70,20 @@ def test_names_are_the_same_in_every_locale(server: Server, loader: Loader) -> N
 def test_verify_refuses_what_is_no_whole_image(server: Server, loader: Loader) -> None:
     pytest.importorskip("PIL", reason="takes the extra `verify`")
     server.headers["/odd.png"] = {"Content-Type": "image/jpeg"}
-    good, odd, short = server.url("/a.png"), server.url("/odd.png"), server.url("/short-unframed/b.png")
-    run = loader.run([good, odd, short], "--verify")
-    assert [run.row(url)["reason"] for url in (good, odd, short)] == [None, None, "damaged"]
+    good, odd, damaged = server.url("/a.png"), server.url("/odd.png"), server.url("/damaged/b.png")
+    run = loader.run([good, odd, damaged], "--verify")
+    assert [run.row(url)["reason"] for url in (good, odd, damaged)] == [None, None, "damaged"]
+
+
+def test_sniff_saves_what_has_no_type_of_its_own(server: Server, loader: Loader) -> None:
+    urls = [server.url(f"/{kind}/image") for kind in ("wrong-type-octets", "wrong-type-none", "wrong-type-html")]
+    run = loader.run(urls)
+    assert [run.row(url)["reason"] for url in urls] == ["not-an-image"] * 3
+    assert ["--sniff" in run.row(url)["detail"] for url in urls] == [True, True, False]
+    run = loader.run(urls, "--sniff")
+    assert [run.row(url)["media_type"] for url in urls] == ["image/png", "image/png", None]
+    assert [run.row(url)["file"][-4:] for url in urls[:2]] == [".png"] * 2
+    assert [run.content(url) == server.image(url.removeprefix(server.origin)) for url in urls[:2]] == [True] * 2
 
 
 def test_verify_keeps_the_old_image_from_a_damaged_one(server: Server, loader: Loader) -> None:

@@ -903,7 +903,7 @@ def test_a_turn_ends_with_its_first_failure_and_the_rest_of_it_waits_on() -> Non
     assert len(house.finished) == before
     assert not house.running
     house.advance(5.0)
-    assert house.running[0].job.url.path == f"/{before + 1}.jpg", "the one that was refused comes last"
+    assert house.running[0].job.url.path == f"/{before}.jpg", "it comes first after the pause that was asked for"
     finish(house)
     assert len(house.finished) == 40
     assert not house.reasons()

@@ -7,8 +7,10 @@ import shutil
 import socket
 import ssl
 import threading
+import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -158,3 +160,78 @@ def test_a_connection_lost_within_tls_is_no_error_of_tls(
         failure = refusal(asking, server.url("/a"))
     assert failure.reason in reasons | ({Reason.CONNECT, Reason.TRUNCATED} if end is End.RESET else set())
     assert failure.retryable
+
+
+def _old_server(authority: trustme.CA, *, versions: tuple[Any, Any] | None, ciphers: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    context.set_ciphers(ciphers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        if versions is not None:
+            context.minimum_version, context.maximum_version = versions
+    return context
+
+
+@pytest.mark.parametrize(
+    ("versions", "ciphers"),
+    [
+        ((ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1), "ALL:@SECLEVEL=0"),
+        ((ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2), "ECDHE-RSA-NULL-SHA:@SECLEVEL=0"),
+    ],
+    ids=["old versions", "old ciphers"],
+)
+def test_an_old_server_is_told_as_such(
+    authority: trustme.CA, bundle: str, versions: tuple[Any, Any], ciphers: str
+) -> None:
+    old = _old_server(authority, versions=versions, ciphers=ciphers)
+    with transport(ca_bundle=bundle) as asking, Server(tls=old) as server:
+        failure = refusal(asking, server.url("/a"))
+    assert (failure.reason, failure.retryable) == (Reason.TLS, False)
+    assert "this Python's OpenSSL" in failure.detail
+
+
+def test_a_port_that_does_not_speak_tls_is_told_as_such() -> None:
+    with Server() as server, transport() as asking:
+        failure = refusal(asking, f"https://127.0.0.1:{server.port}/a")
+    assert "does not speak TLS" in failure.detail
+
+
+def test_what_to_do_about_an_unknown_authority_is_said(tls: ssl.SSLContext) -> None:
+    with Server(tls=tls) as server, transport() as asking:
+        assert "--ca-bundle" in refusal(asking, server.url("/a")).detail
+
+
+def test_a_context_is_that_of_its_run_alone(
+    tls: ssl.SSLContext, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changing = tmp_path / "changing.pem"
+    trustme.CA().cert_pem.write_to_path(str(changing))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(changing))
+    with Server(tls=tls) as server:
+        with transport() as asking:
+            assert refusal(asking, server.url("/a")).reason is Reason.TLS
+        shutil.copy(bundle, changing)
+        with transport() as asking:
+            assert get(asking, server.url("/a")).status == 200
+
+
+def test_http_1_1_is_named_in_the_handshake(authority: trustme.CA, bundle: str) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    chosen = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, transport(ca_bundle=bundle) as asking:
+
+        def serve() -> None:
+            accepted, _ = listener.accept()
+            with context.wrap_socket(accepted, server_side=True) as secure:
+                chosen.append(secure.selected_alpn_protocol())
+                secure.recv(65536)
+                secure.sendall(whole(BODY))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert get(asking, f"https://127.0.0.1:{listener.getsockname()[1]}/a").body == BODY
+        thread.join()
+    assert chosen == ["http/1.1"]

@@ -163,6 +163,19 @@ def test_an_attempt_that_is_ended_leaves_alone_the_connection_that_it_gave_back(
     assert [failure.reason for failure in failures] == [Reason.DEADLINE]
 
 
+def test_a_deadline_that_is_earlier_than_the_others_is_kept_as_well() -> None:
+    with closing(Watchdog(100.0)) as watchdog:
+        ours, theirs = socket.socketpair()
+        with ours, theirs, closing(watchdog.watch()), closing(watchdog.watch(time.monotonic() + 0.2)) as watch:
+            time.sleep(0.05)
+            with closing(watchdog.watch(time.monotonic() + 50)):
+                watch.guard(ours)
+                theirs.settimeout(20)
+                assert theirs.recv(1) == b""
+            with pytest.raises(DownloadError, match="not done within"):
+                watch.check()
+
+
 def test_a_watch_may_be_ended_while_its_attempt_comes_and_goes() -> None:
     watchdog = Watchdog(100.0)
     former = sys.getswitchinterval()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext, suppress
+from itertools import chain
+from typing import NamedTuple
 
-from image_loader import freshness, media
+from image_loader import endings, freshness, media, media_types, sniffing
 from image_loader.errors import DownloadError, LoaderError, LockedError
 from image_loader.lists.naming import key
 from image_loader.model import (
@@ -41,7 +44,24 @@ _UNCONDITIONAL = {"Cache-Control": "no-cache"}
 # What tells the caches to ask the server whether it has changed (RFC 9111, 5.2.1.1).
 _REVALIDATING = {"Cache-Control": "max-age=0"}
 _NONE: dict[str, str] = {}
+_GZIP = b"\x1f\x8b\x08"
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+
+
+class _Body(NamedTuple):
+    """The body of an answer; ``size`` is that of the whole image in bytes, None where it is not announced."""
+
+    pieces: Iterable[bytes]
+    media_type: str
+    size: int | None
+
+
+class _Range(NamedTuple):
+    """What a Content-Range says: the first and the last byte of a part, and the size of the whole."""
+
+    first: int
+    last: int
+    size: int
 
 
 class Downloader:
@@ -57,6 +77,7 @@ class Downloader:
         self._settings = settings
         self._fields = _UNCONDITIONAL if settings.force else _REVALIDATING if settings.revalidate else {}
         self._likely_extension = ".jpg"
+        self._sniffs = settings.sniff or settings.verify
         if settings.verify:
             media.load_decoders()
 
@@ -115,8 +136,9 @@ class Downloader:
             resume = job.resume if answer.conditional else None
             if answer.status == 304:
                 return self._not_modified(job, answer)
-            if answer.status == 200 or (answer.status == 206 and resume is not None):
-                return self._receive(job, answer, resume if answer.status == 206 else None)
+            part = resume if answer.status == 206 else None
+            if part is not None or _is_whole(answer):
+                return self._receive(job, answer, part)
             if resume is not None and answer.status == 416:
                 self._directory.discard(resume.key)
             raise _status_error(answer, ranged=resume is not None)
@@ -136,13 +158,8 @@ class Downloader:
 
     def _receive(self, job: Job, answer: Answer, resume: Resume | None) -> Saved | Locked:
         """Save the body, which begins where ``resume`` ends, if given."""
-        size = _whole_size(answer, resume) if resume is not None else None
-        media_type = _media_type(answer, resume)
-        if media_type is None:
-            raise DownloadError(Reason.NOT_AN_IMAGE, _shown_type(answer), http_status=answer.status)
-        if answer.plain and (answer.length or 0) > self._settings.max_size:
-            raise DownloadError(Reason.TOO_LARGE, f"{answer.length} bytes announced", http_status=answer.status)
-        extension = self._likely_extension = media.extension(media_type)
+        body = self._body(answer, resume)
+        extension = self._likely_extension = media_types.extension(body.media_type)
         file = job.name.file(extension)
         with self._directory.partial(file, key(file), resume) as partial:
             if self._directory.saved_meanwhile(file, job.inode):
@@ -150,40 +167,83 @@ class Downloader:
             if resume is not None and partial.size != resume.size:
                 raise _wrong_part()
             validators = _validators(answer, resume)
-            sha256 = self._store(partial, answer, validators, media_type)
-            if size not in (None, partial.size):
-                raise _wrong_part()
-            self._verify(partial, file, media_type)
+            sha256 = self._store(partial, answer, body, validators)
+            self._check(partial, answer, body, file)
             state = partial.commit(freshness.modified_time(validators.last_modified, answer.received))
         end = _at_the_earliest(_own_lifetime(answer), answer)
-        received = answer.received
-        image = Image(file, state.st_size, state.st_mtime_ns, media_type, sha256, validators, end, received, received)
+        received, kind = answer.received, body.media_type
+        image = Image(file, state.st_size, state.st_mtime_ns, kind, sha256, validators, end, received, received)
         return Saved(image, answer.status)
 
-    def _store(self, partial: Partial, answer: Answer, validators: Validators, media_type: str) -> str:
+    def _body(self, answer: Answer, resume: Resume | None) -> _Body:
+        """Look at what is announced, and at the first bytes; ``DownloadError`` where that is no image."""
+        size = _whole_size(answer, resume)
+        announced = media_types.essence(answer.fields.get("content-type"))
+        if not (media_types.is_image(announced) or media_types.is_generic(announced)):
+            raise _not_an_image(answer)
+        if answer.plain and (answer.length or 0) > self._settings.max_size:
+            raise DownloadError(Reason.TOO_LARGE, f"{answer.length} bytes announced", http_status=answer.status)
+        pieces = answer.chunks(self._settings.chunk)
+        if resume is not None:
+            # A 206 may leave out what was known when its beginning came (RFC 9110, 15.3.7).
+            return _Body(pieces, resume.media_type, size)
+        media_type, first = self._media_type(answer, announced, pieces)
+        return _Body(chain((first,), pieces), media_type, size)
+
+    def _media_type(self, answer: Answer, announced: str | None, body: Iterator[bytes]) -> tuple[str, bytes]:
+        """Return the image's type, and the first bytes of its body, which were read to find out."""
+        if announced is not None and media_types.is_image(announced):
+            first = sniffing.beginning(body)
+            _refuse_text(answer, announced, first)
+            return announced, first
+        first = b""
+        # A body that is refused anyway may break off.
+        with nullcontext() if self._sniffs else suppress(DownloadError):
+            first = sniffing.beginning(body)
+        found = sniffing.image_type(first)
+        if found is None or not self._sniffs:
+            raise _not_an_image(answer, _looks(first, found))
+        return found, first
+
+    def _store(self, partial: Partial, answer: Answer, body: _Body, validators: Validators) -> str:
         """Write the body; return its SHA-256 in hex. A body cut short leaves a partial file that can be resumed."""
         try:
             if (answer.length or 0) > self._settings.chunk:
                 with spread(self._processors):
-                    return self._write(partial, answer)
-            return self._write(partial, answer)
+                    return self._write(partial, body.pieces, answer.status)
+            return self._write(partial, body.pieces, answer.status)
         except DownloadError as error:
-            if error.failure.retryable and partial.size and freshness.is_resumable(answer.fields):
-                error.resume_with(partial.keep(validators, media_type))
+            if error.failure.retryable and partial.size and answer.plain and freshness.is_resumable(answer.fields):
+                error.resume_with(partial.keep(validators, body.media_type)._replace(length=body.size))
             raise
 
-    def _write(self, partial: Partial, answer: Answer) -> str:
+    def _write(self, partial: Partial, body: Iterable[bytes], status: int) -> str:
         digest = hashlib.sha256()
         for chunk in partial.chunks() if partial.size else ():
             digest.update(chunk)
-        for chunk in answer.chunks(self._settings.chunk):
+        for chunk in body:
             if partial.size + len(chunk) > self._settings.max_size:
                 raise DownloadError(Reason.TOO_LARGE, f"more than {self._settings.max_size} bytes")
             partial.write(chunk)
             digest.update(chunk)
         if not partial.size:
-            raise DownloadError(Reason.NOT_AN_IMAGE, "an empty body", http_status=answer.status)
+            raise DownloadError(Reason.NOT_AN_IMAGE, "an empty body", http_status=status)
         return digest.hexdigest()
+
+    def _check(self, partial: Partial, answer: Answer, body: _Body, file: str) -> None:
+        """Refuse what is not the whole image that was announced."""
+        if body.size is not None and body.size != partial.size:
+            raise _wrong_part()
+        unframed = body.size is None and answer.plain and not _is_chunked(answer)
+        if unframed and not endings.is_whole(partial.chunks(), partial.size):
+            detail = f"the connection ended after {partial.size} bytes, before the image did"
+            raise DownloadError(Reason.TRUNCATED, detail, http_status=answer.status, retryable=True)
+        try:
+            self._verify(partial, file, body.media_type)
+        except DownloadError as error:
+            if unframed and error.failure.reason is Reason.DAMAGED:
+                error.may_pass()
+            raise
 
     def _verify(self, partial: Partial, file: str, media_type: str) -> None:
         if self._settings.verify:
@@ -209,15 +269,39 @@ def _at_the_earliest(end: float | None, answer: Answer) -> float | None:
 
 def _condition(job: Job) -> dict[str, str]:
     if job.resume is not None:
-        return {"Range": f"bytes={job.resume.size}-", "If-Range": job.resume.validators.etag or ""}
+        known = job.resume.validators
+        return {"Range": f"bytes={job.resume.size}-", "If-Range": known.etag or known.last_modified or ""}
     return freshness.condition(job.validators)
 
 
-def _media_type(answer: Answer, resume: Resume | None) -> str | None:
-    """Return the image's type; a 206 may leave out what was known when its beginning came (RFC 9110, 15.3.7)."""
-    if resume is not None and "content-type" not in answer.fields:
-        return resume.media_type
-    return media.media_type(answer.fields.get("content-type"))
+def _refuse_text(answer: Answer, announced: str, first: bytes) -> None:
+    """Refuse text of a kind that no browser shows as an image, and what is still in chunks or compressed."""
+    svg = media_types.extension(announced) == ".svg"
+    kind = sniffing.text_kind(first, svg=svg)
+    if kind is not None and (svg or not announced.endswith(f"+{kind.lower()}")):
+        raise _not_an_image(answer, f", but the body is {kind}")
+    if sniffing.is_chunked(first):
+        detail = "the body is in chunks, but Transfer-Encoding does not say so"
+        raise DownloadError(Reason.PROTOCOL, detail, http_status=answer.status)
+    coding = answer.fields.get("content-encoding")
+    if coding and first.startswith(_GZIP):
+        detail = f"Content-Encoding is {coding[:80]}, but the body is compressed with gzip"
+        raise DownloadError(Reason.PROTOCOL, detail, http_status=answer.status)
+
+
+def _looks(first: bytes, found: str | None) -> str:
+    if found is not None:
+        return f"; the first bytes are those of {found}, which --sniff accepts"
+    if not first:
+        return ""
+    kind = sniffing.text_kind(first, svg=False)
+    return f"; the body is {kind}" if kind else "; the first bytes are those of no known image format"
+
+
+def _not_an_image(answer: Answer, remark: str = "") -> DownloadError:
+    shown = answer.fields.get("content-type", "")[:80]
+    detail = f"Content-Type is {shown}" if shown else "no Content-Type"
+    return DownloadError(Reason.NOT_AN_IMAGE, detail + remark, http_status=answer.status)
 
 
 def _validators(answer: Answer, resume: Resume | None) -> Validators:
@@ -227,16 +311,46 @@ def _validators(answer: Answer, resume: Resume | None) -> Validators:
     return Validators(etag, last_modified, answer.url.digest if answer.redirects else None)
 
 
-def _whole_size(answer: Answer, resume: Resume) -> int:
-    """Return the size of the image that a 206 continues to its end (RFC 9110, 14.4 and 15.3.7)."""
+def _is_chunked(answer: Answer) -> bool:
+    return "chunked" in answer.fields.get("transfer-encoding", "").lower()
+
+
+def _is_whole(answer: Answer) -> bool:
+    """Whether an answer brings a whole image: 200, 203, or a part that is the whole, which nobody asked for."""
+    return answer.status in (200, 203) or (answer.status == 206 and _is_whole_range(_range(answer)))
+
+
+def _whole_size(answer: Answer, resume: Resume | None) -> int | None:
+    """Return the size of the image, where it is announced; a part must be the one that was asked for.
+
+    RFC 9110, 14.4 and 15.3.7.
+    """
+    if answer.status != 206:
+        return answer.length if answer.plain else None
+    part = _range(answer)
+    if resume is None:
+        return part.size if part is not None and answer.plain else None
+    same = part is not None and answer.plain and _is_same_version(answer, resume.validators)
+    if part is None or not same or part.first != resume.size or part.last + 1 != part.size:
+        raise _wrong_part()
+    if resume.length not in (None, part.size):
+        raise _wrong_part()
+    return part.size
+
+
+def _range(answer: Answer) -> _Range | None:
     match = _CONTENT_RANGE.fullmatch(answer.fields.get("content-range", ""))
-    same = answer.fields.get("etag") == resume.validators.etag and answer.plain
-    if match is None or not same:
-        raise _wrong_part()
-    first, last, size = map(int, match.groups())
-    if first != resume.size or last + 1 != size:
-        raise _wrong_part()
-    return size
+    return _Range(*map(int, match.groups())) if match else None
+
+
+def _is_whole_range(part: _Range | None) -> bool:
+    return part is not None and part.first == 0 and part.last + 1 == part.size
+
+
+def _is_same_version(answer: Answer, known: Validators) -> bool:
+    """Whether a part is one of the version that its beginning was; a strong date counts where there is no ETag."""
+    etag, last_modified = answer.fields.get("etag"), answer.fields.get("last-modified")
+    return etag == known.etag and (etag is not None or last_modified == known.last_modified)
 
 
 def _wrong_part() -> DownloadError:
@@ -253,10 +367,5 @@ def _status_error(answer: Answer, *, ranged: bool) -> DownloadError:
         # 416 answers the range: the next attempt asks for the whole.
         retryable=is_busy or answer.status in TRANSIENT_STATUSES or (ranged and answer.status == 416),
         blame=Blame.HOST if is_busy else Blame.IMAGE,
-        retry_after=freshness.retry_after(answer.fields.get("retry-after"), answer.received) if is_busy else None,
+        retry_after=freshness.retry_after(answer.fields, answer.received) if is_busy else None,
     )
-
-
-def _shown_type(answer: Answer) -> str:
-    shown = answer.fields.get("content-type", "")[:80]
-    return f"its type is {shown}" if shown else "no Content-Type"

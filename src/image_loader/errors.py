@@ -92,6 +92,10 @@ class DownloadError(Exception):
         """Say what a later attempt can go on from."""
         self.failure = self.failure._replace(resume=resume)
 
+    def may_pass(self) -> None:
+        """Say that another attempt makes sense."""
+        self.failure = self.failure._replace(retryable=True)
+
     def happened_at(self, place: str) -> None:
         """Name the place where it happened, which is not the server asked for."""
         self.failure = self.failure._replace(detail=f"{place}: {self.failure.detail}")

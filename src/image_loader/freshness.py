@@ -21,6 +21,9 @@ _VALIDATOR_MAX = 1024
 """Characters. Longer validators are legal, but a million of them would be neither small nor quick to look up."""
 
 _DAY = 86400.0
+_STRONG = 60.0
+"""Seconds by which Last-Modified has to be older than Date, to tell two versions apart for certain."""
+
 _LAST_SECOND = 253402300799.0
 """9999-12-31 23:59:59, the last that HTTP's format can tell."""
 
@@ -129,31 +132,41 @@ def renewed(image: Image, headers: Headers, requested: float, received: float) -
     return NotModified(image, merged, _renewed_lifetime(image.fresh_until, headers, requested, received), received)
 
 
-def retry_after(value: str | None, now: float) -> float | None:
+def retry_after(headers: Headers, received: float) -> float | None:
     """Return for how many seconds a server asks to be left alone (RFC 9110, 10.2.3); None for nonsense.
 
-    >>> retry_after("120", now=0.0), retry_after("Thu, 01 Jan 1970 00:01:00 GMT", now=10.0)
-    (120.0, 50.0)
-    >>> retry_after("soon", now=0.0)
+    A date is taken by the server's own clock, where the response tells it. Less than a second, or a time that is over,
+    counts as a second: it was said by a server that is busy.
+
+    >>> retry_after({"retry-after": "120"}, received=0.0), retry_after({"retry-after": "0"}, received=0.0)
+    (120.0, 1.0)
+    >>> retry_after({"retry-after": "Thu, 01 Jan 1970 00:01:00 GMT"}, received=10.0)
+    50.0
+    >>> retry_after({"retry-after": "soon"}, received=0.0)
     """
-    value = (value or "").strip()
+    value = headers.get("retry-after", "").strip()
     seconds = _delta_seconds(value)
-    if seconds is not None:
-        return seconds
-    date = _epoch(value)
-    return None if date is None else max(0.0, date - now)
+    if seconds is None:
+        date = _epoch(value)
+        if date is None:
+            return None
+        seconds = date - _date(headers, received)
+    return max(1.0, seconds)
 
 
 def is_resumable(headers: Headers) -> bool:
-    """Whether a cut-off body may be continued, by a strong ETag (RFC 9110, 13.1.5 and 14.3).
+    """Whether a cut-off body may be continued: by a strong ETag, or without any by a strong date.
+
+    RFC 9110, 13.1.5 and 14.3; a date is strong where it is a minute older than the response (8.8.2.2), by which a file
+    that is written twice within a second has come to rest.
 
     >>> [is_resumable({"accept-ranges": "bytes", "etag": etag}) for etag in ('"1a"', 'W/"1a"')]
     [True, False]
     """
-    etag = validators(headers).etag
-    plain = headers.get("content-encoding", "").strip().lower() in ("", "identity")
-    ranges = "bytes" in _members(headers.get("accept-ranges", "")) or "content-range" in headers
-    return etag is not None and etag.startswith('"') and plain and ranges
+    if "bytes" not in _members(headers.get("accept-ranges", "")) and "content-range" not in headers:
+        return False
+    ours = validators(headers)
+    return ours.etag.startswith('"') if ours.etag is not None else _has_strong_date(headers)
 
 
 def _merged(image: Image, theirs: Validators) -> Validators | None:
@@ -201,6 +214,11 @@ def _age(headers: Headers, requested: float, received: float) -> float | None:
         return None
     apparent = max(0.0, received - _date(headers, received))
     return max(apparent, told + max(0.0, received - requested))
+
+
+def _has_strong_date(headers: Headers) -> bool:
+    modified, date = _epoch(headers.get("last-modified", "")), _epoch(headers.get("date", ""))
+    return "etag" not in headers and modified is not None and date is not None and date - modified >= _STRONG
 
 
 def _date(headers: Headers, received: float) -> float:

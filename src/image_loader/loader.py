@@ -104,6 +104,7 @@ def load(
     insecure: bool = False,
     public_only: bool = False,
     layout: Layout | str = LAYOUT,
+    sniff: bool = False,
     verify: bool = False,
     index: str | os.PathLike[str] | None = None,
 ) -> Generator[Outcome, None, None]:

@@ -1,10 +1,9 @@
-"""Media types, extensions, and whether a file is the image that it claims to be."""
+"""Whether a file is the whole image that it claims to be: it is decoded."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import re
 import struct
 import threading
 import warnings
@@ -13,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from image_loader.errors import DownloadError, MissingPackagesError, is_out_of_descriptors
-from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
+from image_loader.formats import EXTENSIONS
+from image_loader.media_types import extension
 from image_loader.model import Blame, Reason
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-# RFC 6838, 4.2: no name is longer. It is stored for each image.
-_IMAGE_TYPE = re.compile(r"[ \t]*(image/[!#$%&'*+.^_`|~0-9a-z-]{1,127})[ \t]*(?:;.*)?", re.IGNORECASE | re.ASCII)
 _SVG = "image/svg+xml"
 # Not all that Pillow knows: it would hand an EPS from a hostile server to Ghostscript. README names what is left out.
 _MEDIA_TYPES = {
@@ -63,25 +61,6 @@ _DECODING_ERRORS = (
 _LARGE_PIXELS = 1 << 24
 _decoders = threading.BoundedSemaphore(os.cpu_count() or 1)
 _large_decoder = threading.Lock()
-
-
-def media_type(content_type: str | None) -> str | None:
-    """Return the image type that a ``Content-Type`` names, or None if it names none (RFC 9110, 8.3.1).
-
-    >>> media_type("Image/JPEG; charset=binary"), media_type("text/html"), media_type("image/")
-    ('image/jpeg', None, None)
-    """
-    match = _IMAGE_TYPE.fullmatch(content_type or "")
-    return match[1].lower() if match else None
-
-
-def extension(media_type: str) -> str:
-    """Return the extension of an image type; nothing in it comes from the wire.
-
-    >>> extension("image/jpeg"), extension("image/php")
-    ('.jpg', '.img')
-    """
-    return EXTENSIONS.get(media_type, UNKNOWN_EXTENSION)
 
 
 def require_verify() -> None:

@@ -152,7 +152,8 @@ class Record(NamedTuple):
 class Resume(NamedTuple):
     """A partial file that a cut-off body left behind, to be continued (RFC 9110, 14.2 and 13.1.5).
 
-    The ``ETag`` of ``validators`` is a strong one; ``media_type`` is that of the image.
+    The ``ETag`` of ``validators`` is a strong one, or where there is none, ``last_modified`` is. ``media_type`` is that
+    of the image; ``length`` its size in bytes, None where it was not announced.
     """
 
     key: str
@@ -161,6 +162,7 @@ class Resume(NamedTuple):
     mtime_ns: int
     validators: Validators
     media_type: str
+    length: int | None = None
 
 
 class Redirect(NamedTuple):

@@ -81,6 +81,15 @@ class Settings(NamedTuple):
             "ask the server about every image, even if its headers say that it is still fresh",
         ),
     ]
+    sniff: Annotated[
+        bool,
+        Option(
+            "--sniff",
+            Flag(),
+            IMAGES,
+            "decide by the first bytes where Content-Type is missing or generic (--verify implies it)",
+        ),
+    ]
     verify: Annotated[
         bool, Option("--verify", Flag(), IMAGES, "decode each image and refuse damaged ones (needs the extra 'verify')")
     ]

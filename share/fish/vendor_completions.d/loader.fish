@@ -60,6 +60,7 @@ complete -c loader -n _shtab_loader_using -l url-column -x -d 'URLFILE is a tabl
 complete -c loader -n _shtab_loader_using -l name-column -x -d 'the file names are in this column of the table: paths below DIRECTORY'
 complete -c loader -n _shtab_loader_using -s f -l force -d 'download every image, whether it has changed or not'
 complete -c loader -n _shtab_loader_using -l revalidate -d 'ask the server about every image, even if its headers say that it is still fresh'
+complete -c loader -n _shtab_loader_using -l sniff -d 'decide by the first bytes where Content-Type is missing or generic (--verify implies it)'
 complete -c loader -n _shtab_loader_using -l verify -d 'decode each image and refuse damaged ones (needs the extra '"'"'verify'"'"')'
 complete -c loader -n _shtab_loader_using -l max-size -x -d 'largest image to accept (default: 500M)'
 complete -c loader -n _shtab_loader_using -s t -l threads -x -d 'downloads at once (default: 32)'

@@ -11,14 +11,20 @@ _SLOW_START = 3
 _GROWTH = 4
 """How many times as many with each answer, until the limit is reached."""
 
-# A host that refuses requests (429, 503) without a word about when to come back is slowed down: half as many at once
-# and twice the interval; while it refuses all, one at a time after pauses of 1, 2, 4 … s. Each success gives a little
-# of that back. Simulated against fixed and sliding windows, token buckets, limits of concurrency and outages, at 1, 50
-# and 200 ms: at most twice the time that the limit allows, and 1.3 requests an image.
+# A host that refuses requests (429, 503) without a word about when to come back is slowed down: fewer at once, and a
+# longer interval; while it refuses all, one at a time after pauses of 1, 2, 4 … s. Each success gives a little of that
+# back. The tests simulate it with fixed and sliding windows, token buckets and outages, at 1 and 50 ms: at most twice
+# the time that the limit allows, and 1.3 requests an image.
 _FIRST_INTERVAL = 0.03
 """Seconds between two requests after the first refusal."""
 _SHORTEST_INTERVAL = 0.004
 """Seconds; a shorter interval is none."""
+_GENTLY = 1.25
+"""What a refusal multiplies the interval by: it may be one image's own."""
+_FIRMLY = 2.0
+"""What a second one in a row does."""
+_NARROWS_TO = 0.7
+"""What a refusal leaves of the attempts at once."""
 _LONGEST_INTERVAL = 2.0
 """Seconds; a host that allows less than that is paused again and again."""
 _SHRINKS_TO = 0.95
@@ -174,9 +180,9 @@ class Health(NamedTuple):
             return health if asked is None else health._paused(now + asked)
         if health.refusals:
             own_pause = min(_FIRST_PAUSE * 2.0 ** (health.refusals - 1), _LONGEST_PAUSE)
-            health = health._replace(limit=1.0)
+            health = health._slowed(_FIRMLY if health.refusals == 1 else 1.0)._replace(limit=1.0)
         else:
-            health = health._slowed(now, successes)
+            health = health._slowed(_GENTLY)._replace(refused_since=now, patience=health._patience(successes))
             own_pause = health.interval
         health = health._replace(refusals=health.refusals + 1, slowed_at=now)
         return health._paused(now + (max(own_pause, health.interval) if asked is None else asked))
@@ -217,17 +223,21 @@ class Health(NamedTuple):
         """Seconds for which a host that is down is left alone: no less than one that is probed."""
         return max(self.policy.patience, _LONGEST_PROBE_PAUSE)
 
-    def _slowed(self, now: float, successes: int) -> Self:
-        """Return it with half as many attempts at once, at twice the interval."""
-        patience = self.policy.patience * (_KNOWN_PATIENCE if successes else 1)
-        interval = min(max(_FIRST_INTERVAL, 2 * self.interval), _LONGEST_INTERVAL)
-        return self._replace(limit=max(1.0, self.limit / 2), interval=interval, refused_since=now, patience=patience)
+    def _slowed(self, factor: float) -> Self:
+        """Return it with so many times the interval, and fewer attempts at once."""
+        interval = min(max(_FIRST_INTERVAL, factor * self.interval), _LONGEST_INTERVAL)
+        return self._replace(limit=max(1.0, _NARROWS_TO * self.limit), interval=interval)
+
+    def _patience(self, successes: int) -> float:
+        return self.policy.patience * (_KNOWN_PATIENCE if successes else 1)
 
     def _paused(self, until: float) -> Self:
         return self._replace(paused_until=until) if until > self.paused_until else self
 
     def _resumed(self, now: float, started: float, successes: int) -> Self:
         """Return it as a host that lets requests through again, about as often as it did in the cycle that ends."""
+        if self.refusals == 1:
+            return self._replace(refusals=0)
         let_through, interval = successes - 1 - self.successes, self.interval
         if let_through:
             average = (now - self.resumed_at) / let_through

@@ -173,7 +173,8 @@ class Judge:
         if not failure.retryable or spent:
             self.finish(task, failure, now)
             return
-        delay = retry.delay(task.failures, self._settings.backoff_cap, self._chance())
+        asked = min(failure.retry_after or 0.0, self._settings.retry_after_cap)
+        delay = max(asked, retry.delay(task.failures, self._settings.backoff_cap, self._chance()))
         _LOG.debug("line %d: %s, again in %.1f s: %s", task.job.line, failure.reason, delay, failure.detail)
         self._retry(task, delay, now)
 
@@ -201,16 +202,26 @@ class Judge:
             self._answered(host, started, now)
 
     def _refused(self, task: Task, failure: Failure, started: float, now: float) -> None:
-        """Have a task that a busy host refused wait for its turn again, behind those that were not asked for yet."""
+        """Slow down a host that is busy, and have the task wait for its turn again, behind some others."""
         host = task.host
         if host.successes > task.seen:
             task.refusals, task.seen = task.refusals + 1, host.successes
+        if task.refusals > retry.REFUSALS and not host.health.refusals:
+            # The host lets all others through.
+            self._change(host, host.health.reached(), now)
+            self._fail(task, failure, now)
+            return
         self._change(host, host.health.refused(now, started, failure.retry_after, host.successes), now)
-        if self.is_ending or host.health.ask_at is not None or task.refusals > retry.REFUSALS:
+        if self.is_ending or host.health.ask_at is not None:
             self.finish(task, failure, now)
         elif host.origin == task.job.url.origin:
             task.job = task.job.anew(failure.resume)
-            host.waiting.append(task)
+            # After a pause that the server asked for, the next one is likely let through, and be it this one.
+            first = failure.retry_after is not None and task.refusals == 1
+            host.waiting.insert(0 if first else retry.LATER, task)
+            if host.health.refusals > 1:
+                # Neighbours in the list are often refused alike: ask for another part of it.
+                host.waiting.rotate(int(self._chance() * len(host.waiting)))
             self.settle_host(host, now)
         else:
             self._retry(task, max(_FIRST_PAUSE, host.health.opens_at - now), now)

@@ -18,7 +18,7 @@ from image_loader.settings import Settings
 from image_loader.transport import coding, redirects, tls
 from image_loader.transport.connection import Connection, StaleConnectionError
 from image_loader.transport.connector import Connector, Delivery
-from image_loader.transport.failures import exchange_error
+from image_loader.transport.failures import exchange_error, lost
 from image_loader.transport.pool import PoolAdapter
 from image_loader.transport.response import Response
 from image_loader.transport.routes import Routes, lines
@@ -26,6 +26,10 @@ from image_loader.transport.watchdog import Watch, Watchdog
 from image_loader.url import Url
 
 __all__ = ["Answer", "Connection", "Delivery", "StaleConnectionError", "Transport"]
+
+# New connections that a host closes, one after the other, while they wait to be used; and hosts that do so.
+_MOST_CLOSED = 3
+_MOST_REMEMBERED = 1000
 
 
 class Answer:
@@ -61,7 +65,7 @@ class Answer:
 
     def chunks(self, size: int) -> Iterator[bytes]:
         """Yield the body, decoded, in pieces of at most ``size`` bytes; raise ``DownloadError`` where it breaks off."""
-        return coding.decoded(self._wire(size), self.fields.get("content-encoding", ""), size)
+        return coding.decoded(self._wire(size), self.fields.get("content-encoding", ""), size, self._watch.check)
 
     @property
     def plain(self) -> bool:
@@ -107,6 +111,7 @@ class Transport:
         # A bundle that is named and cannot be read is told before anything else happens.
         bundled = tls.context(settings.ca_bundle) if settings.ca_bundle is not None else None
         self._context = None if settings.insecure else bundled
+        self._closed: dict[str, int] = {}
         self._watchdog = Watchdog(settings.max_time)
         try:
             self._connector = Connector(settings.timeout, settings.max_time, deliver, public_only=settings.public_only)
@@ -158,17 +163,33 @@ class Transport:
         ``StaleConnectionError`` where the connection was closed before it: another one may bring it.
         """
         watch = self._watchdog.watch(hop.deadline if hop is not None else None)
+        new = not connection.used
         try:
             chain = _Chain(self._routes, url, fields, condition, target)
             found = chain.follow(hop or Hop(url, (), watch.deadline, None), connection, watch, self._settings.redirects)
-        except BaseException:
+        except BaseException as error:
             watch.close()
-            if not connection.usable:
+            if isinstance(error, StaleConnectionError):
+                connection.close()
+                if new:
+                    self._note_closed(connection.origin)
+            elif not connection.usable:
                 connection.close()
             raise
+        if new and self._closed:
+            self._closed.pop(connection.origin, None)
         if isinstance(found, Hop):
             watch.close()
         return found
+
+    def _note_closed(self, origin: str) -> None:
+        """Count a new connection that its server closed before it was asked; after some in a row, it is at fault."""
+        count = self._closed.pop(origin, 0) + 1
+        if count > _MOST_CLOSED:
+            raise lost("the server closes its connections before anything is asked")
+        self._closed[origin] = count
+        if len(self._closed) > _MOST_REMEMBERED:
+            self._closed.pop(next(iter(self._closed)), None)
 
     def drop_idle(self) -> bool:
         """Close the connections that wait for their next request, to free their descriptors; tell if there were any."""

@@ -2,42 +2,67 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from image_loader.errors import DownloadError
 from image_loader.model import Reason
 
 _GZIP = zlib.MAX_WBITS | 16
-_PLAIN = frozenset({"", "identity"})
+_WINDOWS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
+# The rest of IANA's registry of content codings. What is in neither table is no coding, but some server's mistake.
+_UNDECODABLE = frozenset({"aes128gcm", "br", "compress", "dcb", "dcz", "exi", "pack200-gzip", "x-compress", "zstd"})
+# Twice happens, where both an application and its server compress.
+_MOST_CODINGS = 2
 # Bytes unpacked at once. When a member ends, zlib copies all behind it: of 256 kB of empty members, each would cost a
 # copy of 128 kB on average (seven times the time in all).
 _FED = 8192
 
 
-def decoded(chunks: Iterable[bytes], coding: str, limit: int) -> Iterator[bytes]:
+def decoded(
+    chunks: Iterable[bytes], coding: str, limit: int, check: Callable[[], None] = lambda: None
+) -> Iterator[bytes]:
     """Yield the content of ``chunks``, at most ``limit`` bytes at a time, so that a small bomb stays small in memory.
 
-    Raises ``DownloadError`` for a coding that is not known, and for one that ends before its content does.
+    ``check`` is called now and then while chunks are worked on; it raises when there is no time left. Raises
+    ``DownloadError`` for a coding that cannot be decoded, and for one that ends before its content does.
     """
-    coding = coding.strip().lower()
-    if coding in _PLAIN:
-        return iter(chunks)
-    if coding in ("gzip", "x-gzip"):
-        return _inflated(chunks, _GZIP, limit)
-    if coding == "deflate":
-        return _inflated(chunks, zlib.MAX_WBITS, limit)
-    raise DownloadError(Reason.PROTOCOL, "a content coding that was not asked for")
+    content = iter(chunks)
+    if not coding:
+        return content
+    codings = _codings(coding)
+    for name in codings:
+        if name in _UNDECODABLE:
+            raise DownloadError(Reason.PROTOCOL, f"Content-Encoding is {name}, which cannot be decoded")
+    if len(codings) > _MOST_CODINGS:
+        raise DownloadError(Reason.PROTOCOL, f"Content-Encoding names {len(codings)} codings, one upon the other")
+    for name in reversed(codings):
+        content = _inflated(content, _WINDOWS[name], limit, check)
+    return content
 
 
 def is_plain(coding: str) -> bool:
-    """Whether the bytes on the wire are the content itself."""
-    return coding.strip().lower() in _PLAIN
+    """Whether the bytes on the wire are the content itself.
+
+    >>> is_plain("utf-8, identity"), is_plain("none, gzip")
+    (True, False)
+    """
+    return not coding or not _codings(coding)
 
 
-def _inflated(chunks: Iterable[bytes], wbits: int, limit: int) -> Iterator[bytes]:
+@functools.lru_cache(64)
+def _codings(coding: str) -> tuple[str, ...]:
+    """Return the codings in a Content-Encoding, in the order of their use; what names none is passed over."""
+    # A parameter is no part of the grammar; with it, the body is compressed all the same.
+    names = (member.partition(";")[0].strip(" \t\"'").lower() for member in coding.split(","))
+    return tuple(name for name in names if name in _WINDOWS or name in _UNDECODABLE)
+
+
+def _inflated(chunks: Iterable[bytes], wbits: int, limit: int, check: Callable[[], None]) -> Iterator[bytes]:
     unpacker = None
     for piece in _pieces(chunks):
+        check()
         if unpacker is None:
             unpacker = zlib.decompressobj(_window(piece, wbits))
         waiting, content = piece, b""

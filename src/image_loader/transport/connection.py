@@ -6,6 +6,7 @@ import select
 import socket
 import ssl
 import struct
+import time
 from typing import Any
 
 from image_loader.errors import DownloadError
@@ -13,19 +14,24 @@ from image_loader.transport.failures import exchange_error, lost
 from image_loader.transport.response import ClosedEarlyError, NoStatusLineError, Response
 from image_loader.transport.watchdog import Watch
 
+# As soon as this, no server closes a connection for being idle.
+_SOON = 1.0  # seconds
+_CLOSED = getattr(select, "POLLRDHUP", 0)
+
 
 class StaleConnectionError(Exception):
-    """A connection that was used before turned out to be closed by the server before it answered."""
+    """A connection that stood, or was used before, turned out to be closed by the server before it answered."""
 
 
 class Connection:
     """A connection that stands.
 
     ``origin`` is the one that it leads to, ``seconds`` the time that connecting took. ``way`` is what connections are
-    shared by: a proxy for plain HTTP, else the origin. One thread at a time uses it.
+    shared by: a proxy for plain HTTP, else the origin. ``used`` says whether there was an answer on it. One thread at a
+    time uses it.
     """
 
-    __slots__ = ("_asking", "_poll", "_response", "_socket", "_used", "origin", "seconds", "way")
+    __slots__ = ("_asking", "_poll", "_response", "_socket", "_stands_since", "origin", "seconds", "used", "way")
 
     def __init__(self, origin: str, way: str, connected: Any, timeout: float) -> None:
         """Take over a socket, plain or of TLS, or TLS within TLS; the peer may be silent for ``timeout`` seconds."""
@@ -35,16 +41,20 @@ class Connection:
         self._socket = connected
         self._response: Response | None = None
         self._asking = False
-        self._used = False
+        self._stands_since = time.monotonic()
+        self.used = False
         _set_timeout(connected, timeout)
         # A poll object that is kept: to make one for each look takes longer than the look.
         self._poll = select.poll()
-        self._poll.register(connected, select.POLLIN)
+        self._poll.register(connected, select.POLLIN | _CLOSED)
 
     @property
     def alive(self) -> bool:
         """Whether the peer stays, and has said nothing unasked."""
-        return not self._poll.poll(0)
+        events = self._poll.poll(0)
+        # After the handshake of TLS 1.3, session tickets wait to be read with the first response.
+        tickets = not self.used and isinstance(self._socket, ssl.SSLSocket)
+        return not events or (tickets and events[0][1] == select.POLLIN)
 
     @property
     def usable(self) -> bool:
@@ -64,8 +74,9 @@ class Connection:
 
         Raises ``DownloadError``; ``StaleConnectionError`` where the request may well go over another connection.
         """
-        if self._used and not self.alive:
-            # Closed, or something came unasked, which would be taken for the answer.
+        # A used one may have been closed, or have brought something unasked, which would be taken for the answer.
+        waited = self.used or time.monotonic() - self._stands_since > _SOON
+        if waited and not self.alive:
             raise StaleConnectionError
         # TLS within TLS wraps its socket in an object that is none.
         watch.guard(getattr(self._socket, "socket", self._socket))
@@ -76,13 +87,13 @@ class Connection:
             response.read_head()
         except (ClosedEarlyError, ConnectionError) as error:
             watch.check()
-            if self._used:
+            if self.used:
                 raise StaleConnectionError from error
             raise lost() from error
         except DownloadError as error:
             watch.check()
             # What is no response may be what was left of the last one.
-            if self._used and isinstance(error, NoStatusLineError):
+            if self.used and isinstance(error, NoStatusLineError):
                 raise StaleConnectionError from error
             raise
         except (OSError, ValueError) as error:
@@ -90,7 +101,7 @@ class Connection:
             # SO_RCVTIMEO and SO_SNDTIMEO say that it would block.
             late = isinstance(error, BlockingIOError)
             raise exchange_error(TimeoutError() if late else error, answered=False) from error
-        self._asking, self._used = False, True
+        self._asking, self.used = False, True
         return response
 
     def rest(self) -> None:

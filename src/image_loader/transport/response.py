@@ -1,4 +1,7 @@
-"""One HTTP/1.x response, read strictly from its socket: the head, and the body within its frame (RFC 9112)."""
+"""One HTTP/1.x response, read from its socket: the head, and the body within its frame (RFC 9112).
+
+Strict about what frames the body, since a mistake there would save a wrong image; tolerant about all else.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ from image_loader.model import Reason
 _BUFFER = 65536
 _LINE_LIMIT = 65536
 _FIELDS_LIMIT = 262144
+_MOST_FIELDS = 500
+# 1xx responses before the one that counts.
+_MOST_INTERIM = 20
 # Up to this size, a head is read at once where nothing about it is odd.
 _USUAL_HEAD = 8192
 # What each field counts for beside its length, as in HTTP/2 (RFC 9113, 6.5.2): many short ones cost as well.
@@ -26,8 +32,15 @@ _FIELD_LINE = re.compile(rf"({_FIELD_NAME.pattern}):([^\r\n\x00]*)\r?\n")
 _CONTINUATION = re.compile(r"[ \t]([^\r\n\x00]*)\r?\n")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _LENGTH = re.compile(r"[0-9]{1,18}")
-# Fields that must not contradict themselves; two validators are none, two lengths are judged with the frame.
-_SINGLE = frozenset({"location", "content-type"})
+# A malformed line with one of these could have been meant to say where the body ends, or how to read it: what is left
+# of a line when all but its letters is taken away.
+_FRAMING = re.compile("contentlength|transferencoding|contentencoding|contentrange")
+_FRAMING_FIELD = re.compile(r"[ \t]*(?:content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
+_NO_LETTERS = re.compile("[^a-z]+")
+# In a header line they may be the beginning of a body that nothing was put before.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_LONGEST_FRAMING = len("transfer-encoding")
+_SHOWN = 80
 _BODILESS = frozenset({204, 304})
 
 
@@ -59,6 +72,7 @@ class Response:
     _minor_version = 1
     _chunked = False
     _left = 0
+    _doubtful = False
     _ended = False
     _torn = False
 
@@ -69,16 +83,16 @@ class Response:
     def reusable(self) -> bool:
         """Whether the connection can carry another request: the body is read, nothing follows it, the peer stays.
 
-        RFC 9112, 9.3 and 6.3.
+        Nor if the frame was one that others may read differently (RFC 9112, 9.3, 6.1 and 6.3).
         """
         options = _options(self.fields.get("connection", ""))
         stays = "close" not in options if self._minor_version else "keep-alive" in options
-        clear = not (self._chunked and "content-length" in self.fields) and self._at == len(self._buffer)
+        clear = not self._doubtful and self._at == len(self._buffer)
         return self.complete and stays and clear and not self._ended
 
     def read_head(self) -> None:
-        """Read the status line and the header fields, past any 1xx response (RFC 9110, 15.2)."""
-        while True:
+        """Read the status line and the header fields, past some 1xx responses (RFC 9110, 15.2)."""
+        for _ in range(_MOST_INTERIM + 1):
             try:
                 if self._at == len(self._buffer):
                     self._buffer, self._at = self._next(_BUFFER), 0
@@ -90,10 +104,11 @@ class Response:
             if not usual:
                 self.fields = _fields(self._field_lines())
             if self.status >= 200:
-                break
+                self._frame()
+                return
             if self.status == 101:
                 raise DownloadError(Reason.PROTOCOL, "101 Switching Protocols, unasked")
-        self._frame()
+        raise DownloadError(Reason.PROTOCOL, f"more than {_MOST_INTERIM} interim responses (1xx)")
 
     def read(self, limit: int) -> bytes:
         """Return up to ``limit`` bytes of the body as they come; nothing once it is complete."""
@@ -105,7 +120,7 @@ class Response:
             data = self._some(limit)
             self.complete = not data
             if self._torn:
-                raise DownloadError(Reason.TRUNCATED, "the connection ended without a farewell", retryable=True)
+                raise DownloadError(Reason.TRUNCATED, "TLS connection closed without close_notify", retryable=True)
             return data
         return self._read_framed(limit)
 
@@ -135,19 +150,27 @@ class Response:
         self._minor_version, self.status = status
 
     def _field_lines(self) -> Iterator[tuple[str, str]]:
-        """Yield names and values line by line; a name is empty where the line continues the one before."""
-        room, first = _FIELDS_LIMIT, True
-        while (line := self._head_line()) not in ("\r\n", "\n"):
+        """Yield names and values line by line; a name is empty where the line continues the one before.
+
+        A malformed line is left out, with its continuations.
+        """
+        room, name, left_out = _FIELDS_LIMIT, "", ""
+        for _ in range(_MOST_FIELDS + 1):
+            line = self._head_line()
             room -= len(line) + _FIELD_OVERHEAD
+            if line in ("\r\n", "\n"):
+                return
             if room < 0:
-                raise DownloadError(Reason.PROTOCOL, "the header fields never end")
+                break
             if match := _FIELD_LINE.fullmatch(line):
-                yield match[1], match[2]
-            elif not first and (match := _CONTINUATION.fullmatch(line)):
+                name, left_out = match[1], ""
+                yield name, match[2]
+            elif name and not left_out and (match := _CONTINUATION.fullmatch(line)):
+                _check_continuation(line)
                 yield "", match[1]
             else:
-                raise DownloadError(Reason.PROTOCOL, "a header line that is none")
-            first = False
+                left_out = _left_out(line, left_out if line[0] in " \t" else "")
+        raise DownloadError(Reason.PROTOCOL, "the header fields never end")
 
     def _head_line(self) -> str:
         line = self._line()
@@ -160,11 +183,14 @@ class Response:
         coding, length = self.fields.get("transfer-encoding"), self.fields.get("content-length")
         if self.status in _BODILESS:
             self.complete = True
-        elif coding is not None:
-            if coding.lower() != "chunked" or not self._minor_version:
-                raise DownloadError(Reason.PROTOCOL, "a transfer coding other than chunked")
-            self._chunked = True
-        elif length is not None:
+            return
+        if coding is not None:
+            # RFC 2616 had "identity", for none. HTTP/1.0 has no codings, but some of its servers use them.
+            self._chunked = coding.lower() == "chunked"
+            if not self._chunked and coding.lower() != "identity":
+                raise DownloadError(Reason.PROTOCOL, f"Transfer-Encoding is not supported: {_shown(coding)}")
+            self._doubtful = length is not None or not self._minor_version
+        if length is not None and not self._chunked:
             self.length = self._left = _plain_length(length)
             self.complete = self.length == 0
 
@@ -267,7 +293,7 @@ def _usual_head(text: str) -> tuple[tuple[int, int], dict[str, str]] | None:
     """
     status_line, *lines = text.split("\r\n")
     status = _status(status_line + "\n")
-    if status is None or not text.count("\r") == text.count("\n") == len(lines) or "\0" in text:
+    if status is None or not text.count("\r") == text.count("\n") == len(lines) <= _MOST_FIELDS or "\0" in text:
         return None
     fields = {}
     for line in lines:
@@ -276,6 +302,32 @@ def _usual_head(text: str) -> tuple[tuple[int, int], dict[str, str]] | None:
             return None
         fields[_field_name(name)] = value.strip(" \t")
     return (status, fields) if "" not in fields and len(fields) == len(lines) else None
+
+
+def _check_continuation(line: str) -> None:
+    """Refuse a line that continues another, and that others may take for one which frames the body."""
+    if _FRAMING_FIELD.match(line):
+        raise _malformed(line)
+
+
+def _left_out(line: str, before: str) -> str:
+    """Refuse a malformed line that could be one that matters; else return its last letters, for its continuation.
+
+    ``before`` are those of the line that it continues.
+    """
+    text = line.removesuffix("\n").removesuffix("\r")
+    letters = before + _NO_LETTERS.sub("", text.lower())
+    if _FRAMING.search(letters) or not text.strip(" \t") or _CONTROL.search(text):
+        raise _malformed(line)
+    return letters[-_LONGEST_FRAMING:] or "-"
+
+
+def _malformed(line: str) -> DownloadError:
+    return DownloadError(Reason.PROTOCOL, f"malformed header line: {_shown(line.rstrip())}")
+
+
+def _shown(text: str) -> str:
+    return repr(text[:_SHOWN])
 
 
 def _fields(lines: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -287,18 +339,21 @@ def _fields(lines: Iterable[tuple[str, str]]) -> dict[str, str]:
         if not name:
             fields[last] = f"{fields[last]} {value}"
             continue
-        if name in fields and name not in _SINGLE:
+        if name in fields and name != "location":
             value = f"{fields[name]}, {value}"
         elif fields.get(name, value) != value:
-            raise DownloadError(Reason.PROTOCOL, "two header fields of a kind that contradict each other")
+            # They may hold secrets.
+            raise DownloadError(Reason.PROTOCOL, "two Location values that differ")
         fields[name], last = value, name
     return fields
 
 
 def _plain_length(text: str) -> int:
     """Return the one length that a Content-Length states; equal repetitions count as one (RFC 9110, 8.6)."""
-    values = {value.strip() for value in text.split(",")}
+    values = {value.strip(" \t") for value in text.split(",")}
     value = values.pop()
-    if values or not _LENGTH.fullmatch(value):
-        raise DownloadError(Reason.PROTOCOL, "a Content-Length that is no number, or two that differ")
+    if values:
+        raise DownloadError(Reason.PROTOCOL, f"two Content-Length values: {text[:_SHOWN]}")
+    if not _LENGTH.fullmatch(value):
+        raise DownloadError(Reason.PROTOCOL, f"Content-Length is not a number: {_shown(text)}")
     return int(value)

@@ -78,7 +78,7 @@ class Routes:
         self._lock = threading.Lock()
         self._common: _Common | None = None
         self.route = functools.lru_cache(_MOST_KEPT)(self._route)
-        self.lines = functools.lru_cache(_MOST_KEPT)(self._lines)
+        self._usual_lines = functools.lru_cache(_MOST_KEPT)(self._lines)
 
     @property
     def verify(self) -> bool | str | None:
@@ -101,18 +101,23 @@ class Routes:
         name = server_hostname(proxy.host) if proxy.scheme == "https" else None
         return Route(origin, proxy.host, proxy.port, name, authority, proxy, prefix=f"{scheme}://{authority}")
 
-    def _lines(self, origin: str, userinfo: str, own: bool, cookie: str = "") -> str:  # noqa: FBT001 (a cache's key)
+    def lines(self, origin: str, userinfo: str, *, own: bool, cookie: str = "") -> str:
         """Return the header lines of all requests to an origin with these credentials.
 
         ``own`` says whether it is an origin of the list, which gets all of the user's headers. ``cookie`` has the
         cookies that redirects have set.
         """
+        if cookie:
+            return self._lines(origin, userinfo, own, cookie)  # They are not kept: they may be long.
+        return self._usual_lines(origin, userinfo, own)
+
+    def _lines(self, origin: str, userinfo: str, own: bool, cookie: str = "") -> str:  # noqa: FBT001 (a cache's key)
         common = self._environment()
         route = self.route(origin)
         fields = dict(common.own if own else common.elsewhere)
         if "host" not in map(str.lower, fields):
             fields = {"Host": route.authority, **fields}
-        if (credentials := self._credentials(route, userinfo, fields)) is not None:
+        if (credentials := self._credentials(origin, userinfo, fields)) is not None:
             _put(fields, "Authorization", f"Basic {b64encode(credentials).decode()}")
         if cookie:
             _put(fields, "Cookie", "; ".join(filter(None, (_value(fields, "cookie"), cookie))))
@@ -120,14 +125,14 @@ class Routes:
             fields.update(route.proxy.headers)
         return lines(fields)
 
-    def _credentials(self, route: Route, userinfo: str, fields: Mapping[str, str]) -> bytes | None:
+    def _credentials(self, origin: str, userinfo: str, fields: Mapping[str, str]) -> bytes | None:
         if userinfo:
             user, _, password = userinfo.partition(":")
             # RFC 7617 has UTF-8.
             return unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
         if _value(fields, "authorization"):
             return None  # What the user asks for goes before a line in .netrc.
-        return self._environment().netrc_credentials(route.target[0])
+        return self._environment().netrc_credentials(_host_and_port(*origin.split("://"))[0])
 
     def _environment(self) -> _Common:
         with self._lock:

@@ -1,0 +1,415 @@
+"""Many connections at once: whatever hosts do, the others are not held up, and each connect is told of once."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import socket
+import ssl
+import threading
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from asking import BODY, Asking, get, refusal, served, transport
+from conftest import SETTINGS
+from exchange import whole
+from image_loader.errors import DownloadError, LoaderError
+from image_loader.model import Blame, Reason
+from image_loader.transport import Connection, Transport
+from image_loader.transport.dial import Dial
+from server import Scripted, Server, connections_to, refusing_port, silent_port, unaccepting_port
+
+pytestmark = pytest.mark.usefixtures("own_environment")
+
+Result = tuple[str, Connection | DownloadError | LoaderError]
+
+
+class Told:
+    """Collects what is delivered."""
+
+    def __init__(self) -> None:
+        """Have nothing yet."""
+        self._queue = SimpleQueue[Result]()
+
+    def __call__(self, origin: str, result: Connection | DownloadError | LoaderError, begun: float) -> None:
+        """Take a delivery."""
+        assert begun <= time.monotonic()
+        self._queue.put((origin, result))
+
+    def next(self) -> Result:
+        """Wait for the next one."""
+        return self._queue.get(timeout=30)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is none now."""
+        return self._queue.empty()
+
+
+@contextmanager
+def connecting(**changes: Any) -> Iterator[tuple[Transport, Told]]:
+    told = Told()
+    with closing(Transport(SETTINGS._replace(**changes), told)) as made:
+        yield made, told
+
+
+def reasons(told: Told, count: int) -> Counter[Reason]:
+    results = [told.next()[1] for _ in range(count)]
+    return Counter(each.failure.reason for each in results if isinstance(each, DownloadError))
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, addresses: dict[str, list[str]]) -> None:
+    """Have these names lead to these addresses."""
+    look_up = socket.getaddrinfo
+
+    def resolver(host: str, port: int, **kwargs: Any) -> list[Any]:
+        return [found for ip in addresses.get(host, [host]) for found in look_up(ip, port, **kwargs)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@contextmanager
+def swallowing(ip: str, port: int) -> Iterator[None]:
+    """Have an address swallow every SYN: the queue of its listener is full. For "" that is every other one."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server((ip, port), family=family, backlog=0, reuse_port=True))
+        for _ in range(4):
+            filling = stack.enter_context(socket.socket(family))
+            filling.settimeout(0)
+            filling.connect_ex((ip or "127.9.9.9", listener.getsockname()[1]))
+        yield
+
+
+@contextmanager
+def answering(port: int = 0) -> Iterator[int]:
+    """Yield a port of 127.0.0.1 that answers each connection with an image; others may listen elsewhere on it."""
+    with socket.create_server(("127.0.0.1", port), reuse_port=True) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    accepted, _ = listener.accept()
+                    with accepted:
+                        accepted.recv(65536)
+                        accepted.sendall(whole(BODY))
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+# Addresses ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_black_hole_at_the_first_address_costs_a_quarter_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve(monkeypatch, {"both.test": ["127.0.0.1", "::1"]})
+    with transport(timeout=20.0, max_time=60.0) as asking, answering() as port, swallowing("::1", port):
+        connection = asking.connected(f"http://both.test:{port}")
+        connection.close()
+        assert 0.25 <= connection.seconds < 10
+        assert get(asking, f"http://both.test:{port}/a").body == BODY
+
+
+def test_ipv6_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve(monkeypatch, {"both.test": ["127.0.0.1", "::1"]})
+    with (
+        transport() as asking,
+        Server() as server,
+        socket.create_server(("::1", server.port), family=socket.AF_INET6) as newer,
+    ):
+        asking.connected(f"http://both.test:{server.port}").close()
+        newer.settimeout(5)
+        newer.accept()[0].close()
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("others", ["refuse", "swallow"])
+def test_the_last_of_two_hundred_addresses_is_found_within_the_timeout(
+    monkeypatch: pytest.MonkeyPatch, others: str
+) -> None:
+    resolve(monkeypatch, {"many.test": [*(f"127.0.9.{number}" for number in range(1, 200)), "127.0.0.1"]})
+    with transport(timeout=5.0) as asking, answering() as port, ExitStack() as stack:
+        if others == "swallow":
+            stack.enter_context(swallowing("", port))
+        before = open_files()
+        most = 0
+
+        def count() -> None:
+            nonlocal most
+            while not done.wait(0.02):
+                most = max(most, open_files())
+
+        done = threading.Event()
+        counting = threading.Thread(target=count)
+        counting.start()
+        try:
+            assert get(asking, f"http://many.test:{port}/a").body == BODY
+        finally:
+            done.set()
+            counting.join()
+    assert most - before < 20
+
+
+@pytest.mark.parametrize("addresses", [["8.8.8.8", "127.0.0.1"], ["127.0.0.1", "8.8.8.8"], ["2a00::1", "10.0.0.1"]])
+def test_a_name_with_a_private_address_among_public_ones_is_refused_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch, addresses: list[str]
+) -> None:
+    with Server() as server, transport(public_only=True, timeout=0.5) as asking:
+        resolve(monkeypatch, {"mixed.test": addresses})
+        failure = refusal(asking, f"http://mixed.test:{server.port}/a")
+    assert (failure.reason, failure.retryable) == (Reason.PRIVATE_ADDRESS, False)
+    assert server.connections == 0
+
+
+def test_a_name_that_does_not_exist_is_final() -> None:
+    with transport() as asking:
+        failure = refusal(asking, "http://no.such.invalid/a")
+    if failure.retryable:
+        pytest.skip("the resolver of this machine does not say that a name does not exist")
+    assert (failure.reason, failure.blame) == (Reason.DNS, Blame.HOST)
+
+
+def test_connects_to_one_name_share_its_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    gate = threading.Event()
+    look_up = socket.getaddrinfo
+
+    def resolver(host: str, port: int, **kwargs: Any) -> Any:
+        asked.append(host)
+        gate.wait(10)
+        return look_up("127.0.0.1", port, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    with Server() as server, connecting() as (made, told):
+        for _ in range(20):
+            made.connect(f"http://slow.test:{server.port}")
+        gate.set()
+        results = [told.next()[1] for _ in range(20)]
+        for each in results:
+            assert isinstance(each, Connection)
+            each.close()
+    assert asked == ["slow.test"]
+
+
+def test_a_resolver_that_hangs_fails_its_own_host_in_time_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    look_up = socket.getaddrinfo
+
+    def resolver(host: str, port: int, **kwargs: Any) -> Any:
+        if host.startswith("hang"):
+            gate.wait(30)
+        return look_up("127.0.0.1", port, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    try:
+        with Server() as server, connecting(timeout=3.0) as (made, told):
+            for number in range(100):
+                made.connect(f"http://hang{number}.test")
+            made.connect(f"http://live.test:{server.port}")
+            origin, result = told.next()
+            assert origin.startswith("http://live.test")
+            assert isinstance(result, Connection)
+            result.close()
+            failures = [told.next()[1] for _ in range(100)]
+    finally:
+        gate.set()
+    for each in failures:
+        assert isinstance(each, DownloadError)
+        assert (each.failure.reason, each.failure.retryable, each.failure.blame) == (Reason.DNS, True, Blame.HOST)
+
+
+# Handshakes --------------------------------------------------------------------------------------------------------
+
+
+def test_hosts_that_never_shake_hands_hold_up_no_other(tls: ssl.SSLContext, bundle: str) -> None:
+    with (
+        connecting(ca_bundle=bundle, timeout=30.0, max_time=60.0) as (made, told),
+        silent_port() as silent,
+        Server(tls=tls) as live,
+    ):
+        for number in range(1, 201):
+            made.connect(f"https://127.0.0.1:{silent}" if number % 2 else f"http://127.0.8.{number}:1")
+        for _ in range(20):
+            made.connect(live.origin)
+        results = [told.next() for _ in range(120)]
+        stand = [result for origin, result in results if origin == live.origin]
+        assert len(stand) == 20
+        for each in stand:
+            assert isinstance(each, Connection)
+            each.close()
+        assert {origin.partition(":")[0] for origin, _ in results} == {"https", "http"}
+        assert told.empty
+
+
+@pytest.mark.parametrize("close", ["at once", "after the first bytes", "with a reset"])
+def test_a_handshake_that_is_torn_may_be_tried_again(close: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, transport() as asking:
+
+        def serve() -> None:
+            accepted, _ = listener.accept()
+            with accepted:
+                if close == "after the first bytes":
+                    accepted.recv(65536)
+                    accepted.shutdown(socket.SHUT_WR)
+                    accepted.recv(65536)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        failure = refusal(asking, f"https://127.0.0.1:{listener.getsockname()[1]}/a")
+        thread.join()
+    assert (failure.reason, failure.retryable, failure.blame) == (Reason.CONNECT, True, Blame.HOST)
+    assert "during the TLS handshake" in failure.detail
+
+
+# Ends --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_ends_three_hundred_connects_within_moments() -> None:
+    with (
+        connecting(timeout=60.0, max_time=120.0) as (made, told),
+        unaccepting_port() as full,
+        silent_port() as silent,
+    ):
+        before = connections_to(full)
+        for number in range(300):
+            made.connect(f"http://127.0.0.1:{full}" if number % 2 else f"https://127.0.0.1:{silent}")
+        started = time.monotonic()
+        made.interrupt()
+        assert reasons(told, 300) == {Reason.INTERRUPTED: 300}
+        assert time.monotonic() - started < 2
+        assert (connections_to(full), connections_to(silent)) == (before, 0)
+        made.connect(f"http://127.0.0.1:{full}")
+        assert reasons(told, 1) == {Reason.INTERRUPTED: 1}
+        assert told.empty
+
+
+def test_what_is_under_way_when_a_transport_is_closed_is_told_as_well() -> None:
+    with connecting(timeout=60.0, max_time=120.0) as (made, told), unaccepting_port() as full:
+        before = connections_to(full)
+        for _ in range(10):
+            made.connect(f"http://127.0.0.1:{full}")
+        made.close()
+        made.connect(f"http://127.0.0.1:{full}")
+        assert reasons(told, 11) == {Reason.INTERRUPTED: 11}
+        assert connections_to(full) == before
+
+
+def test_with_few_descriptors_some_connects_fail_for_want_of_them_and_nothing_is_left() -> None:
+    with connecting(timeout=60.0, max_time=120.0) as (made, told), unaccepting_port() as full:
+        before = connections_to(full)
+        with few_descriptors(20):
+            for _ in range(60):
+                made.connect(f"http://127.0.0.1:{full}")
+            lacking = [told.next()[1] for _ in range(30)]
+        for each in lacking:
+            assert isinstance(each, DownloadError)
+            assert (each.failure.blame, each.failure.retryable) == (Blame.PROCESS, True)
+        made.interrupt()
+        while connections_to(full) > before:
+            told.next()
+
+
+@contextmanager
+def few_descriptors(number: int) -> Iterator[None]:
+    """Have at most so many more files or sockets opened in this process."""
+    free = [os.open(os.devnull, os.O_RDONLY) for _ in range(number)]
+    for each in free:
+        os.close(each)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_connection_that_stands_leaves_nothing_of_its_making() -> None:
+    with connecting(timeout=600.0, max_time=900.0) as (made, told), Server() as server:
+        gc.disable()
+        try:
+            for _ in range(50):
+                made.connect(server.origin)
+                result = told.next()[1]
+                assert isinstance(result, Connection)
+                result.close()
+            del result
+            made.connect("http://127.0.0.1:1")  # The thread is through with the others.
+            told.next()
+            assert len([each for each in gc.get_objects() if isinstance(each, Dial)]) <= 1
+        finally:
+            gc.enable()
+
+
+def test_timers_of_connections_that_are_through_do_not_pile_up() -> None:
+    with connecting(timeout=600.0, max_time=900.0) as (made, told), refusing_port() as port:
+        tracemalloc.start()
+        try:
+            for _ in range(3000):
+                made.connect(f"http://127.0.0.1:{port}")
+                told.next()
+            snapshot = tracemalloc.take_snapshot()
+        finally:
+            tracemalloc.stop()
+    kept = snapshot.filter_traces([tracemalloc.Filter(inclusive=True, filename_pattern="*/transport/connector.py")])
+    assert sum(each.size for each in kept.traces) < 50_000
+
+
+def test_a_forked_process_leaves_the_connections_of_its_parent_alone() -> None:
+    with transport() as asking, Scripted(served()) as server:
+        get(asking, server.url("/a"))
+        if (child := os.fork()) == 0:
+            asking.interrupt()
+            asking.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert get(asking, server.url("/b")).body == BODY
+        assert server.connections == 1
+        with Server() as other:
+            assert get(asking, other.url("/c")).body == other.image("/c")
+
+
+def test_each_step_has_the_timeout_and_all_of_them_the_time_of_an_attempt(
+    monkeypatch: pytest.MonkeyPatch, bundle: str
+) -> None:
+    look_up = socket.getaddrinfo
+
+    def slow(host: str, port: int, **kwargs: Any) -> Any:
+        time.sleep(0.3)
+        return look_up("127.0.0.1", port, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    with silent_port() as silent:
+        with transport(timeout=0.5, ca_bundle=bundle) as asking:
+            failure = refusal(asking, f"https://slow.test:{silent}/a")
+            assert (failure.reason, failure.detail) == (Reason.TIMEOUT, "no TLS handshake within the timeout")
+        with transport(timeout=0.5, max_time=0.6, ca_bundle=bundle) as asking:
+            assert refusal(asking, f"https://slow.test:{silent}/a").reason is Reason.DEADLINE
+
+
+def test_connections_of_many_threads_lead_each_to_its_own_origin(asking: Asking) -> None:
+    with Server(name="a") as first, Server(name="b") as second:
+        found: dict[str, bytes] = {}
+
+        def ask(server: Server, number: int) -> None:
+            found[server.url(f"/{number}")] = get(asking, server.url(f"/{number}")).body
+
+        threads = [threading.Thread(target=ask, args=(each, n)) for n in range(20) for each in (first, second)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    assert all(found[each.url(f"/{n}")] == each.image(f"/{n}") for n in range(20) for each in (first, second))

@@ -1,0 +1,253 @@
+"""Redirects: cookies that are set on the way, bytes in Location, and what is kept of a chain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from asking import BODY, Asking, get, refusal, served, transport
+from conftest import SETTINGS
+from exchange import End, Request, head, whole
+from image_loader.model import Hop, Reason, Redirect
+from image_loader.transport import Answer, redirects
+from image_loader.url import parse
+from server import Scripted, Server, plays
+
+pytestmark = pytest.mark.usefixtures("own_environment")
+
+Script = Callable[[Request], Iterable[Any]]
+
+
+def leads_to(location: str, *lines: str) -> Script:
+    return plays(head(f"Location: {location}", "Content-Length: 0", *lines, status="302 Found"))
+
+
+def cookies_sent(server: Server) -> list[str | None]:
+    return [request.headers.get("cookie") for request in server.requests]
+
+
+# Cookies -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_loop_that_a_cookie_ends_is_no_loop(asking: Asking) -> None:
+    def play(request: Request) -> Iterable[Any]:
+        again = head("Location: /a", "Set-Cookie: seen=1; Path=/", "Content-Length: 0", status="302 Found")
+        return [whole(BODY) if request.headers.get("cookie") == "seen=1" else again]
+
+    with Scripted(play) as server:
+        assert get(asking, server.url("/a")).body == BODY
+    assert cookies_sent(server) == [None, "seen=1"]
+
+
+def test_cookies_are_forgotten_after_their_chain(asking: Asking) -> None:
+    with Scripted(leads_to("/b", "Set-Cookie: seen=1"), served()) as server:
+        get(asking, server.url("/a"))
+        get(asking, server.url("/c"))
+    assert cookies_sent(server) == [None, "seen=1", None]
+
+
+@pytest.mark.parametrize(
+    ("lines", "sent"),
+    [
+        (["Set-Cookie: a=1; Path=/", "Set-Cookie: b=2; Path=/"], "a=1; b=2"),
+        (["Set-Cookie: a=1; Expires=Wed, 09 Jun 2100 10:18:14 GMT; Path=/", "Set-Cookie: b=2"], "b=2; a=1"),
+        (["Set-Cookie: a=1; Max-Age=0"], None),
+        (["Set-Cookie: a=1; Expires=Wed, 09 Jun 2010 10:18:14 GMT"], None),
+        (["Set-Cookie: a=1; Secure"], None),
+        (["Set-Cookie: a=1; Path=/x/"], "a=1"),
+        (["Set-Cookie: a=1; Path=/y/"], None),
+        (["Set-Cookie: a=1; Domain=example.com"], None),
+        (["Set-Cookie: a=1; HttpOnly; SameSite=Lax; Path=/"], "a=1"),
+        (['Set-Cookie: a="1 2"; Path=/'], 'a="1 2"'),
+        (["Set-Cookie: nameless"], "nameless"),
+        (["Set-Cookie:"], None),
+        (["Set-Cookie: a=" + 5000 * "x"], None),
+    ],
+)
+def test_a_cookie_goes_where_its_attributes_say(asking: Asking, lines: list[str], sent: str | None) -> None:
+    with Scripted(leads_to("/x/b", *lines), served()) as server:
+        get(asking, server.url("/x/a"))
+    assert cookies_sent(server) == [None, sent]
+
+
+def test_a_cookie_goes_to_the_host_that_set_it_alone(asking: Asking) -> None:
+    with Scripted(served()) as last, Server() as server:
+        scripts = {
+            "/a": leads_to(f"http://localhost:{last.port}/b", "Set-Cookie: secret=1; Path=/"),
+        }
+        server.steps = lambda request: iter(scripts[request.target](request))  # type: ignore[method-assign]
+        get(asking, server.url("/a"))
+    assert cookies_sent(last) == [None]
+
+
+def test_a_cookie_comes_back_to_its_host_after_a_way_elsewhere(asking: Asking) -> None:
+    with Server() as first, Server() as second:
+        scripts: Mapping[str, Script] = {
+            "/a": leads_to(f"http://localhost:{second.port}/login", "Set-Cookie: first=1; Path=/"),
+            "/login": leads_to(first.url("/b"), "Set-Cookie: second=2; Path=/"),
+            "/b": served(),
+        }
+        for server in (first, second):
+            server.steps = lambda request: iter(scripts[request.target](request))  # type: ignore[method-assign]
+        assert get(asking, first.url("/a")).body == BODY
+    assert cookies_sent(first) == [None, "first=1"]
+    assert cookies_sent(second) == [None]
+
+
+def test_a_secure_cookie_stays_within_tls(tls: Any, bundle: str) -> None:
+    with transport(ca_bundle=bundle) as asking, Server(tls=tls) as secure:
+        scripts: Mapping[str, Script] = {
+            "/a": leads_to(secure.url("/b"), "Set-Cookie: a=1; Secure; Path=/"),
+            "/b": served(),
+        }
+        secure.steps = lambda request: iter(scripts[request.target](request))  # type: ignore[method-assign]
+        get(asking, secure.url("/a"))
+    assert cookies_sent(secure) == [None, "a=1"]
+
+
+@pytest.mark.parametrize("domain", ["co.uk", ".co.uk", "uk", "com", "other.co.uk"])
+def test_a_cookie_for_more_than_its_host_owns_is_refused(domain: str) -> None:
+    hop = redirects.follow(
+        parse("http://shop.co.uk/a"),
+        Hop(parse("http://shop.co.uk/a"), (), 0.0, None),
+        {"location": "http://bank.co.uk/", "set-cookie": f"a=1; Domain={domain}"},
+        0.0,
+        0.0,
+    )
+    assert redirects.cookie(hop) == ""
+
+
+def test_a_cookie_for_a_domain_goes_to_its_other_hosts() -> None:
+    hop = redirects.follow(
+        parse("http://a.shop.test/a"),
+        Hop(parse("http://a.shop.test/a"), (), 0.0, None),
+        {"location": "http://b.shop.test/", "set-cookie": "a=1; Domain=shop.test; Path=/"},
+        0.0,
+        0.0,
+    )
+    assert redirects.cookie(hop) == "a=1"
+
+
+def test_the_cookies_of_one_answer_are_bounded(asking: Asking) -> None:
+    many = [f"Set-Cookie: c{number}=1; Path=/" for number in range(200)]
+    with Scripted(leads_to("/b", *many), served()) as server:
+        get(asking, server.url("/a"))
+    assert len((cookies_sent(server)[1] or "").split("; ")) == 50
+
+
+# Location ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/x/jos\xe9.png", "/x/jos%E9.png"), ("/x/jos\xc3\xa9.png", "/x/jos%C3%A9.png"), ("/\xff?\xfe", "/%FF?%FE"),
+        ("jos\xe9.png", "/d/jos%E9.png"), ("?\xe9", "/d/a?%E9"),
+    ],
+)  # fmt: skip
+def test_bytes_in_a_location_are_percent_encoded_as_they_are(asking: Asking, location: str, target: str) -> None:
+    with Scripted(leads_to(location), served()) as server:
+        get(asking, server.url("/d/a"))
+    assert [request.target for request in server.requests] == ["/d/a", target]
+
+
+# Hops --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chain() -> Iterator[tuple[Server, Server]]:
+    """Two origins: /a of the first leads to /b of the second, and that back to /c of the first."""
+    with Server() as first, Server() as second:
+        scripts: Mapping[str, Script] = {
+            "/a": leads_to(f"http://localhost:{second.port}/b", "Cache-Control: max-age=5", "Server: any", "Age: 1"),
+            "/b": leads_to(first.url("/c"), "Date: Thu, 01 Jan 1970 00:00:00 GMT"),
+            "/c": served(),
+        }
+        for server in (first, second):
+            server.steps = lambda request: iter(scripts[request.target](request))  # type: ignore[method-assign]
+        yield first, second
+
+
+def test_a_redirect_to_another_origin_is_handed_back_as_a_hop(asking: Asking, chain: tuple[Server, Server]) -> None:
+    first, second = chain
+    url = parse(first.url("/a"))
+    before, started = time.time(), time.monotonic()
+    connection = asking.connected(first.origin)
+    hop = asking.exchange(url, {}, {}, None, connection)
+    assert isinstance(hop, Hop)
+    assert connection.usable
+    assert (hop.url.origin, hop.url.path) == (f"http://localhost:{second.port}", "/b")
+    assert started < hop.deadline - SETTINGS.max_time < time.monotonic()
+    other = asking.connected(hop.url.origin)
+    last = asking.exchange(url, {}, {}, None, other, hop)
+    assert isinstance(last, Hop)
+    assert last.deadline == hop.deadline
+    answer = asking.exchange(url, {}, {}, None, connection, last)
+    assert isinstance(answer, Answer)
+    with answer:
+        assert b"".join(answer.chunks(1000)) == BODY
+        assert answer.url.path == "/c"
+        assert [redirect.fields for redirect in answer.redirects] == [
+            {"cache-control": "max-age=5", "age": "1"}, {"date": "Thu, 01 Jan 1970 00:00:00 GMT"},
+        ]  # fmt: skip
+        for redirect in answer.redirects:
+            assert isinstance(redirect, Redirect)
+            assert before <= redirect.requested <= redirect.received <= time.time()
+    asking.give_back(connection)
+    asking.give_back(other)
+    assert asking.take(first.origin) is connection
+    connection.close()
+
+
+def test_a_hop_is_asked_for_until_its_own_deadline() -> None:
+    with Scripted(plays(5.0)) as server, transport(max_time=100.0) as asking:
+        url = parse(server.url("/a"))
+        late = Hop(url, (), time.monotonic() + 0.3, None)
+        connection = asking.connected(server.origin)
+        with pytest.raises(Exception, match="not done within the time"):
+            asking.exchange(url, {}, {}, None, connection, late)
+        connection.close()
+
+
+def test_a_connection_that_went_stale_on_the_way_costs_no_redirect(asking: Asking) -> None:
+    scripts = (leads_to("/b", "Set-Cookie: seen=1"), plays(End.CLOSE), served())
+    with Scripted(*scripts) as server:
+        assert get(asking, server.url("/a")).body == BODY
+    assert [request.target for request in server.requests] == ["/a", "/b", "/b"]
+    assert cookies_sent(server)[2] == "seen=1"
+
+
+def test_a_connection_that_a_redirect_closes_is_not_used_for_the_next_hop(asking: Asking) -> None:
+    with Scripted(leads_to("/b", "Connection: close"), served()) as server:
+        assert get(asking, server.url("/a")).body == BODY
+    assert server.connections == 2
+
+
+def test_a_condition_goes_only_with_the_request_that_it_is_about(asking: Asking, chain: tuple[Server, Server]) -> None:
+    first, second = chain
+    condition = {"If-None-Match": '"1"'}
+    for target in (None, parse(first.url("/c")).resource):
+        url, hop = parse(first.url("/a")), None
+        while not isinstance(
+            found := asking.exchange(
+                url, {}, condition, target, connection := asking.connected((hop.url if hop else url).origin), hop
+            ),
+            Answer,
+        ):
+            asking.give_back(connection)
+            hop = found
+        assert found.conditional == (target is not None)
+        with found:
+            pass
+        asking.give_back(connection)
+    sent = [request.headers.get("if-none-match") for request in (*first.requests, *second.requests)]
+    assert sent == ['"1"', None, None, '"1"', None, None]
+
+
+def test_a_redirect_to_a_bad_host_is_told_by_the_exchange(asking: Asking) -> None:
+    with Scripted(leads_to("http://*.test/")) as server:
+        failure = refusal(asking, server.url("/a"))
+    assert (failure.reason, failure.retryable) == (Reason.REDIRECTS, False)
