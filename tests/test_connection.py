@@ -351,11 +351,6 @@ def test_a_name_without_an_address_is_told_as_such(asking: Asking, host: str, re
     assert failure.reason in ({reason} if reason else {Reason.DNS, Reason.BAD_URL})
 
 
-@pytest.mark.parametrize("host", ["\u20ac" * 70 + ".test", "xn--\xe4.test", "\u200b.test", "a\u3002\u3002b"])
-def test_a_host_name_that_cannot_be_encoded_is_a_bad_url(asking: Asking, host: str) -> None:
-    assert refusal(asking, f"http://{host}/a").reason is Reason.BAD_URL
-
-
 def test_a_refused_connection_says_so(asking: Asking) -> None:
     with refusing_port() as port:
         failure = refusal(asking, f"http://127.0.0.1:{port}/a")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from urllib.parse import quote
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image_loader.formats import IMAGE_EXTENSIONS, LONGEST_EXTENSION
-from image_loader.lists.naming import candidates, key
+from image_loader.lists.naming import candidates, has_hash, key, spares
 from image_loader.model import Layout, Name
 from image_loader.url import Url, parse
 
@@ -25,7 +26,7 @@ SEGMENTS = st.one_of(
     st.builds(str.__add__, st.text(alphabet="a.- %"), st.sampled_from(sorted(IMAGE_EXTENSIONS))),
     st.integers(min_value=1, max_value=400).map(lambda size: quote("ä" * size + ".jpg")),
 )
-HOSTS = ["example.com", "example.com:8080", "-rf", "[::1]:81", "é\uff0f\u202e..x", "ü" * 250]
+HOSTS = ["example.com", "example.com:8080", "-rf", "[::1]:81", "ü.example", "~" * 63 + "." + "b" * 63]
 URLS = st.builds("http://{}/dir/{}".format, st.sampled_from(HOSTS), SEGMENTS).map(parse)
 
 
@@ -144,7 +145,7 @@ def test_layout_host_puts_each_host_and_port_into_a_folder() -> None:
     [
         ("example.com.", "example.com"),
         ("-rf", "_rf"),
-        ("é\\x", "é_x"),
+        ("é.example", "xn--9ca.example"),
     ],
 )
 def test_layout_host_makes_a_hostile_host_safe(host: str, folder: str) -> None:
@@ -180,7 +181,13 @@ def with_longest_extension(name: Name) -> str:
 def test_every_name_is_safe_visible_and_short_enough(url: Url, layout: Layout, max_bytes: int) -> None:
     for name in candidates(url, layout, max_bytes):
         *folders, last = with_longest_extension(name).split("/")
-        assert len(folders) == {Layout.FLAT: 0, Layout.HOST: 1, Layout.HASH: 2}[layout]
+        depth: dict[Layout, Sequence[int]] = {
+            Layout.FLAT: [0],
+            Layout.HOST: [1],
+            Layout.HASH: [2],
+            Layout.PATH: range(1, 17),
+        }
+        assert len(folders) in depth[layout]
         for part in (*folders, last):
             assert 0 < len(part.encode()) <= max_bytes
             assert part[0] not in ".-"
@@ -188,6 +195,99 @@ def test_every_name_is_safe_visible_and_short_enough(url: Url, layout: Layout, m
             assert not part[0].isspace()
             assert not {unicodedata.category(character) for character in part} & UNSAFE
         assert last[-1] != "."
+
+
+WANTED = st.lists(
+    st.one_of(
+        st.text(max_size=5), st.sampled_from(["..", ".", "/", "a.jpg", "-", " ", "\udc80", "ä" * 200, "x/" * 50])
+    ),
+    min_size=1,
+).map("/".join)
+
+
+@given(wanted=WANTED, layout=st.sampled_from(Layout), max_bytes=st.sampled_from([80, 143, 255]))
+@settings(max_examples=300)
+def test_every_name_from_a_list_is_safe_visible_and_short_enough(wanted: str, layout: Layout, max_bytes: int) -> None:
+    for name in candidates(parse("http://h/dir/photo.jpg"), layout, max_bytes, wanted=wanted):
+        *folders, last = with_longest_extension(name).split("/")
+        assert len(folders) <= 16
+        assert len(name.path.encode()) <= 1000 + 1 + 255
+        for part in (*folders, last):
+            assert 0 < len(part.encode()) <= max_bytes
+            assert part[0] not in ".-"
+            assert part[-1] not in ". "
+            assert "\\" not in part
+            assert not part[0].isspace()
+            assert not {unicodedata.category(character) for character in part} & UNSAFE
+        assert not any(key(folder).endswith((*IMAGE_EXTENSIONS, ".img")) for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name", "complete"),
+    [
+        ("1234", "1234", False),
+        ("1234.jpg", "1234.jpg", True),
+        ("shoes/red 1.JPEG", "shoes/red 1.JPEG", True),
+        ("1.5", "1.5", False),
+        ("100%25.png", "100%25.png", True),
+        ("/srv/../etc//./a.jpg", "srv/etc/a.jpg", True),
+        ("../../a", "a", False),
+        ("shoes/", "shoes", False),
+        ("a\\b\nc", "a_b_c", False),
+        (".hidden/-rf/.a.jpg", "_hidden/_rf/_a.jpg", True),
+        (".image_loader/index.sqlite3", "_image_loader/index.sqlite3", False),
+        ("a.jpg/b.jpg/c.jpg", "a.jpg_/b.jpg_/c.jpg", True),
+        ("A.\uff2a\uff30\uff27 ./b", "A.\uff2a\uff30\uff27_/b", False),
+        ("a.img/b", "a.img_/b", False),
+        ("a. /b", "a/b", False),
+        ("x" * 250, "x" * 250, False),
+        ("x" * 251 + ".jpg", "x" * 251 + ".jpg", True),
+    ],
+)
+def test_a_name_from_the_list_goes_before_the_layout(wanted: str, name: str, *, complete: bool) -> None:
+    for layout in Layout:
+        found = list(candidates(parse("http://h/dir/photo.jpg"), layout, wanted=wanted))
+        assert found[0] == Name(name, complete)
+        assert {each.path.rpartition("/")[0] for each in found} == {name.rpartition("/")[0]}
+        assert len(found) == 5
+        assert not any(each.complete for each in found[1:])
+
+
+@pytest.mark.parametrize("wanted", [None, "", "/", "..", " ./.. "])
+def test_without_a_name_in_the_list_it_is_the_url_s(wanted: str | None) -> None:
+    url = parse("http://h/dir/photo.jpg")
+    assert list(candidates(url, Layout.HOST, wanted=wanted)) == list(candidates(url, Layout.HOST))
+
+
+@pytest.mark.parametrize("wanted", ["x" * 251, "x" * 252 + ".jpg", "ä" * 127])
+def test_a_name_from_the_list_that_is_too_long_is_cut_and_hashed(wanted: str) -> None:
+    url = parse("http://h/photo.jpg")
+    name = next(candidates(url, Layout.FLAT, wanted=wanted))
+    cut, _, digits = name.path.rpartition("-")
+    assert wanted.startswith(cut)
+    assert (digits, name.complete) == (url.sha256[:8], False)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("http://h/photo.jpg", "h/photo.jpg"),
+        ("http://h:81/a/b%20c/photo.jpg?x=/y/", "h_81/a/b c/photo.jpg"),
+        ("http://h/a//b/photo.jpg", "h/a/b/photo.jpg"),
+        ("http://h/a.jpg/b.png/c.jpg", "h/a.jpg_/b.png_/c.jpg"),
+        ("http://h/..%2f..%2fetc/-rf/.ssh/a.jpg", "h/___.._etc/_rf/_ssh/a.jpg"),
+        ("http://h/%252e%252e/a.jpg", "h/%2e%2e/a.jpg"),
+        ("http://h/" + "a/" * 100 + "b.jpg", "h/" + "a/" * 15 + "b.jpg"),
+        ("http://h/" + ("a" * 240 + "/") * 10 + "b.jpg", "h/" + ("a" * 240 + "/") * 4 + "b.jpg"),
+    ],
+)
+def test_layout_path_keeps_the_folders_of_the_url(url: str, name: str) -> None:
+    assert first(url, Layout.PATH) == name
+
+
+def test_layout_path_hashes_a_name_without_extension(tmp_path: Path) -> None:
+    url = parse("http://h/a/photo.php?id=1")
+    assert first(url.text, Layout.PATH) == f"h/a/photo-{url.sha256[:8]}"
 
 
 @given(url=URLS, layout=st.sampled_from(Layout))
@@ -265,3 +365,38 @@ def test_image_extensions_are_lower_case_ascii_and_short() -> None:
     )
     assert all(extension == extension.lower() for extension in IMAGE_EXTENSIONS)
     assert LONGEST_EXTENSION == 5
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_characters_that_a_file_system_refuses_are_replaced_behind_the_plain_name(layout: Layout) -> None:
+    url = parse("http://[::1]:80/a%3Fb:c.png")
+    names = list(candidates(url, layout, refused='"*:<>?|'))
+    assert not any(set('"*:<>?|') & set(name.path) for name in names)
+    assert not any(name.complete for name in names)
+    assert names[0].path.rpartition("/")[2] == f"a_b_c-{url.sha256[:8]}"
+    assert next(candidates(parse("http://h/a.png"), layout, refused=":")).complete
+
+
+def test_characters_that_a_file_system_refuses_are_replaced_in_names_of_the_list() -> None:
+    url = parse("http://h/photo.png")
+    names = list(candidates(url, Layout.FLAT, refused=":?", wanted="a:b/c?d"))
+    assert names[0].path == f"a_b/c_d-{url.sha256[:8]}"
+    assert next(candidates(url, Layout.FLAT, refused=":?", wanted="a:b/c d")) == Name("a_b/c d", complete=False)
+
+
+@given(st.text(max_size=300), st.sampled_from(Layout))
+def test_a_spare_name_is_one_that_every_file_system_takes(text: str, layout: Layout) -> None:
+    url = parse("http://h:81/" + quote(text))
+    names = list(spares(url, layout, ".png"))
+    assert len(set(names)) == 3
+    for name in names:
+        assert re.fullmatch(r"([A-Za-z0-9_.-]+/){0,16}[A-Za-z0-9_][A-Za-z0-9_.-]*\.png", name)
+        assert len(name.rpartition("/")[2]) < 120
+        assert has_hash(url, name)
+
+
+def test_a_name_has_the_hash_of_its_own_url_alone() -> None:
+    url, other = parse("http://h/a.png"), parse("http://h/b.png")
+    names = [name.file(".png") for name in candidates(url, Layout.FLAT)]
+    assert [has_hash(url, name) for name in names] == [False, True, True, True, True]
+    assert not any(has_hash(other, name) for name in names)

@@ -81,7 +81,7 @@ def test_wrong_use_ends_before_anything_is_asked(server: Server, loader: Loader,
     ("arguments", "hint"),
     [
         (["--forse", "list", "images"], "did you mean --force?"),
-        (["--layout", "round", "list", "images"], "--layout: must be 'flat', 'host' or 'hash', not 'round'"),
+        (["--layout", "round", "list", "images"], "--layout: must be 'flat', 'host', 'hash' or 'path', not 'round'"),
         (["--threads", "many", "list", "images"], "--threads: must be a whole number, not 'many'"),
         (["--threads", "0", "list", "images"], "--threads: must be between 1 and 100000, not 0"),
         (["--timeout", "soon", "list", "images"], "--timeout: must be a number of seconds, not 'soon'"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sqlite3
 import stat
 import time
 from collections.abc import Iterator
@@ -273,3 +275,51 @@ def test_after_a_kill_in_mid_write_the_next_run_cleans_up_and_completes(server: 
     assert run.status == 0
     assert all(run.content(url) == server.image(url.removeprefix(server.origin)) for url in urls)
     assert leftovers(loader.directory) == []
+
+
+# One image under several URLs --------------------------------------------------------------------------------------
+
+
+def test_a_url_that_is_signed_anew_is_asked_for_conditionally_and_keeps_its_file(
+    server: Server, loader: Loader
+) -> None:
+    signed = "/show?id=7&X-Amz-Date={0}&X-Amz-Expires=60&X-Amz-Signature={0}"
+    first, second = signed.format(1126), signed.format(1127)
+    server.headers = {target: {"ETag": '"7"'} for target in (first, second)}
+    runs = [loader.run([server.url(target)]) for target in (first, second)]
+    assert [run.counts for run in runs] == [(1, 0, 0, 0), (0, 1, 0, 0)]
+    assert runs[0].files == runs[1].files
+    assert len(runs[1].files) == 1
+    assert [request.headers.get("if-none-match") for request in server.asked(second)] == ['"7"']
+
+
+def test_spellings_of_one_url_are_one_image(server: Server, loader: Loader) -> None:
+    spellings = ["/clean/b.png", "/clean/a/../b.png", "/clean/./b.png", "/clean\\%2e\\b.png", "/%2E%2e/clean/b.png"]
+    run = loader.run([server.url(target) for target in spellings])
+    assert run.counts == (1, 0, 4, 0)
+    assert [request.target for request in server.requests] == ["/clean/b.png"]
+    assert run.files == {"b.png"}
+
+
+def test_an_image_that_was_recorded_under_another_spelling_is_downloaded_once_more(
+    server: Server, loader: Loader
+) -> None:
+    """The index of an earlier version holds a row, and a name, for what it took for another URL."""
+    url = server.url("/a/../b.png")
+    loader.run([server.url("/b.png")])
+    with closing(sqlite3.connect(loader.directory / ".image_loader" / "index.sqlite3")) as index, index:
+        index.execute("UPDATE image SET digest = ?", (hashlib.sha256(url.encode()).digest()[:16],))
+    runs = [loader.run([url]) for _ in range(2)]
+    assert [run.counts for run in runs] == [(1, 0, 0, 0), (0, 1, 0, 0)]
+    assert runs[0].files == runs[1].files == {"b.png", runs[0].row(url)["file"]}
+
+
+def test_layout_path_lets_a_folder_and_a_file_of_one_name_get_along(server: Server, loader: Loader) -> None:
+    urls = [server.url(target) for target in ("/a.jpg/b.jpg", "/a.jpg", "/a.jpg/b.jpg/c.jpg", "/a.jpg/")]
+    run = loader.run(urls, "--layout", "path")
+    assert run.counts == (4, 0, 0, 0)
+    host = f"127.0.0.1_{server.port}"
+    hashed = run.row(urls[3])["file"]
+    assert run.files == {f"{host}/a.jpg", f"{host}/a.jpg_/b.jpg", f"{host}/a.jpg_/b.jpg_/c.jpg", hashed}
+    assert hashed.startswith(f"{host}/a.jpg_/image-")
+    assert loader.run(urls, "--layout", "path").counts == (0, 4, 0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 import re
 import stat
@@ -46,9 +47,10 @@ def test_the_extension_is_that_of_the_type(server: Server, loader: Loader) -> No
     assert all(name.endswith(".png") for name in run.files)
 
 
-@pytest.mark.parametrize("layout", ["flat", "host", "hash"])
+@pytest.mark.parametrize("layout", ["flat", "host", "hash", "path"])
 def test_a_layout_gives_each_image_its_place(server: Server, loader: Loader, layout: str) -> None:
-    place = {"flat": "", "host": rf"127\.0\.0\.1_{server.port}/", "hash": "[0-9a-f]{2}/[0-9a-f]{2}/"}[layout]
+    host = rf"127\.0\.0\.1_{server.port}/"
+    place = {"flat": "", "host": host, "hash": "[0-9a-f]{2}/[0-9a-f]{2}/", "path": f"{host}image/"}[layout]
     for counts in ((5, 0, 0, 0), (0, 5, 0, 0)):
         run = loader.run(urls_of(server, 5), "--layout", layout)
         assert run.counts == counts
@@ -180,3 +182,67 @@ def test_a_hostile_name_gives_a_safe_visible_file_inside_the_directory(
     assert {path.name for path in loader.home.iterdir()} == {"images", "rows.jsonl", "urls-1.txt"}
     assert "\x1b" not in run.stderr
     assert "\u202e" not in run.stderr
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+def feed(server: Server, rows: int, delimiter: str = ";") -> str:
+    """Return a shop's table: ids, titles with line ends in them, and the URLs of images without extension."""
+    lines = (
+        ["id", "title", "image link"],
+        *([str(number), f'"Shoe,\r\nno. {number}"', server.url(f"/show?{number}")] for number in range(rows)),
+    )
+    return "\ufeff" + "".join(delimiter.join(cells) + "\r\n" for cells in lines)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("source", ["file", "gzip", "pipe"])
+def test_a_table_becomes_files_named_by_a_column(server: Server, loader: Loader, source: str, delimiter: str) -> None:
+    content = feed(server, 3, delimiter).encode()
+    path = loader.home / "feed"
+    path.write_bytes(gzip.compress(content) if source == "gzip" else content)
+    columns = ("--url-column", "image link", "--name-column", "id")
+    for counts in ((3, 0, 0, 0), (0, 3, 0, 0)):
+        run = loader.run(content if source == "pipe" else path, *columns)
+        assert (run.status, run.counts) == (0, counts)
+        assert run.files == {"0.png", "1.png", "2.png"}
+        assert [run.row(server.url(f"/show?{number}"))["file"] for number in range(3)] == ["0.png", "1.png", "2.png"]
+
+
+def test_two_rows_with_one_name_are_two_files_and_a_name_is_a_path(server: Server, loader: Loader) -> None:
+    names = ["a/b.jpg", "a/b.jpg", "a/b", "../c", "", "A/B.JPG"]
+    urls = [server.url(f"/show/{number}.png") for number in range(len(names))]
+    path = loader.home / "table.csv"
+    path.write_text("".join(f"{name},{url}\n" for name, url in zip(names, urls, strict=True)))
+    run = loader.run(path, "--url-column", "2", "--name-column", "1", "--layout", "host")
+    assert run.counts == (6, 0, 0, 0)
+    files = [run.row(url)["file"] for url in urls]
+    assert len(set(files)) == 6
+    assert (files[0], files[3], files[4]) == ("a/b.jpg", "c.png", f"127.0.0.1_{server.port}/4.png")
+    for file in (files[1], files[2], files[5]):
+        assert re.fullmatch(r"[aA]/[bB]-[0-9a-f]{8}\.png", file)
+    assert loader.run(path, "--url-column", "2", "--name-column", "1").counts == (0, 6, 0, 0)
+
+
+def test_a_table_without_the_column_ends_the_run_before_anything_is_made(server: Server, loader: Loader) -> None:
+    path = loader.home / "feed.csv"
+    path.write_text(feed(server, 3))
+    run = loader.run(path, "--url-column", "picture")
+    assert run.status == 2
+    assert "no column 'picture' among the 3 of the first row: id, title, image link;" in run.stderr
+    plain = loader.run(path)
+    assert plain.status == 2
+    assert (
+        "a table; name the column of URLs, such as: loader --url-column 'image link' URLFILE DIRECTORY" in plain.stderr
+    )
+    assert not loader.directory.exists()
+
+
+def test_a_row_without_a_url_fails_with_its_line(server: Server, loader: Loader) -> None:
+    path = loader.home / "table.tsv"
+    path.write_text(f"id\turl\n1\n2\t{server.url('/a.png')}\n3\t\n")
+    run = loader.run(path, "--url-column", "url")
+    assert (run.status, run.counts) == (1, (1, 0, 0, 2))
+    details = [row["detail"] for row in run.rows if row["reason"] == "bad-url"]
+    assert details == ["no column url in this row (line 2)", "no URL in column url (line 4)"]

@@ -22,6 +22,8 @@ from image_loader.settings import Command, Settings, all_options, options
 
 CHECKOUT = Path(__file__).parents[1]
 OTHER = {
+    "url_column": (2, "2"),
+    "name_column": ("id", "id"),
     "directory": ("images", Path("images")),
     "max_size": (1234, 1234),
     "threads": (7, 7),
@@ -65,7 +67,8 @@ def test_every_parameter_of_load_has_a_type() -> None:
 def test_load_hands_every_option_over(field: str) -> None:
     option = options(Settings)[field]
     value, stored = (True, True) if isinstance(option.kind, Flag) else OTHER[option.keyword]
-    settings = _settings([], **{"directory": "x", option.keyword: value})
+    others = {"directory": "x"} | ({"url_column": 2} if field == "name_column" else {})
+    settings = _settings("list", **{**others, option.keyword: value})
     assert getattr(settings, field) == stored
     assert type(getattr(settings, field)) is type(stored)
     assert getattr(_settings([], "x") if field != "directory" else _settings([], "y"), field) != stored
@@ -161,9 +164,9 @@ WRONG = [
     ({"max_time": None}, "max_time: must be a number of seconds, not None"),
     ({"force": "no"}, "force: must be True or False, not 'no'"),
     ({"verify": 1}, "verify: must be True or False, not 1"),
-    ({"layout": 3}, "layout: must be 'flat', 'host' or 'hash', not 3"),
-    ({"layout": None}, "layout: must be 'flat', 'host' or 'hash', not None"),
-    ({"layout": []}, "layout: must be 'flat', 'host' or 'hash', not list"),
+    ({"layout": 3}, "layout: must be 'flat', 'host', 'hash' or 'path', not 3"),
+    ({"layout": None}, "layout: must be 'flat', 'host', 'hash' or 'path', not None"),
+    ({"layout": []}, "layout: must be 'flat', 'host', 'hash' or 'path', not list"),
     ({"headers": ["X-A: secret"]}, "headers: must be a mapping of names to values, not list"),
     ({"headers": "X-A: secret"}, "headers: must be a mapping of names to values, not str"),
     ({"headers": {"X": 5}}, "headers: the value of 'X' must be text in Latin-1, without control characters"),
@@ -177,7 +180,7 @@ WRONG = [
     ({"ca_bundle": "missing.pem"}, "ca_bundle: missing.pem: no such file or directory"),
     ({"index": "a\0b"}, "index: the name holds a character that no file name can have"),
     ({"index": b"own"}, "index: must be a path, not bytes"),
-    ({"index": Path("http://u:secret@h/x")}, "index: must be a path, not a URL: …"),
+    ({"index": Path("http://u:secret@h/x")}, "index: must be a path, not a URL: http://h/x"),
     ({"directory": "a\0b"}, "directory: the name holds a character that no file name can have"),
     ({"directory": "\ud800"}, "directory: the name holds a character that no file name can have"),
     ({"directory": None}, "directory: must be a path, not None"),
@@ -185,7 +188,10 @@ WRONG = [
     ({"directory": ""}, "directory: an empty name"),
     ({"directory": "https://u:secret@h/x?secret"}, "directory: must be a path, not a URL: https://h/x?…"),
     ({"urls": "https://u:secret@h/x.png"}, "urls: must be a path or an iterable of URLs, not one URL: https://h/x.png"),
-    ({"urls": Path("https://u:secret@h/x.png")}, "urls: must be a path or an iterable of URLs, not one URL: …"),
+    (
+        {"urls": Path("https://u:secret@h/x.png")},
+        "urls: must be a path or an iterable of URLs, not one URL: https://h/x.png",
+    ),
     ({"urls": 5}, "urls: must be a path or an iterable of URLs, not int"),
     ({"urls": None}, "urls: must be a path or an iterable of URLs, not NoneType"),
     ({"urls": b"list.txt"}, "urls: must be a path or an iterable of URLs, not bytes"),

@@ -106,7 +106,7 @@ def test_the_manual_page_has_every_option_and_nothing_that_groff_warns_of() -> N
 def test_a_shell_completes_options_choices_files_and_directories(shell: str, home: Path) -> None:
     names = {name for option in options() for name in option.option_strings if name.startswith("--")}
     assert completed(shell, "--", cwd=home) >= names
-    assert completed(shell, "--layout", "", cwd=home) == {"flat", "host", "hash"}
+    assert completed(shell, "--layout", "", cwd=home) == {"flat", "host", "hash", "path"}
     assert completed(shell, "--failed", "", cwd=home) == {"urls.txt", "images"}
     assert completed(shell, "", cwd=home) >= {"urls.txt", "images"}
     assert completed(shell, "urls.txt", "", cwd=home) == {"images"}

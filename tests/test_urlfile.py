@@ -24,7 +24,24 @@ BYTES = st.one_of(
     st.binary(),
     st.lists(
         st.sampled_from(
-            [b"http://h/a.jpg", b"\n", b"\r\n", b" ", b"#", b"\xef\xbb\xbf", b"\xff", b"\0", b"\xc2\xa0", b"ftp:"]
+            [
+                b"http://h/a.jpg",
+                b"\n",
+                b"\r\n",
+                b"\r",
+                b"\xff\xfe",
+                b"a\0",
+                b"\t",
+                b",",
+                b'"',
+                b" ",
+                b"#",
+                b"\xef\xbb\xbf",
+                b"\xff",
+                b"\0",
+                b"\xc2\xa0",
+                b"ftp:",
+            ]
         ),
     ).map(b"".join),
     st.text().map(str.encode),
@@ -76,6 +93,14 @@ def through_a_pipe(pieces: list[bytes]) -> list[Line]:
         os.close(reader)
 
 
+def read_or_refused(pieces: list[bytes]) -> list[Line] | str:
+    """Return the lines that come through a pipe, or why they are no list."""
+    try:
+        return through_a_pipe(pieces)
+    except UrlFileError as error:
+        return str(error).partition(": ")[2]
+
+
 def test_strings_that_come_slowly_are_handed_on_one_by_one() -> None:
     def slowly() -> Iterator[str]:
         for number in range(3):
@@ -98,6 +123,77 @@ def test_crlf_surrounding_white_space_and_a_missing_last_line_end_are_tolerated(
 def test_a_byte_order_mark_is_no_part_of_a_line(urlfile: Path) -> None:
     urlfile.write_bytes(b"\xef\xbb\xbfhttp://h/a.jpg\n\xef\xbb\xbf# joined with cat\n\xef\xbb\xbfhttp://h/b.jpg\n")
     assert urls(urlfile) == ["http://h/a.jpg", "http://h/b.jpg"]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_lines_end_with_lf_crlf_or_cr(urlfile: Path, end: bytes, compress: type[bytes]) -> None:
+    urlfile.write_bytes(compress(end.join([b"http://h/a.jpg", b"", b"# comment", b"http://h/b.jpg"])))
+    assert [(line.number, line.text) for line in lines(urlfile)] == [(1, "http://h/a.jpg"), (4, "http://h/b.jpg")]
+
+
+def test_line_ends_may_be_mixed_and_come_in_any_pieces() -> None:
+    content = b"http://h/1\r\nhttp://h/2\rhttp://h/3\nhttp://h/4\n\rhttp://h/6\r\r\nhttp://h/8\r"
+    found = through_a_pipe([content[at : at + 1] for at in range(len(content))])
+    assert [(line.number, line.text) for line in found] == [(at, f"http://h/{at}") for at in (1, 2, 3, 4, 6, 8)]
+
+
+def test_memory_stays_flat_for_lines_that_end_with_cr(urlfile: Path) -> None:
+    urlfile.write_bytes(b"#" + b"x" * 3 * LIMIT + b"\r" + b"# comment\r" * 2_000_000 + b"http://h/a.jpg\r")
+    tracemalloc.start()
+    try:
+        [line] = lines(urlfile)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert line.number == 2_000_002
+    assert peak < 20 * LIMIT
+
+
+UTF_16 = pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+
+
+@UTF_16
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_utf_16_with_a_mark_is_read_in_any_pieces(encoding: str, end: str) -> None:
+    content = end.join(["\ufeff# Bücher", "http://h/\u4e2d\U0001f600.jpg", "", "http://h/\u0a0d\u0d0a.jpg"]).encode(
+        encoding
+    )
+    found = through_a_pipe([content[at : at + 1] for at in range(len(content))])
+    assert [(line.number, line.text) for line in found] == [
+        (2, "http://h/\u4e2d\U0001f600.jpg"),
+        (4, "http://h/\u0a0d\u0d0a.jpg"),
+    ]
+
+
+@UTF_16
+def test_utf_16_in_gzip_is_read_and_counted(urlfile: Path, encoding: str) -> None:
+    urlfile.write_bytes(gzip.compress("\ufeffhttp://h/a.jpg\r\nhttp://h/b.jpg\r\n".encode(encoding)))
+    assert urls(urlfile) == ["http://h/a.jpg", "http://h/b.jpg"]
+    assert count(urlfile) == 2
+
+
+@UTF_16
+def test_half_a_character_of_utf_16_is_a_fault_of_its_line_alone(urlfile: Path, encoding: str) -> None:
+    urlfile.write_bytes(
+        "\ufeffhttp://h/\ud83d.jpg\nhttp://h/a.jpg\nhttp://h/b.jpg".encode(encoding, "surrogatepass") + b"\0"
+    )
+    first, good, last = lines(urlfile)
+    assert "undecodable" in first.fault
+    assert good.url is not None
+    assert "undecodable" in last.fault
+
+
+def test_memory_stays_flat_for_utf_16(urlfile: Path) -> None:
+    urlfile.write_bytes(("\ufeff" + "x" * 10_000_000 + "\nhttp://h/a.jpg\n").encode("utf-16-le"))
+    tracemalloc.start()
+    try:
+        found = lines(urlfile)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [line.number for line in found] == [1, 2]
+    assert peak < 20 * LIMIT
 
 
 def test_commas_quotes_and_spaces_inside_a_url_are_kept(urlfile: Path) -> None:
@@ -351,7 +447,11 @@ def test_any_bytes_become_as_many_lines_as_were_counted(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any-bytes.txt"
     path.write_bytes(content)
-    chunks = [chunk for chunk in read(path, batch) if chunk is not None]
+    try:
+        chunks = [chunk for chunk in read(path, batch) if chunk is not None]
+    except UrlFileError:
+        assert str(read_or_refused([content])).startswith("not a list of URLs")
+        return
     counted = count(path)
     found = [line for chunk in chunks for line in chunk]
     assert max(map(len, chunks)) <= batch
@@ -365,14 +465,15 @@ def test_any_bytes_become_as_many_lines_as_were_counted(
 @given(pieces=st.lists(BYTES, max_size=5).filter(lambda pieces: b"".join(pieces)[:2] != b"\x1f\x8b"))
 @settings(max_examples=50, deadline=None)
 def test_the_pieces_in_which_a_pipe_is_read_make_no_difference(pieces: list[bytes]) -> None:
-    assert through_a_pipe(pieces) == through_a_pipe([b"".join(pieces)])
+    assert read_or_refused(pieces) == read_or_refused([b"".join(pieces)])
 
 
-@given(texts=st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\n"))))
+@given(texts=st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"))))
 @settings(max_examples=200, deadline=None)
 def test_strings_are_treated_as_the_lines_of_a_file(texts: list[str]) -> None:
     found = [line for chunk in from_strings(texts, 2) for line in chunk]
-    assert found == through_a_pipe(["\n".join(texts).encode()])
+    as_file = read_or_refused(["\n".join(texts).encode()])
+    assert found == as_file or str(as_file).startswith("not a list of URLs")
 
 
 def test_strings_with_lone_surrogates_are_a_fault() -> None:
@@ -385,3 +486,46 @@ def test_strings_are_taken_as_they_are_needed() -> None:
     taken = iter(f"http://h/{number}.jpg" for number in range(1000))
     assert len(next(from_strings(taken, 10))) == 10
     assert next(taken) == "http://h/10.jpg"
+
+
+class Odd:
+    """What no list should hold; its own description fails."""
+
+    def __repr__(self) -> str:
+        """Fail."""
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("element", "text", "kind"),
+    [
+        (None, "None", "NoneType"),
+        (float("nan"), "nan", "float"),
+        (b"http://h/a.jpg", "b'http://h/a.jpg'", "bytes"),
+        (("http://h/a.jpg", 1), "('http://h/a.jpg', 1)", "tuple"),
+        (Path("a.jpg"), "PosixPath('a.jpg')", "PosixPath"),
+        (b"x" * 10**7, "b'xxxxxxxxxxx...xxxxxxxxxxxxx'", "bytes"),
+        (["x" * 10**6] * 10**5, None, "list"),
+        (Odd(), None, "Odd"),
+    ],
+)
+def test_what_is_no_string_is_a_fault_of_its_own(element: object, text: str | None, kind: str) -> None:
+    before, odd, after = (
+        line for chunk in from_strings(["http://h/a.jpg", element, "http://h/b.jpg"], 2) for line in chunk
+    )
+    assert (before.url and before.url.path, after.url and after.url.path) == ("/a.jpg", "/b.jpg")
+    assert (odd.number, odd.url, odd.fault) == (2, None, f"a URL is a str; this is: {kind}")
+    assert odd.text == text if text else 0 < len(odd.text) < 500
+
+
+@pytest.mark.parametrize("number", [0, 1, 5])
+def test_an_exception_of_the_iterable_comes_after_the_lines_before_it(number: int) -> None:
+    def some() -> Iterator[str]:
+        yield from (f"http://h/{at}.jpg" for at in range(number))
+        raise LookupError("the database is gone")
+
+    found: list[Line] = []
+    with pytest.raises(LookupError, match="the database is gone"):
+        for chunk in from_strings(some(), 2):
+            found += chunk
+    assert [line.text for line in found] == [f"http://h/{at}.jpg" for at in range(number)]

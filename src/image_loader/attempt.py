@@ -308,7 +308,7 @@ def _validators(answer: Answer, resume: Resume | None) -> Validators:
     etag, last_modified, _ = freshness.validators(answer.fields)
     if resume is not None:
         last_modified = last_modified or resume.validators.last_modified
-    return Validators(etag, last_modified, answer.url.resource if answer.redirects else None)
+    return Validators(etag, last_modified, answer.url.digest if answer.redirects else None)
 
 
 def _is_chunked(answer: Answer) -> bool:

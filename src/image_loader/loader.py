@@ -88,6 +88,8 @@ def load(
     urls: str | os.PathLike[str] | Iterable[str],
     directory: str | os.PathLike[str],
     *,
+    url_column: str | int | None = None,
+    name_column: str | int | None = None,
     force: bool = False,
     revalidate: bool = False,
     threads: int = THREADS,
@@ -115,8 +117,9 @@ def load(
     ``LoaderError`` (those in ``image_loader.errors``) if the run cannot start or cannot go on.
     """
     given = locals()  # Each option is a keyword of this function and an entry in ``settings``, and nothing else.
-    lines = _lines(given.pop("urls"))
-    return batch.run(lines, settings_of(given), threading.Event())
+    urls = given.pop("urls")
+    settings = settings_of(given)
+    return batch.run(_lines(urls, settings), settings, threading.Event())
 
 
 DEFAULTS: Mapping[str, Any] = load.__kwdefaults__ or {}
@@ -142,15 +145,17 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def _lines(urls: Any) -> Iterable[Sequence[Line] | None]:
+def _lines(urls: Any, settings: Settings) -> Iterable[Sequence[Line] | None]:
     """Return the lines of a list; raise ``OptionError`` for a value that is no list."""
     if isinstance(urls, str | os.PathLike):
         if is_url(name := os.fsdecode(urls)):
             raise OptionError(f"must be a path or an iterable of URLs, not one URL: {redacted(name)}", "urls")
-        return urlfile.read(options(Command)["urls"].checked(urls), BATCH)
+        return urlfile.read(options(Command)["urls"].checked(urls), settings.batch, settings.columns)
     if isinstance(urls, bytes | bytearray) or not isinstance(urls, Iterable):
         raise OptionError(f"must be a path or an iterable of URLs, not {type(urls).__name__}", "urls")
-    return urlfile.from_strings(urls, BATCH)
+    if settings.columns is not None:
+        raise OptionError("must be None where URLs are given, and not the path of a table", "url_column")
+    return urlfile.from_strings(urls, settings.batch)
 
 
 if __name__ == "__main__":

@@ -66,15 +66,27 @@ class Layout(StrEnum):
     FLAT = "flat"
     HOST = "host"
     HASH = "hash"
+    PATH = "path"
+
+
+class Columns(NamedTuple):
+    """The columns of a table to read, each by its heading or its number from 1."""
+
+    url: str
+    name: str | None = None
 
 
 class Line(NamedTuple):
-    """One line of the list: a URL, or the fault that keeps it from being one."""
+    """One line of the list: a URL, or the fault that keeps it from being one.
+
+    ``name`` is the file name that the list gives it: a path below the directory, as written there.
+    """
 
     number: int
     text: str
     url: Url | None
     fault: str = ""
+    name: str | None = None
 
 
 class Name(NamedTuple):
@@ -95,7 +107,7 @@ class Name(NamedTuple):
 class Validators(NamedTuple):
     """What a conditional request carries, byte for byte as the server gave it (RFC 9110, 8.8).
 
-    They are good for one resource only: where redirects led to it, that whose ``Url.resource`` is ``target``, else the
+    They are good for one resource only: where redirects led to it, that whose ``Url.digest`` is ``target``, else the
     one that the list names.
     """
 

@@ -203,6 +203,29 @@ class Choice:
         return str(value)
 
 
+class Column:
+    """A column of a table, by its heading or its number from 1, or None."""
+
+    metavar: str | None = "COLUMN"
+
+    def read(self, word: str) -> str:
+        """Return the heading or number."""
+        return word
+
+    def checked(self, value: object) -> str | None:
+        """Return the heading or number as text."""
+        if value is None:
+            return None
+        is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not is_number and not (isinstance(value, str) and value.strip()):
+            raise OptionError(f"must be a heading or a number from 1{_instead(value)}")
+        return str(value)
+
+    def shown(self, _: object) -> str:
+        """Show no default: there is none."""
+        return ""
+
+
 class Name:
     """The name of a file or directory, or None where there is none by default."""
 
@@ -238,7 +261,7 @@ class Name:
         return ""
 
 
-Kind = Flag | Whole | Seconds | HeaderText | Headers | Choice | Name
+Kind = Flag | Whole | Seconds | HeaderText | Headers | Choice | Column | Name
 
 
 class Option(NamedTuple):

@@ -88,19 +88,19 @@ class Planner:
                 if down := verdict(url.origin):
                     plan.outcomes.append(_failed(line, down.reason, down.detail))
                 else:
-                    wanted[digest] = self._names(url)
+                    wanted[digest] = self._names(line, url)
         claimed = self._index.claim(list(wanted.items()), naming.key) if wanted else {}
         for digest in wanted:
             if digest not in claimed:
                 plan.outcomes.append(_failed(urls[digest][0], Reason.WRITE, "every name that it may have is taken"))
         return records | claimed
 
-    def _names(self, url: Url) -> Iterator[Name]:
+    def _names(self, line: Line, url: Url) -> Iterator[Name]:
         """Yield the names that ``url`` may get, best first.
 
         Should the index have been lost, the plain name's file may be another URL's; one with the hash is its own.
         """
-        names = naming.candidates(url, self._settings.layout, self._directory.max_name_bytes)
+        names = naming.candidates(url, self._settings.layout, self._directory.max_name_bytes, wanted=line.name)
         preferred = next(names)
         if preferred.complete and self._directory.stat(preferred.path) is not None:
             hashed = next(names)

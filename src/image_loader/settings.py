@@ -11,8 +11,21 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from image_loader.errors import OptionError
-from image_loader.model import Layout
-from image_loader.option import Choice, Count, Flag, Headers, HeaderText, Name, Option, Seconds, Size, Switch, Whole
+from image_loader.model import Columns, Layout
+from image_loader.option import (
+    Choice,
+    Column,
+    Count,
+    Flag,
+    Headers,
+    HeaderText,
+    Name,
+    Option,
+    Seconds,
+    Size,
+    Switch,
+    Whole,
+)
 
 # The headings of --help. No enum: it would take as long to make as all the kinds below.
 ARGUMENTS = "arguments"
@@ -38,6 +51,24 @@ class Settings(NamedTuple):
             Name("DIRECTORY", required=True, advice="; the list comes first, then the directory"),
             ARGUMENTS,
             "where to put the images; created if missing",
+        ),
+    ]
+    url_column: Annotated[
+        str | None,
+        Option(
+            "--url-column",
+            Column(),
+            IMAGES,
+            "URLFILE is a table (CSV or TSV) with the URLs in this column, given by its heading or its number from 1",
+        ),
+    ]
+    name_column: Annotated[
+        str | None,
+        Option(
+            "--name-column",
+            Column(),
+            IMAGES,
+            "the file names are in this column of the table: paths below DIRECTORY",
         ),
     ]
     force: Annotated[bool, Option("-f --force", Flag(), IMAGES, "download every image, whether it has changed or not")]
@@ -98,7 +129,7 @@ class Settings(NamedTuple):
             "--layout",
             Choice(Layout),
             FILES,
-            "path of an image below DIRECTORY: name, host/name, or ab/cd/name from a hash of the URL",
+            "path of an image below DIRECTORY: name, host/name, ab/cd/name from a hash, or host/dir/name as in the URL",
         ),
     ]
     index_file: Annotated[
@@ -123,6 +154,11 @@ class Settings(NamedTuple):
     redirects: int
     flush_interval: float
     one_processor: bool = False
+
+    @property
+    def columns(self) -> Columns | None:
+        """What to read of a table; None where the list is none."""
+        return None if self.url_column is None else Columns(self.url_column, self.name_column)
 
 
 class Command(NamedTuple):
@@ -174,6 +210,8 @@ def settings_from(values: Mapping[str, Any], constants: Mapping[str, Any]) -> Se
     settings = Settings(**checked, **constants)
     if settings.ca_bundle is not None and not os.path.exists(settings.ca_bundle):  # noqa: PTH110 (Path's raises)
         raise OptionError(f"{settings.ca_bundle}: no such file or directory", "ca_bundle")
+    if settings.name_column is not None and settings.url_column is None:
+        raise OptionError("must come with the column of the URLs (--url-column, url_column)", "name_column")
     return settings
 
 

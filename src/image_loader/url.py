@@ -1,4 +1,4 @@
-"""One URL: parsed strictly, in one canonical spelling, and shown without its secrets (RFC 3986, RFC 9110 section 4)."""
+"""One URL: read as browsers read it, in one canonical spelling, and shown without its secrets (WHATWG URL)."""
 
 from __future__ import annotations
 
@@ -10,21 +10,37 @@ from typing import NamedTuple
 LONGEST_SHOWN = 300
 """Characters of a URL, a host or a detail that people are shown."""
 
-_URL = re.compile(
-    r"(?P<scheme>https?)://(?:(?P<userinfo>[^/?#]*)@)?"
-    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]]+)(?::(?P<port>[0-9]*))?(?P<path>[/?][^#]*)?(?:#.*)?",
-    re.IGNORECASE | re.DOTALL,
+# Most URLs are written in their canonical spelling; what matches this is, but for host, port and dot segments.
+_ORDINARY = re.compile(
+    r"(https?)://([0-9A-Za-z.-]+)(?::([0-9]*))?(/[!$-;=@-\[\]_a-z|~]*(?:\?[!$-&(-;=?-~]*)?)?(?:\#[!-~]*)?"
 )
-_LONGEST_HOST = 253  # characters; what IDNA makes of a name is hardly ever shorter
+_URL = r"(?is)(https?):[/\\]*([^/\\?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?"
+_AUTHORITY = r"(?s)(?:(.*)@)?(\[[^\[\]@]*\]|[^:\[\]@]*)(?::([0-9]*))?"
+_SHOWABLE = (
+    r"(?is)(https?):[/\\]*(?:[^/\\?#]*@)?(\[[0-9a-f:.]+\]|[^/\\?#@:\[\]]+)(:[0-9]*)?"
+    r"([/\\][^?#]*)?(\?[^#]*)?(?:#.*)?"
+)
+_C0_AND_SPACE = "".join(map(chr, range(33)))
+# The percent-encode sets of the WHATWG for the parts of an http URL, as what is left alone.
+_TO_ENCODE_IN_USERINFO = r"[^!$%&'()*+,\-.0-9A-Z_a-z~]"
+_TO_ENCODE_IN_PATH = r"[^!$-;=@-\[\]_a-z|~]"
+_TO_ENCODE_IN_QUERY = r"[^!$-&(-;=?-~]"
+_LONGEST_HOST = 253  # characters (RFC 1035, 2.3.4)
 _HOST = re.compile(r"(?:[0-9a-z_~!$&'()*+,;=-]{1,63}\.)*[0-9a-z_~!$&'()*+,;=-]{1,63}\.?")
-_TO_ENCODE = re.compile(r"[^!$%&'()*+,\-./0-9:;=?@A-Z_a-z~\[\]|]")
+_ENDS_IN_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _DIGEST_SIZE = 16
-# Those of Amazon S3 and CloudFront, Google Cloud Storage and Azure. Compiled with the first redirect.
-_SIGNATURE = r"(?:[^&]*&)*(?:(?:X-Amz-|X-Goog-)?Signature|sig)=.*"
-_PART_OF_SIGNATURE = (
-    r"(?:X-Amz|X-Goog)-[^=]*=.*|(?:AWSAccessKeyId|GoogleAccessId|Key-Pair-Id|Policy|Signature|Expires)=.*"
-    r"|(?:sig|se|st|ske|skt)=.*"
+# What marks a query as signed, and what then belongs to the signature: Amazon S3 and Google Cloud Storage (version 4,
+# version 2), Amazon CloudFront, Google's CDN, Alibaba OSS, Azure. No other field does.
+_SIGNATURES = (
+    (("X-Amz-Signature",), r"X-Amz-(?:Algorithm|Credential|Date|Expires|Security-Token|Signature|SignedHeaders)"),
+    (("X-Goog-Signature",), r"X-Goog-(?:Algorithm|Credential|Date|Expires|Signature|SignedHeaders)"),
+    (("Signature", "AWSAccessKeyId", "Expires"), r"Signature|AWSAccessKeyId|Expires|x-amz-security-token"),
+    (("Signature", "GoogleAccessId", "Expires"), r"Signature|GoogleAccessId|Expires"),
+    (("Signature", "Key-Pair-Id"), r"Signature|Key-Pair-Id|Expires|Policy|Hash-Algorithm"),
+    (("Signature", "KeyName", "Expires"), r"Signature|KeyName|Expires"),
+    (("Signature", "OSSAccessKeyId", "Expires"), r"Signature|OSSAccessKeyId|Expires|security-token"),
+    (("sig", "sv", "se"), r"sig|se|st|ske|skt"),
 )
 # Few texts have any of these, so they are compiled when the first one does; it takes as long as fifty URLs.
 _CONTROL = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
@@ -67,43 +83,70 @@ class Url(NamedTuple):
         return self.origin.replace("://", f"://{self.userinfo}@", 1) + self.path
 
     @property
-    def sha256(self) -> str:
-        """SHA-256 of the canonical spelling, in hex."""
-        return hashlib.sha256(self.canonical.encode()).hexdigest()
-
-    @property
-    def resource(self) -> bytes:
-        """The same of the URL without a signature, which is another one each time that a redirect leads there.
+    def identity(self) -> str:
+        """The canonical spelling without a signature, which is another one each time: what tells images apart.
 
         >>> signed = "https://cdn.example/a.jpg?id=1&X-Amz-Date=20261125T000000Z&X-Amz-Signature={}"
-        >>> parse(signed.format(1)).resource == parse(signed.format(2)).resource == parse(signed[:30]).digest
+        >>> parse(signed.format(1)).identity == parse(signed.format(2)).identity
         True
+        >>> parse(signed.format(1)).identity
+        'https://cdn.example/a.jpg?id=1'
         """
-        path, _, query = self.path.partition("?")
-        if not re.fullmatch(_SIGNATURE, query):
-            return self.digest
-        kept = "&".join(field for field in query.split("&") if not re.fullmatch(_PART_OF_SIGNATURE, field))
-        return self._replace(path=f"{path}?{kept}" if kept else path).digest
+        if "ignature=" not in self.path and "sig=" not in self.path:
+            return self.canonical
+        return self._replace(path=_without_signature(self.path)).canonical
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the identity, in hex."""
+        return hashlib.sha256(self.identity.encode()).hexdigest()
 
     @property
     def digest(self) -> bytes:
         """The first 16 bytes of that SHA-256: the URL's key in the index."""
-        return hashlib.sha256(self.canonical.encode()).digest()[:_DIGEST_SIZE]
+        return hashlib.sha256(self.identity.encode()).digest()[:_DIGEST_SIZE]
 
 
 def parse(text: str) -> Url:
-    """Parse an absolute http or https URL; ``ValueError`` says what is wrong with it, in words free of secrets."""
-    if not text.isprintable() and re.search(_CONTROL, text):
-        raise ValueError("control character or undecodable byte in the URL")
-    match = _URL.fullmatch(text)
-    if match is None:
-        raise ValueError(_fault(text))
-    scheme, userinfo, host, port, path = match.groups("")
-    if path[:1] != "/":
-        path = "/" + path
-    if not path.isascii() or _TO_ENCODE.search(path):
-        path = _TO_ENCODE.sub(_percent_encoded, path)
-    return Url(text, _origin(scheme, host, port), userinfo, path)
+    """Parse an absolute http or https URL; ``ValueError`` says what is wrong with it, in words free of secrets.
+
+    Differences from the WHATWG: control characters within a URL are refused, and so are hosts that no name look-up
+    takes and port 0. A host's label that begins with ``xn--`` is kept as it is.
+    """
+    match = _ORDINARY.fullmatch(text)
+    if match is None or "/." in text or "/%2" in text:
+        return _parse_unusual(text)
+    scheme, host, port, path = match.groups("")
+    return Url(text, _origin(scheme, host, port), "", path or "/")
+
+
+def resolve(base: Url, reference: bytes) -> Url:
+    r"""Return where a reference leads that was found at ``base``; ``ValueError`` as from ``parse``.
+
+    Bytes beyond ASCII are percent-encoded as they are, whatever their encoding. A reference that names no user has that
+    of ``base`` as long as it names no host either.
+
+    >>> base = parse("http://h/way/2015/http://e.com/a.png?q")
+    >>> resolve(base, b"b.png").canonical, resolve(base, b"//e.com/jos\xe9.png").canonical
+    ('http://h/way/2015/http://e.com/b.png', 'http://e.com/jos%E9.png')
+    """
+    text = re.sub(r"[\x80-\xff]", lambda byte: f"%{ord(byte[0]):02X}", reference.decode("latin-1")).strip(_C0_AND_SPACE)
+    scheme = base.origin.partition(":")[0]
+    if match := re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", text):
+        # Browsers take "http:b.png" for relative where the base is http, too.
+        if match[0].lower() != scheme + ":" or text.startswith("//", match.end()):
+            return parse(text)
+        text = text[match.end() :]
+    if re.match(r"[/\\]{2}", text):
+        return parse(f"{scheme}:{text}")
+    path, mark, query = base.path.partition("?")
+    if text[:1] in ("", "#"):
+        path += mark + query
+    elif text[0] in "/\\":
+        path = ""
+    elif text[0] != "?":
+        path = path[: path.rindex("/") + 1]
+    return parse(base._replace(path=path).canonical + text)
 
 
 def redacted(text: str) -> str:
@@ -112,13 +155,12 @@ def redacted(text: str) -> str:
     >>> redacted("https://user:pw@host/a.jpg?signature=1")
     'https://host/a.jpg?…'
     """
-    match = _URL.fullmatch(text)
+    match = re.fullmatch(_SHOWABLE, text)
     if match is None:
         # Where the secrets of what is no URL begin and end, nobody can tell.
         return "…" if "@" in text else printable(re.split(r"[?#]", text)[0]) + ("?…" if "?" in text else "")
-    scheme, _, host, port, path = match.groups()
-    path, query, _ = (path or "").partition("?")
-    return printable(f"{scheme}://{host}{':' + port if port else ''}{path}") + ("?…" if query else "")
+    scheme, host, port, path, query = match.groups("")
+    return printable(f"{scheme}://{host}{port if port != ':' else ''}{path}") + ("?…" if query[1:] else "")
 
 
 def printable(text: str) -> str:
@@ -141,28 +183,156 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…"
 
 
-def _percent_encoded(match: re.Match[str]) -> str:
-    return "".join(f"%{byte:02X}" for byte in match[0].encode())
+def _parse_unusual(text: str) -> Url:
+    text = text.strip(_C0_AND_SPACE)
+    if not text.isprintable() and re.search(_CONTROL, text):
+        raise ValueError("control character or undecodable byte in the URL")
+    match = re.fullmatch(_URL, text)
+    if match is None:
+        raise ValueError(_fault(text))
+    scheme, authority, path, query = match.groups("")
+    parts = re.fullmatch(_AUTHORITY, authority)
+    if parts is None:
+        raise ValueError(_fault_of_authority(authority))
+    userinfo, host, port = parts.groups("")
+    path = _encoded(_TO_ENCODE_IN_PATH, _without_dots(path)) + _encoded(_TO_ENCODE_IN_QUERY, query)
+    return Url(text, _origin(scheme, host, port), _userinfo(userinfo), path)
+
+
+def _without_signature(path: str) -> str:
+    path, _, query = path.partition("?")
+    fields = query.split("&")
+    names = {field.partition("=")[0] for field in fields}
+    for marks, parts in _SIGNATURES:
+        if names.issuperset(marks):
+            fields = [field for field in fields if not re.fullmatch(parts, field.partition("=")[0])]
+    return path + "?" * bool(fields) + "&".join(fields)
+
+
+def _encoded(to_encode: str, text: str) -> str:
+    return re.sub(to_encode, lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), text)
+
+
+def _userinfo(text: str) -> str:
+    """Encode user and password; a colon before an empty password says nothing."""
+    user, _, password = text.partition(":")
+    user, password = _encoded(_TO_ENCODE_IN_USERINFO, user), _encoded(_TO_ENCODE_IN_USERINFO, password)
+    return f"{user}:{password}" if password else user
+
+
+def _without_dots(path: str) -> str:
+    r"""Return an absolute path with slashes alone and no dot segments.
+
+    >>> _without_dots(r"/a/./b\..\%2E%2e/c/.."), _without_dots("/../a//b")
+    ('/', '/a//b')
+    """
+    path = path.replace("\\", "/") or "/"
+    if "/." not in path and "/%2" not in path:
+        return path
+    kept: list[str] = []
+    for segment in path[1:].split("/"):
+        dots = re.sub("(?i)%2e", ".", segment)
+        if dots == "..":
+            del kept[-1:]
+        elif dots != ".":
+            kept.append(segment)
+    if dots in (".", ".."):
+        kept.append("")
+    return "/" + "/".join(kept)
 
 
 @functools.lru_cache(1024)
 def _origin(scheme: str, host: str, port: str) -> str:
-    scheme, host = scheme.lower(), host.lower()
-    if len(host) > _LONGEST_HOST or (host.isascii() and host[0] != "[" and not _HOST.fullmatch(host)):
-        raise ValueError("bad host name")
-    if not port:
+    scheme, host = scheme.lower(), _host(host)
+    digits = port.lstrip("0")
+    if not port or digits == str(_DEFAULT_PORTS[scheme]):
         return f"{scheme}://{host}"
-    number = int(port) if len(port) <= 5 else 0
-    if not 0 < number < 65536:
+    if not digits or len(digits) > 5 or int(digits) > 65535:
         raise ValueError("bad port")
-    return f"{scheme}://{host}" if number == _DEFAULT_PORTS[scheme] else f"{scheme}://{host}:{number}"
+    return f"{scheme}://{host}:{digits}"
+
+
+def _host(text: str) -> str:
+    """Return a host in its one spelling (WHATWG, host parser); ``ValueError`` if no look-up takes it."""
+    if text[:1] == "[":
+        return _ipv6(text[1:-1])
+    host = text.lower() if text.isascii() and "%" not in text else _domain_to_ascii(text)
+    if len(host) > _LONGEST_HOST or not _HOST.fullmatch(host):
+        raise ValueError("bad host name")
+    return _ipv4(host) if _ENDS_IN_NUMBER.fullmatch(host) else host
+
+
+def _domain_to_ascii(text: str) -> str:
+    """Apply UTS 46 as browsers do: not transitional, with emoji, which IDNA 2008 (``idna.encode``) would refuse."""
+    from urllib.parse import unquote_to_bytes
+
+    import idna
+
+    try:
+        name = idna.uts46_remap(unquote_to_bytes(text).decode(), std3_rules=False)
+        return ".".join(label if label.isascii() else _a_label(label) for label in name.split("."))
+    except UnicodeError as error:  # idna's own errors among them
+        raise ValueError("bad host name") from error
+
+
+def _a_label(label: str) -> str:
+    """Encode a label that is mapped already, if it is valid (UTS 46, 4.1)."""
+    import idna
+
+    idna.check_initial_combiner(label)
+    idna.check_bidi(label)
+    joiners = (place for place, character in enumerate(label) if character in "\u200c\u200d")
+    if label.startswith("xn--") or not all(idna.valid_contextj(label, place) for place in joiners):
+        raise ValueError("bad host name")
+    return "xn--" + label.encode("punycode").decode()
+
+
+def _ipv4(host: str) -> str:
+    """Return an IPv4 address in dotted decimal (WHATWG, IPv4 parser).
+
+    >>> _ipv4("0x7f.1"), _ipv4("017700000001"), _ipv4("10.0.0.1.")
+    ('127.0.0.1', '127.0.0.1', '10.0.0.1')
+    """
+    *first, last = map(_ipv4_number, host.removesuffix(".").split("."))
+    if len(first) > 3 or any(number > 255 for number in first) or last >= 256 ** (4 - len(first)):
+        raise ValueError("bad IPv4 address")
+    return ".".join(map(str, bytes(first) + last.to_bytes(4 - len(first))))
+
+
+def _ipv4_number(text: str) -> int:
+    match = re.fullmatch(r"0x([0-9a-f]*)|0([0-7]*)|([1-9][0-9]*)", text)
+    if match is None:
+        raise ValueError("bad IPv4 address")
+    return int(match[match.lastindex or 0] or "0", (16, 8, 10)[(match.lastindex or 1) - 1])
+
+
+def _ipv6(text: str) -> str:
+    """Return an IPv6 address in brackets, as RFC 5952 has it, but for dots.
+
+    >>> _ipv6("2001:DB8:0:0:1:0:0:1"), _ipv6("::ffff:1.2.3.4")
+    ('[2001:db8::1:0:0:1]', '[::ffff:102:304]')
+    """
+    import ipaddress
+
+    try:
+        packed = ipaddress.IPv6Address(text if "%" not in text else "").packed
+    except ValueError:
+        raise ValueError("bad IPv6 address") from None
+    # Not str() of it: that of an address that holds an IPv4 address differs from Python to Python.
+    pieces = [f"{high << 8 | low:x}" for high, low in zip(packed[::2], packed[1::2], strict=True)]
+    zeros = max(re.finditer(r"(?<![^:])0(?::0)+(?![^:])", ":".join(pieces)), key=lambda run: len(run[0]), default=None)
+    if zeros is None:
+        return f"[{':'.join(pieces)}]"
+    whole = zeros.string
+    return f"[{whole[: zeros.start()].removesuffix(':')}::{whole[zeros.end() :].removeprefix(':')}]"
 
 
 def _fault(text: str) -> str:
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        return "no scheme: a URL starts with http:// or https://"
-    if scheme.lower() not in _DEFAULT_PORTS:
+    if "://" in text or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:(?![0-9]|/)", text):
         return "scheme other than http and https"
-    _, colon, port = rest.partition("/")[0].rpartition("@")[2].rpartition(":")
+    return "no scheme: a URL starts with http:// or https://"
+
+
+def _fault_of_authority(authority: str) -> str:
+    _, colon, port = authority.rpartition("@")[2].rpartition(":")
     return "bad port" if colon and "]" not in port else "bad host name"

@@ -51,11 +51,13 @@ function _shtab_loader_using
 end
 
 set -g _shtab_loader_commands 
-set -g _shtab_loader_opts_with_value --ca-bundle --failed --header --index --layout --max-size --max-time --per-host --report --results --retries --threads --timeout --user-agent -A -H -t
+set -g _shtab_loader_opts_with_value --ca-bundle --failed --header --index --layout --max-size --max-time --name-column --per-host --report --results --retries --threads --timeout --url-column --user-agent -A -H -t
 
 complete -c loader -e
 complete -c loader -f
 
+complete -c loader -n _shtab_loader_using -l url-column -x -d 'URLFILE is a table (CSV or TSV) with the URLs in this column, given by its heading or its number from 1'
+complete -c loader -n _shtab_loader_using -l name-column -x -d 'the file names are in this column of the table: paths below DIRECTORY'
 complete -c loader -n _shtab_loader_using -s f -l force -d 'download every image, whether it has changed or not'
 complete -c loader -n _shtab_loader_using -l revalidate -d 'ask the server about every image, even if its headers say that it is still fresh'
 complete -c loader -n _shtab_loader_using -l sniff -d 'decide by the first bytes where Content-Type is missing or generic (--verify implies it)'
@@ -71,7 +73,7 @@ complete -c loader -n _shtab_loader_using -s A -l user-agent -x -d 'User-Agent h
 complete -c loader -n _shtab_loader_using -l ca-bundle -xka "(__fish_complete_path (commandline -ct))" -d 'CA certificates for HTTPS (file or directory)'
 complete -c loader -n _shtab_loader_using -l insecure -d 'do not check TLS certificates'
 complete -c loader -n _shtab_loader_using -l public-only -d 'refuse private, loopback and link-local addresses'
-complete -c loader -n _shtab_loader_using -l layout -xka "flat host hash" -d 'path of an image below DIRECTORY: name, host/name, or ab/cd/name from a hash of the URL (default: flat)'
+complete -c loader -n _shtab_loader_using -l layout -xka "flat host hash path" -d 'path of an image below DIRECTORY: name, host/name, ab/cd/name from a hash, or host/dir/name as in the URL (default: flat)'
 complete -c loader -n _shtab_loader_using -l index -xka "(__fish_complete_path (commandline -ct))" -d 'where to store what is known of each image (default: DIRECTORY/.image_loader/index.sqlite3)'
 complete -c loader -n _shtab_loader_using -l results -xka "(__fish_complete_path (commandline -ct))" -d 'write one row per URL to a .jsonl or .csv file; '"'"'-'"'"' is JSON lines on standard output'
 complete -c loader -n _shtab_loader_using -l failed -xka "(__fish_complete_path (commandline -ct))" -d 'write the URLs that failed: a list for the next run'

@@ -82,8 +82,8 @@ def _run(command: Command, settings: Settings, console: Console, stop: Stop) -> 
     with ExitStack() as stack:
         stack.callback(lambda: _summarize(tally, log, time.monotonic() - started, console))
         records = [tally.add, log.write, *_files(command, settings, stack, stop)]
-        tick = _bar(command, console, tally, stack)
-        lines = urlfile.read(command.urls, settings.batch)
+        tick = _bar(command, settings, console, tally, stack)
+        lines = urlfile.read(command.urls, settings.batch, settings.columns)
         for outcome in stack.enter_context(closing(batch.run(lines, settings, stop.event, tick))):
             for record in records:
                 record(outcome)
@@ -106,7 +106,9 @@ def _files(command: Command, settings: Settings, stack: ExitStack, stop: Stop) -
     return files.opened(command, settings, stack, stop.event.is_set)
 
 
-def _bar(command: Command, console: Console, tally: Tally, stack: ExitStack) -> Callable[[float], None]:
+def _bar(
+    command: Command, settings: Settings, console: Console, tally: Tally, stack: ExitStack
+) -> Callable[[float], None]:
     """Set up the progress bar, if there is one; return what draws it when it is due."""
     wanted = command.progress
     if wanted is None:
@@ -119,7 +121,7 @@ def _bar(command: Command, console: Console, tally: Tally, stack: ExitStack) -> 
     bar = stack.enter_context(Bar(console, tally))
 
     def count() -> None:
-        bar.total = urlfile.count(command.urls)
+        bar.total = urlfile.count(command.urls, settings.columns)
 
     with suppress(RuntimeError):  # No thread can be had: the bar goes without a total.
         threading.Thread(target=count, daemon=True).start()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import unquote
 
-from image_loader.formats import IMAGE_EXTENSIONS, LONGEST_EXTENSION
+from image_loader.formats import IMAGE_EXTENSIONS, LONGEST_EXTENSION, UNKNOWN_EXTENSION
 from image_loader.model import Layout, Name
 from image_loader.url import Url
 
@@ -19,16 +20,24 @@ _HARMLESS = re.compile(r"(?! )[\x20-\x2e\x30-\x5b\x5d-\x7e]*[\x21-\x2d\x30-\x5b\
 _UP_TO_TRAILING_DOTS = re.compile(r".*[^\s.]", re.DOTALL)
 _NAMELESS = "image"
 _HASH_DIGITS = (8, 16, 32, 64)
+_SPARE_STEM = 40
+_DEEPEST = 16  # folders of a path
+_LONGEST_FOLDER = 1000  # bytes of all folders of a path; Linux takes 4095 for a whole path
+_ENDS_OF_FILES = (*IMAGE_EXTENSIONS, UNKNOWN_EXTENSION)
 # Invisible marks outside the format category, which ext4's case-folding directories pass over when they compare.
 # Compiled with the first name beyond ASCII.
 _IGNORABLE = "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 
 
-def candidates(url: Url, layout: Layout, max_bytes: int = 255) -> Iterator[Name]:
-    """Yield the names that a URL may have, the preferred one first; nobody has the last one who does not mean to.
+def candidates(
+    url: Url, layout: Layout, max_bytes: int = 255, refused: str = "", wanted: str | None = None
+) -> Iterator[Name]:
+    """Yield the names that a URL may have, the preferred one first; the last one collides only on purpose.
 
-    Those with a hash get the extension of the media type received. ``max_bytes``, at least 80, holds for the last
-    component with that extension.
+    ``wanted`` is a name that the list gives, a path below the directory: it is used instead of the URL's own and of the
+    layout. Names without the extension of an image get that of the media type received; those with a hash always do.
+    ``max_bytes``, at least 80, holds for the last component with that extension. ``refused`` are characters that the
+    file system does not take: a name that has one is passed over, and those with a hash have "_" instead.
 
     >>> from image_loader.url import parse
     >>> for name in candidates(parse("http://example.com/a/photo.jpg?id=1"), Layout.HOST):
@@ -40,15 +49,45 @@ def candidates(url: Url, layout: Layout, max_bytes: int = 255) -> Iterator[Name]
     example.com/photo-7cc7674112b9121bc8505c
     >>> next(candidates(parse("http://example.com/photo.php"), Layout.FLAT))
     Name(path='photo-35141091', complete=False)
+    >>> next(candidates(parse("http://example.com/photo.php"), Layout.FLAT, wanted="shoes/red 1"))
+    Name(path='shoes/red 1', complete=False)
     """
-    stem, extension = _stem_and_extension(url.path.partition("?")[0].rpartition("/")[2])
-    folder = _folder(url, layout, max_bytes)
-    if extension and len((stem + extension).encode()) <= max_bytes:
-        yield Name(folder + stem + extension, complete=True)
+    parts = [part for part in (wanted or "").split("/") if part.strip() not in ("", ".", "..")]
+    if parts:
+        folder, (stem, extension) = _folder(parts[:-1], max_bytes), _stem_and_extension(parts[-1])
+        stem = stem if extension else _visible(_plain(parts[-1]))
+    else:
+        folder = _layout_folder(url, layout, max_bytes)
+        stem, extension = _stem_and_extension(unquote(_segments(url)[-1]))
+    taken = stem
+    if refused:
+        folder, taken = (re.sub(f"[{re.escape(refused)}]", "_", part) for part in (folder, stem))
+    room = max_bytes if extension else max_bytes - LONGEST_EXTENSION
+    if (extension or parts) and taken == stem and len((stem + extension).encode()) <= room:
+        yield Name(folder + stem + extension, complete=bool(extension))
     digest = url.sha256
     for digits in _HASH_DIGITS:
         room = max_bytes - 1 - digits - LONGEST_EXTENSION
-        yield Name(f"{folder}{_cut(stem, room)}-{digest[:digits]}", complete=False)
+        yield Name(f"{folder}{_cut(taken, room)}-{digest[:digits]}", complete=False)
+
+
+def spares(url: Url, layout: Layout, extension: str) -> Iterator[str]:
+    """Yield names for where those of ``candidates`` cannot be had: short ones that every file system takes.
+
+    >>> from image_loader.url import parse
+    >>> next(spares(parse("http://example.com/a:b.png"), Layout.FLAT, ".png"))
+    'a_b-2c9d0ae54bf96449.png'
+    """
+    stem, _ = _stem_and_extension(unquote(_segments(url)[-1]))
+    folder, stem = (re.sub(r"[^A-Za-z0-9._/-]", "_", part) for part in (_layout_folder(url, layout, 255), stem))
+    for digits in _HASH_DIGITS[1:]:
+        yield f"{folder}{stem[:_SPARE_STEM]}-{url.sha256[:digits]}{extension}"
+
+
+def has_hash(url: Url, path: str) -> bool:
+    """Whether a file has a name that no other URL has."""
+    stem = path.rpartition(".")[0]
+    return any(stem.endswith(f"-{url.sha256[:digits]}") for digits in _HASH_DIGITS)
 
 
 def key(path: str) -> str:
@@ -71,9 +110,13 @@ def _folded(path: str) -> str:
     return re.sub(_IGNORABLE, "", unicodedata.normalize("NFKD", path)).upper().casefold()
 
 
-def _stem_and_extension(segment: str) -> tuple[str, str]:
-    """Split a percent-encoded path segment into a safe stem and its image extension, if it has one."""
-    name = _plain(unquote(segment))
+def _segments(url: Url) -> list[str]:
+    return url.path.partition("?")[0].split("/")
+
+
+def _stem_and_extension(name: str) -> tuple[str, str]:
+    """Split a name into a safe stem and its image extension, if it has one."""
+    name = _plain(name)
     stem, _, extension = name.rpartition(".")
     if "." + extension.lower() in IMAGE_EXTENSIONS:
         return _visible(stem), "." + extension
@@ -98,16 +141,37 @@ def _visible(stem: str) -> str:
     return "_" * (len(stem) - len(rest)) + rest or _NAMELESS
 
 
-def _folder(url: Url, layout: Layout, max_bytes: int) -> str:
+def _layout_folder(url: Url, layout: Layout, max_bytes: int) -> str:
     match layout:
         case Layout.FLAT:
             return ""
         case Layout.HOST:
-            host = re.sub(r":([0-9]+)$", r"_\1", url.authority)
-            return _cut(_visible(_plain(host)), max_bytes) + "/"
+            return _cut(_visible(_plain(_host(url))), max_bytes) + "/"
         case Layout.HASH:
             digest = url.sha256
             return f"{digest[:2]}/{digest[2:4]}/"
+        case Layout.PATH:
+            return _folder([_host(url), *map(unquote, filter(None, _segments(url)[:-1]))], max_bytes)
+
+
+def _host(url: Url) -> str:
+    return re.sub(r":([0-9]+)$", r"_\1", url.authority)
+
+
+def _folder(parts: Iterable[str], max_bytes: int) -> str:
+    """Join safe folder names, as many as there is room for; none of them is one that a file may have.
+
+    >>> _folder(["a", "..", "b.jpg", "-c"], 255)
+    'a/image/b.jpg_/_c/'
+    """
+    folder = ""
+    for part in itertools.islice(parts, _DEEPEST):
+        name = _cut(_visible(_plain(part)), max_bytes - 1).rstrip(" .")
+        name += "_" if key(name).endswith(_ENDS_OF_FILES) else ""
+        if len((folder + name).encode()) > _LONGEST_FOLDER:
+            break
+        folder += name + "/"
+    return folder
 
 
 def _cut(text: str, size: int) -> str:

@@ -159,7 +159,7 @@ class Transport:
 
         Return the final answer; or a ``Hop`` where a redirect leads to another origin, or this connection is spent.
         ``fields`` go with each request. ``condition`` goes only with that for the resource which it is about: the one
-        whose ``resource`` is ``target``, else ``url`` itself. Raises ``DownloadError`` where there is no answer, and
+        whose ``digest`` is ``target``, else ``url`` itself. Raises ``DownloadError`` where there is no answer, and
         ``StaleConnectionError`` where the connection was closed before it: another one may bring it.
         """
         watch = self._watchdog.watch(hop.deadline if hop is not None else None)
@@ -273,7 +273,7 @@ class _Chain:
                 raise DownloadError(Reason.REDIRECTS, f"redirected to a {error.failure.detail}") from error
 
     def _is_target(self, url: Url) -> bool:
-        return url is self._url if self._target is None else url.resource == self._target
+        return url is self._url if self._target is None else url.digest == self._target
 
 
 def _prepare(session: requests.Session, adapter: PoolAdapter, settings: Settings) -> None:

@@ -7,20 +7,17 @@ from collections.abc import Mapping
 from email.message import Message
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
-from urllib.parse import urljoin
 
 import requests
 from requests.cookies import MockRequest, MockResponse, get_cookie_header
 
 from image_loader.errors import DownloadError
 from image_loader.model import Hop, Reason, Redirect
-from image_loader.url import Url, parse
+from image_loader.url import Url, resolve
 
 STATUSES = frozenset({301, 302, 303, 307, 308})
 # What the lifetime of a redirect follows from.
 _KEPT = ("age", "cache-control", "date", "expires", "vary")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_AUTHORITY = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?//[^/?#]*)?(.*)", re.DOTALL)
 # Fields of a name that comes several times are joined by commas; a date has one as well.
 _NEXT_COOKIE = re.compile(r",[ \t]*(?=[!#$%&'*+.^_`|~0-9A-Za-z-]+=)")
 # Those of browsers (RFC 6265, 6.1).
@@ -68,22 +65,9 @@ def _target(base: Url, location: str | None, first: Url) -> Url:
     if location is None:
         raise DownloadError(Reason.REDIRECTS, f"redirect of {base.authority} without a Location")
     try:
-        reference = _reference(location)
-        target = parse(reference if _SCHEME.match(reference) else urljoin(base.canonical, reference))
+        target = resolve(base, location.encode("latin-1"))
     except ValueError as error:
         raise DownloadError(Reason.REDIRECTS, f"redirected to a bad URL: {error}") from error
     if target.origin == first.origin and not target.userinfo:
         return target._replace(userinfo=first.userinfo)
     return target
-
-
-def _reference(location: str) -> str:
-    r"""Return a Location, read as Latin-1, in ASCII: its host is UTF-8, all behind it is percent-encoded as it is.
-
-    >>> _reference("/jos\xe9"), _reference("//caf\xc3\xa9.test/jos\xe9")
-    ('/jos%E9', '//café.test/jos%E9')
-    """
-    match = _AUTHORITY.fullmatch(location)
-    authority, rest = match.groups("") if match else ("", location)
-    encoded = "".join(f"%{ord(letter):02X}" if ord(letter) > 0x7F else letter for letter in rest)
-    return authority.encode("latin-1").decode("utf-8", "replace") + encoded
