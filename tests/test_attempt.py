@@ -29,6 +29,7 @@ from image_loader.model import (
     Failure,
     Image,
     Job,
+    Lifetime,
     Name,
     NotModified,
     Reason,
@@ -109,8 +110,14 @@ def known(server: Server, house: House, **changes: Any) -> Job:
     path.write_bytes(b"old")
     os.utime(path, (1e9, 1e9))
     validators = Validators('"old"', MODIFIED)
-    image = Image("a.png", 3, 10**18, "image/png", "00" * 32, validators, 5.0, 1.0, 2.0)
-    return job(server, image=image, validators=validators, inode=path.stat().st_ino, **changes)
+    state = path.stat()
+    image = Image("a.png", 3, 10**18, state.st_ctime_ns, "image/png", "00" * 32, validators, Lifetime(), 1.0, 2.0)
+    return job(server, image=image, validators=validators, inode=state.st_ino, **changes)
+
+
+def lasts(told: Image | NotModified) -> float:
+    """Return for how many seconds from its last check an image is fresh."""
+    return freshness.end(told.lifetime, told.checked) - told.checked
 
 
 def assert_untouched(house: House) -> None:
@@ -195,7 +202,7 @@ def test_an_image_is_saved_with_all_that_was_said_of_it(house: House) -> None:
     assert (image.file, image.size, image.media_type) == ("a.png", len(BODY), "image/png")
     assert image.sha256 == hashlib.sha256(BODY).hexdigest()
     assert image.validators == Validators(TAG, MODIFIED)
-    assert image.fresh_until == pytest.approx(image.saved + 60, abs=2)
+    assert lasts(image) == pytest.approx(60, abs=2)
     state = house.directory.stat("a.png")
     assert state is not None
     assert (state.st_size, state.st_mtime_ns) == (image.size, image.mtime_ns)
@@ -353,7 +360,7 @@ def test_a_304_renews_what_is_known_and_touches_nothing(house: House) -> None:
     assert (request.headers["if-none-match"], request.headers["if-modified-since"]) == ('"old"', MODIFIED)
     assert isinstance(result, NotModified)
     assert result.validators == Validators('W/"old"', MODIFIED)
-    assert result.fresh_until == pytest.approx(result.checked + 60, abs=2)
+    assert lasts(result) == pytest.approx(60, abs=2)
     assert result.checked > 2.0
     assert (result.image.saved, result.image.sha256) == (1.0, "00" * 32)
     assert_untouched(house)
@@ -620,15 +627,15 @@ def test_the_rest_counts_towards_the_largest_size(make_house: Callable[..., Hous
 @pytest.mark.parametrize(
     ("redirect", "lifetime"),
     [
-        ("Cache-Control: no-store", None),
-        ("Vary: Accept-Encoding", None),
+        ("Cache-Control: no-store", -1),
+        ("Vary: Accept-Encoding", -1),
         ("Cache-Control: max-age=60", 60),
         ("Cache-Control: max-age=90000", 3600),
     ],
 )
 @pytest.mark.parametrize("changed", [False, True])
 def test_an_image_is_fresh_for_no_longer_than_the_redirect_that_leads_to_it(
-    house: House, redirect: str, lifetime: int | None, changed: bool
+    house: House, redirect: str, lifetime: int, changed: bool
 ) -> None:
     kept = "Cache-Control: max-age=3600"
     answer = whole(BODY, kept) if changed else head('ETag: "old"', kept, status="304 Not Modified")
@@ -638,7 +645,7 @@ def test_an_image_is_fresh_for_no_longer_than_the_redirect_that_leads_to_it(
         result = house.attempt(asked._replace(validators=asked.validators._replace(target=target)))
     assert isinstance(result, Saved if changed else NotModified)
     told = result.image if isinstance(result, Saved) else result
-    assert told.fresh_until == (None if lifetime is None else pytest.approx(told.checked + lifetime, abs=3))
+    assert lasts(told) == pytest.approx(lifetime, abs=3)
 
 
 def moved(target: str, *fields: str) -> bytes:
@@ -685,12 +692,16 @@ LASTS = "Cache-Control: max-age=60"
 
 def test_what_varies_with_anything_does_so_behind_a_redirect_as_well(house: House) -> None:
     with Scripted(plays(moved("/b.png")), plays(whole(BODY, VARIES, LASTS))) as server:
-        assert house.saved(job(server)).fresh_until == freshness.NEVER
+        image = house.saved(job(server))
+    assert image.lifetime.varies
+    assert lasts(image) < 0
 
 
 def test_a_redirect_that_varies_with_anything_says_nothing_of_the_image(house: House) -> None:
     with Scripted(plays(moved("/b.png", VARIES, LASTS)), plays(whole(BODY, LASTS))) as server:
-        assert house.saved(job(server)).fresh_until is None
+        image = house.saved(job(server))
+    assert not image.lifetime.varies
+    assert lasts(image) < 0
 
 
 def test_a_rest_is_asked_for_only_where_the_beginning_came_from(house: House) -> None:

@@ -26,8 +26,10 @@ import pytest
 from conftest import ENVIRONMENT
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
 from image_loader.model import Blame, Reason, Resume, Validators
-from image_loader.store import directory as directory_module
-from image_loader.store.directory import Directory, Partial
+from image_loader.store import locks
+from image_loader.store import partial as partial_module
+from image_loader.store.directory import Directory
+from image_loader.store.partial import Partial
 
 HOLD = """
 import sys
@@ -590,7 +592,7 @@ def test_spellings_with_one_key_share_one_lock(directory: Directory) -> None:
 
 
 def test_lock_held_for_an_instant_is_waited_for(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_module, "_LOCK_PATIENCE", 60)
+    monkeypatch.setattr(partial_module, "_LOCK_PATIENCE", 60)
     refused = threading.Event()
     monkeypatch.setattr(time, "sleep", lambda _seconds: refused.set())
     with ThreadPoolExecutor(1) as executor:
@@ -604,7 +606,7 @@ def test_lock_held_for_an_instant_is_waited_for(directory: Directory, monkeypatc
 def test_image_put_in_place_while_another_waited_for_it_is_not_emptied(
     directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory_module, "_LOCK_PATIENCE", 60)
+    monkeypatch.setattr(partial_module, "_LOCK_PATIENCE", 60)
     refused = threading.Event()
     monkeypatch.setattr(time, "sleep", lambda _seconds: refused.set())
     with ThreadPoolExecutor(1) as executor:
@@ -625,16 +627,16 @@ def test_partial_file_moved_between_opening_and_locking_is_opened_again(
     with opened(directory) as partial:
         partial.write(b"whole image")
         partial.keep(Validators('"etag"'), "image/jpeg")
-    lock, moved = directory_module._lock, directory.path / "b.jpg"
+    lock, moved = locks.lock, directory.path / "b.jpg"
 
-    def moving(descriptor: int, path: str) -> os.stat_result:
+    def moving(descriptor: int, path: str, folder: int) -> os.stat_result:
         if not moved.exists():
-            Path(path).rename(moved)
+            (directory.path / path).rename(moved)
             if replaced:
-                Path(path).write_bytes(b"another's")
-        return lock(descriptor, path)
+                (directory.path / path).write_bytes(b"another's")
+        return lock(descriptor, path, folder)
 
-    monkeypatch.setattr(directory_module, "_lock", moving)
+    monkeypatch.setattr(locks, "lock", moving)
     save(directory, "a.jpg", b"new")
     assert moved.read_bytes() == b"whole image"
     assert (directory.path / "a.jpg").read_bytes() == b"new"

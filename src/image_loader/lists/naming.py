@@ -19,16 +19,18 @@ _HARMLESS = re.compile(r"(?! )[\x20-\x2e\x30-\x5b\x5d-\x7e]*[\x21-\x2d\x30-\x5b\
 _UP_TO_TRAILING_DOTS = re.compile(r".*[^\s.]", re.DOTALL)
 _NAMELESS = "image"
 _HASH_DIGITS = (8, 16, 32, 64)
+_SPARE_STEM = 40
 # Invisible marks outside the format category, which ext4's case-folding directories pass over when they compare.
 # Compiled with the first name beyond ASCII.
 _IGNORABLE = "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 
 
-def candidates(url: Url, layout: Layout, max_bytes: int = 255) -> Iterator[Name]:
-    """Yield the names that a URL may have, the preferred one first; nobody has the last one who does not mean to.
+def candidates(url: Url, layout: Layout, max_bytes: int = 255, refused: str = "") -> Iterator[Name]:
+    """Yield the names that a URL may have, the preferred one first; the last one collides only on purpose.
 
     Those with a hash get the extension of the media type received. ``max_bytes``, at least 80, holds for the last
-    component with that extension.
+    component with that extension. ``refused`` are characters that the file system does not take: a name that has one is
+    passed over, and those with a hash have "_" instead.
 
     >>> from image_loader.url import parse
     >>> for name in candidates(parse("http://example.com/a/photo.jpg?id=1"), Layout.HOST):
@@ -42,13 +44,34 @@ def candidates(url: Url, layout: Layout, max_bytes: int = 255) -> Iterator[Name]
     Name(path='photo-35141091', complete=False)
     """
     stem, extension = _stem_and_extension(url.path.partition("?")[0].rpartition("/")[2])
-    folder = _folder(url, layout, max_bytes)
-    if extension and len((stem + extension).encode()) <= max_bytes:
+    folder, taken = _folder(url, layout, max_bytes), stem
+    if refused:
+        folder, taken = (re.sub(f"[{re.escape(refused)}]", "_", part) for part in (folder, stem))
+    if extension and taken == stem and len((stem + extension).encode()) <= max_bytes:
         yield Name(folder + stem + extension, complete=True)
     digest = url.sha256
     for digits in _HASH_DIGITS:
         room = max_bytes - 1 - digits - LONGEST_EXTENSION
-        yield Name(f"{folder}{_cut(stem, room)}-{digest[:digits]}", complete=False)
+        yield Name(f"{folder}{_cut(taken, room)}-{digest[:digits]}", complete=False)
+
+
+def spares(url: Url, layout: Layout, extension: str) -> Iterator[str]:
+    """Yield names for where those of ``candidates`` cannot be had: short ones that every file system takes.
+
+    >>> from image_loader.url import parse
+    >>> next(spares(parse("http://example.com/a:b.png"), Layout.FLAT, ".png"))
+    'a_b-2c9d0ae54bf96449.png'
+    """
+    stem, _ = _stem_and_extension(url.path.partition("?")[0].rpartition("/")[2])
+    folder, stem = (re.sub(r"[^A-Za-z0-9._/-]", "_", part) for part in (_folder(url, layout, 255), stem))
+    for digits in _HASH_DIGITS[1:]:
+        yield f"{folder}{stem[:_SPARE_STEM]}-{url.sha256[:digits]}{extension}"
+
+
+def has_hash(url: Url, path: str) -> bool:
+    """Whether a file has a name that no other URL has."""
+    stem = path.rpartition(".")[0]
+    return any(stem.endswith(f"-{url.sha256[:digits]}") for digits in _HASH_DIGITS)
 
 
 def key(path: str) -> str:
