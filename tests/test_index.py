@@ -414,6 +414,78 @@ def test_names_asked_for_lazily_are_asked_for_no_further_than_needed(index: Inde
     assert index.claim([(digest("u"), names())], str.casefold)[digest("u")].name.path == "a.jpg"
 
 
+def test_names_are_thought_of_while_other_processes_may_write(path: Path, index: Index) -> None:
+    """A name may take a look into the directory, and others wait meanwhile."""
+    with Index(path, NEVER) as other:
+
+        def names(url: str) -> Iterator[Name]:
+            for number in range(3):
+                assert claimed_path(other, f"{url}{number}", f"{number}.jpg") is not None
+                yield Name(f"{number}.jpg", complete=True)
+            yield Name(f"{url}.jpg", complete=True)
+
+        records = index.claim([(digest(url), names(url)) for url in "u"], str.casefold)
+    assert records[digest("u")].name.path == "u.jpg"
+
+
+def test_only_those_that_lost_their_name_are_tried_again(index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    asked: list[str] = []
+
+    def names(url: str) -> Iterator[Name]:
+        for path in ("a.jpg", f"{url}.jpg") if url == "v" else (f"{url}.jpg", "never.jpg"):
+            asked.append(path)
+            yield Name(path, complete=True)
+
+    records = index.claim([(digest(url), names(url)) for url in "uvw"], str.casefold)
+    assert [records[digest(url)].name.path for url in "uvw"] == ["a.jpg", "v.jpg", "w.jpg"]
+    assert asked == ["u.jpg", "a.jpg", "w.jpg", "v.jpg"]
+
+
+def test_an_image_that_got_another_name_takes_that_names_key_and_frees_its_own(index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    key = digest("u")
+    index.record(index.look_up([key])[key].row, IMAGE._replace(file="a-0f.jpg"), "a-0f.jpg")
+    index.flush()
+    assert index.look_up([key])[key].name == Name("a-0f.jpg", complete=True)
+    assert claimed_path(index, "v", "a-0f.jpg", "a.jpg") == "a.jpg"
+
+
+def test_an_image_whose_other_name_is_taken_by_now_is_not_recorded(index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    claim(index, "v", "a-0f.jpg")
+    key = digest("u")
+    index.record(index.look_up([key])[key].row, IMAGE._replace(file="a-0f.jpg"), "a-0f.jpg")
+    assert known_image(index, "u") is None
+    assert index.look_up([key])[key].name == Name("a.jpg", complete=True)
+
+
+@pytest.mark.parametrize("newer", [IMAGE._replace(size=1), IMAGE._replace(sha256="00" * 32), IMAGE._replace(saved=2e9)])
+def test_the_times_of_a_file_are_brought_up_to_date_unless_another_run_has_replaced_it(
+    path: Path, index: Index, newer: Image
+) -> None:
+    claim(index, "u", "a.jpg")
+    record(index, "u", IMAGE)
+    index.flush()
+    moved = IMAGE._replace(mtime_ns=5, ctime_ns=6)
+    index.touch(1, moved)
+    assert known_image(index, "u") == moved
+    with Index(path, NEVER) as other:
+        record(other, "u", newer)
+    index.touch(1, IMAGE)
+    assert known_image(index, "u") == newer
+
+
+def test_a_304_about_a_file_whose_times_were_brought_up_to_date_counts(index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    record(index, "u", IMAGE)
+    index.flush()
+    moved = IMAGE._replace(mtime_ns=5, ctime_ns=6)
+    index.touch(1, moved)
+    renew(index, "u", NotModified(moved, IMAGE.validators, Lifetime(7.0), 8.0))
+    assert known_image(index, "u") == moved._replace(lifetime=Lifetime(7.0), checked=8.0)
+
+
 CLAIM = """
 path, process = Path(sys.argv[1]), sys.argv[2]
 with Index(path, 0.0) as index:

@@ -173,7 +173,7 @@ class Directory:
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=root)
         except OSError as error:
-            if error.errno == errno.EINVAL:
+            if error.errno in {errno.EINVAL, errno.ENOENT}:  # exfat-fuse says ENOENT.
                 return _RESTRICTED
         return ""
 

@@ -196,18 +196,24 @@ class Partial:
             raise DownloadError(Reason.WRITE, f"{detail}; find out which other program writes to it")
 
     def _rename(self, files: Iterable[str]) -> None:
-        refused = None
+        refused = (errno.EEXIST, "every name that it may have is taken", self.file)
         for file in files:
             try:
                 self._replace(file)
             except OSError as error:
-                if error.errno not in NAME_REFUSED:
+                if not self._is_name_refused(error):
                     raise
-                refused = refused or error
+                refused = (error.errno or 0, error.strerror or "", file)
             else:
                 self.file = file
                 return
-        raise refused or FileExistsError(errno.EEXIST, "every name that it may have is taken", self.file)
+        raise OSError(*refused)
+
+    def _is_name_refused(self, error: OSError) -> bool:
+        if error.errno == errno.ENOENT:  # exfat-fuse's answer: all is there but the name.
+            with suppress(OSError):
+                return os.lstat(self._name, dir_fd=self._root.descriptor).st_nlink > 0
+        return error.errno in NAME_REFUSED
 
     def _replace(self, file: str) -> None:
         """Give the file its image's name; the folders of the layout are made on demand."""
