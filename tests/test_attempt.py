@@ -22,6 +22,7 @@ from exchange import PNG, End, Request, chunked, head, length, png, whole
 from image_loader import freshness
 from image_loader.attempt import Downloader
 from image_loader.errors import DirectoryError
+from image_loader.lists.naming import spares
 from image_loader.model import (
     BEING_SAVED,
     SAVED_MEANWHILE,
@@ -722,3 +723,69 @@ def test_what_another_host_behind_a_redirect_fails_at_is_no_fault_of_the_one_tha
     with Scripted(plays(moved(gone))) as server:
         failure = house.failure(job(server))
     assert (failure.reason, failure.retryable, failure.blame) == (Reason.CONNECT, True, Blame.OTHER_HOST)
+
+
+# A file that may be another's --------------------------------------------------------------------------------------
+
+
+def adoptable(server: Server, house: House, body: bytes, **changes: Any) -> Job:
+    """Return a job for a name under which a file stands that the index does not know, dated as ``MODIFIED``."""
+    path = house.directory.path / "a.png"
+    path.write_bytes(body)
+    os.utime(path, (1e9, 1e9))
+    state = path.stat()
+    since = Validators(None, MODIFIED)
+    image = Image("a.png", len(body), 10**18, state.st_ctime_ns, None, None, since, Lifetime(), 1e9, 1e9)
+    return job(server, image=image, validators=since, inode=state.st_ino)._replace(**changes)
+
+
+def test_a_304_about_a_file_of_another_program_makes_its_content_known(house: House) -> None:
+    with Scripted(plays(head(status="304 Not Modified"))) as server:
+        result = house.attempt(adoptable(server, house, BODY))
+    assert isinstance(result, NotModified)
+    assert (result.image.sha256, result.image.media_type) == (hashlib.sha256(BODY).hexdigest(), None)
+
+
+@pytest.mark.parametrize(("fields", "counts"), [((), False), (("Last-Modified: " + MODIFIED,), True)])
+def test_a_304_about_a_file_that_may_be_anothers_counts_with_its_date_alone(
+    house: House, fields: tuple[str, ...], counts: bool
+) -> None:
+    answers = (plays(head(*fields, status="304 Not Modified")), plays(whole(BODY)))
+    with Scripted(*answers) as server:
+        result = house.attempt(adoptable(server, house, b"another's", foreign=True))
+    assert isinstance(result, NotModified if counts else Saved)
+    assert house.content() == b"another's"
+
+
+def test_an_image_that_is_another_files_content_takes_its_place(house: House) -> None:
+    with Scripted(plays(whole(BODY))) as server:
+        result = house.attempt(adoptable(server, house, BODY, foreign=True, image=None, validators=Validators()))
+    assert isinstance(result, Saved)
+    assert (result.image.file, result.key) == ("a.png", None)
+
+
+@pytest.mark.parametrize("spares_taken", [0, 1, 3])
+def test_an_image_that_is_not_gets_a_spare_name(house: House, spares_taken: int) -> None:
+    with Scripted(plays(whole(BODY))) as server:
+        asked = adoptable(server, house, b"another's", foreign=True, image=None, validators=Validators())
+        spare = list(spares(asked.url, SETTINGS.layout, ".png"))
+        for name in spare[:spares_taken]:
+            (house.directory.path / name).write_bytes(b"taken")
+        result = house.attempt(asked)
+    assert house.content() == b"another's"
+    assert all((house.directory.path / name).read_bytes() == b"taken" for name in spare[:spares_taken])
+    if spares_taken == 3:
+        assert isinstance(result, Failure)
+        assert result.reason is Reason.WRITE
+    else:
+        assert isinstance(result, Saved)
+        assert (result.image.file, result.key) == (spare[spares_taken],) * 2
+        assert (house.directory.path / result.image.file).read_bytes() == BODY
+
+
+def test_an_image_whose_name_the_file_system_refuses_gets_a_spare_name(house: House) -> None:
+    with Scripted(plays(whole(BODY))) as server:
+        asked = job(server, name=Name("n" * 300 + ".png", complete=True))
+        result = house.attempt(asked)
+    assert isinstance(result, Saved)
+    assert result.image.file == result.key == next(spares(asked.url, SETTINGS.layout, ".png"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator
 from itertools import product
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image_loader.formats import IMAGE_EXTENSIONS, LONGEST_EXTENSION
-from image_loader.lists.naming import candidates, key
+from image_loader.lists.naming import candidates, has_hash, key, spares
 from image_loader.model import Layout, Name
 from image_loader.url import Url, parse
 
@@ -265,3 +266,31 @@ def test_image_extensions_are_lower_case_ascii_and_short() -> None:
     )
     assert all(extension == extension.lower() for extension in IMAGE_EXTENSIONS)
     assert LONGEST_EXTENSION == 5
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_characters_that_a_file_system_refuses_are_replaced_behind_the_plain_name(layout: Layout) -> None:
+    url = parse("http://[::1]:80/a%3Fb:c.png")
+    names = list(candidates(url, layout, refused='"*:<>?|'))
+    assert not any(set('"*:<>?|') & set(name.path) for name in names)
+    assert not any(name.complete for name in names)
+    assert names[0].path.rpartition("/")[2] == f"a_b_c-{url.sha256[:8]}"
+    assert next(candidates(parse("http://h/a.png"), layout, refused=":")).complete
+
+
+@given(st.text(max_size=300), st.sampled_from(Layout))
+def test_a_spare_name_is_one_that_every_file_system_takes(text: str, layout: Layout) -> None:
+    url = parse("http://h:81/" + quote(text))
+    names = list(spares(url, layout, ".png"))
+    assert len(set(names)) == 3
+    for name in names:
+        assert re.fullmatch(r"([A-Za-z0-9_.-]+/){0,2}[A-Za-z0-9_][A-Za-z0-9_.-]*\.png", name)
+        assert len(name.rpartition("/")[2]) < 120
+        assert has_hash(url, name)
+
+
+def test_a_name_has_the_hash_of_its_own_url_alone() -> None:
+    url, other = parse("http://h/a.png"), parse("http://h/b.png")
+    names = [name.file(".png") for name in candidates(url, Layout.FLAT)]
+    assert [has_hash(url, name) for name in names] == [False, True, True, True, True]
+    assert not any(has_hash(other, name) for name in names)
