@@ -247,6 +247,19 @@ def test_a_file_under_a_name_that_was_given_but_never_filled_may_be_anothers(ope
     assert (job.name.path, job.foreign, job.validators, job.image) == ("1.png", True, Validators(), None)
 
 
+def test_what_another_run_has_claimed_and_saved_meanwhile_is_not_adopted(
+    opened: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = opened()
+    house.save(URLS[0])
+    house.job(URLS[1])
+    house = opened()
+    put(house.directory.path / "1.png")
+    monkeypatch.setattr(house.index, "look_up", lambda _: {})  # The claim comes between looking up and claiming.
+    job = house.job(URLS[1])
+    assert (job.name.path, job.foreign, job.validators) == ("1.png", True, Validators())
+
+
 def lose_index(house: House) -> None:
     """Remove the index."""
     house.close()
