@@ -24,15 +24,15 @@ _DAY = 86400.0
 _LAST_SECOND = 253402300799.0
 """9999-12-31 23:59:59, the last that HTTP's format can tell."""
 
-_STRONG_TAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
-_QUOTED = re.compile(r'"[^"]*"')
-_REPEATED = re.compile(r"(.+?)(?:, \1)+")
+# Compiled when they are first used, like all that only answers of servers need: many runs ask for nothing.
+_STRONG_TAG = r'"[\x21\x23-\x7e\x80-\xff]*"'
+_QUOTED = r'"[^"]*"'
+_REPEATED = r"(.+?)(?:, \1)+"
 _FIELD_TEXT = re.compile(r"[\t\x20-\x7e\x80-\xff]+")
 _DELTA_SECONDS = re.compile(r"[0-9]+")
 _DIRECTIVE = re.compile(r"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*)))?(?:[\s,]+|$)""")
 
 _CLOCK = r"(?P<hour>[01][0-9]|2[0-3]):(?P<minute>[0-5][0-9]):(?P<second>[0-5][0-9])"
-# Compiled when the first date comes, like all that only answers of servers need: many runs ask for nothing.
 _DATES = (
     rf"[A-Z][a-z]+, (?P<day>[0-9]{{1,2}}) (?P<month>[A-Z][a-z]+) (?P<year>[0-9]{{4}}) {_CLOCK} GMT",
     rf"[A-Z][a-z]+, (?P<day>[0-9]{{2}})-(?P<month>[A-Z][a-z]+)-(?P<year>[0-9]{{2}}) {_CLOCK} GMT",
@@ -184,7 +184,7 @@ def is_resumable(headers: Headers) -> bool:
     etag = _once(headers.get("etag")) or ""
     plain = headers.get("content-encoding", "").strip().lower() in ("", "identity")
     ranges = "bytes" in _members(headers.get("accept-ranges", "")) or "content-range" in headers
-    return bool(_STRONG_TAG.fullmatch(etag)) and plain and ranges
+    return re.fullmatch(_STRONG_TAG, etag) is not None and plain and ranges
 
 
 def _merged(image: Image, theirs: Validators) -> Validators | None:
@@ -291,14 +291,14 @@ def _once(value: str | None) -> str | None:
     """Return a validator as it can be sent back: it came once or repeatedly, and fits into a header line."""
     if value is None or len(value) > 2 * _VALIDATOR_MAX + 2:
         return None
-    repeated = _REPEATED.fullmatch(value) if ", " in value else None
+    repeated = re.fullmatch(_REPEATED, value) if ", " in value else None
     value = repeated[1] if repeated else value
     return value if len(value) <= _VALIDATOR_MAX and _FIELD_TEXT.fullmatch(value) else None
 
 
 def _is_ambiguous(etag: str) -> bool:
     """Whether an ETag, as a condition, would be a list of several, or hold for any version (RFC 9110, 13.1.2)."""
-    return "*" in _members(etag) or ('"' in etag and "," in _QUOTED.sub("", etag))
+    return "*" in _members(etag) or ('"' in etag and "," in re.sub(_QUOTED, "", etag))
 
 
 def _opaque(etag: str) -> str:
