@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import ssl
+import struct
 import threading
 import time
 import tracemalloc
@@ -263,7 +264,10 @@ def test_a_handshake_that_is_torn_may_be_tried_again(close: str) -> None:
         def serve() -> None:
             accepted, _ = listener.accept()
             with accepted:
-                if close == "after the first bytes":
+                if close == "with a reset":
+                    accepted.recv(65536)
+                    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                elif close == "after the first bytes":
                     accepted.recv(65536)
                     accepted.shutdown(socket.SHUT_WR)
                     accepted.recv(65536)
