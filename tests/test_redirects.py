@@ -229,7 +229,7 @@ def test_a_connection_that_a_redirect_closes_is_not_used_for_the_next_hop(asking
 def test_a_condition_goes_only_with_the_request_that_it_is_about(asking: Asking, chain: tuple[Server, Server]) -> None:
     first, second = chain
     condition = {"If-None-Match": '"1"'}
-    for target in (None, parse(first.url("/c")).resource):
+    for target in (None, parse(first.url("/c")).digest):
         url, hop = parse(first.url("/a")), None
         while not isinstance(
             found := asking.exchange(
