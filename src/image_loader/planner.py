@@ -102,7 +102,10 @@ class Planner:
         """
         names = naming.candidates(url, self._settings.layout, self._directory.max_name_bytes, wanted=line.name)
         preferred = next(names)
-        if preferred.complete and self._directory.stat(preferred.path) is not None:
+        if line.name is not None and not preferred.complete and any(self._standing(preferred)):
+            # Without the hash in its name, the file may be another's.
+            yield from self._standing(preferred) if self._index_lost else ()
+        elif preferred.complete and self._directory.stat(preferred.path) is not None:
             hashed = next(names)
             yield from self._standing(hashed)
             yield from (preferred, hashed)
