@@ -246,3 +246,16 @@ def test_a_row_without_a_url_fails_with_its_line(server: Server, loader: Loader)
     assert (run.status, run.counts) == (1, (1, 0, 0, 2))
     details = [row["detail"] for row in run.rows if row["reason"] == "bad-url"]
     assert details == ["no column url in this row (line 2)", "no URL in column url (line 4)"]
+
+
+def test_a_name_from_the_list_never_takes_the_place_of_another_s_file(server: Server, loader: Loader) -> None:
+    path = loader.home / "table.csv"
+    path.write_text(f"1,{server.url('/show?1')}\n2,{server.url('/show?2')}\n")
+    loader.run([server.url("/a.png")])
+    (loader.directory / "1.png").write_bytes(b"mine")
+    run = loader.run(path, "--url-column", "2", "--name-column", "1")
+    assert run.counts == (2, 0, 0, 0)
+    assert (loader.directory / "1.png").read_bytes() == b"mine"
+    assert re.fullmatch(r"1-[0-9a-f]{16}\.png|1-[0-9a-f]{8}\.png", run.row(server.url("/show?1"))["file"])
+    assert run.row(server.url("/show?2"))["file"] == "2.png"
+    assert loader.run(path, "--url-column", "2", "--name-column", "1").counts == (0, 2, 0, 0)

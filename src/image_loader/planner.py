@@ -131,7 +131,9 @@ class Planner:
         preferred = next(names)
         if not preferred.complete:
             yield from self._in_place(preferred)
-            yield preferred
+            # Without the hash in its name, a file that stands there may be another's.
+            if line.name is None or naming.has_hash(url, preferred.path + ".") or not any(self._standing(preferred)):
+                yield preferred
         elif self._state(preferred.path) is None:
             yield preferred
         elif self._first_run:
@@ -141,12 +143,15 @@ class Planner:
         yield from names
 
     def _in_place(self, hashed: Name) -> Iterator[Name]:
-        """Yield the name under which an image of this URL was saved, if the index was lost: it has an extension."""
-        if self._index_lost:
-            for extension in sorted({*EXTENSIONS.values(), UNKNOWN_EXTENSION}):
-                name = Name(hashed.file(extension), complete=True)
-                if self._state(name.path) is not None:
-                    yield name
+        """Return the names under which an image of this URL may have been saved, if the index was lost."""
+        return self._standing(hashed) if self._index_lost else iter(())
+
+    def _standing(self, name: Name) -> Iterator[Name]:
+        """Yield the names of files that stand under a name without extension."""
+        for extension in sorted({*EXTENSIONS.values(), UNKNOWN_EXTENSION}):
+            complete = Name(name.file(extension), complete=True)
+            if self._state(complete.path) is not None:
+                yield complete
 
     def _state(self, path: str) -> os.stat_result | None:
         """Look at a file once for each group of lines."""

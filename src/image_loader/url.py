@@ -14,6 +14,8 @@ LONGEST_SHOWN = 300
 _ORDINARY = re.compile(
     r"(https?)://([0-9A-Za-z.-]+)(?::([0-9]*))?(/[!$-;=@-\[\]_a-z|~]*(?:\?[!$-&(-;=?-~]*)?)?(?:\#[!-~]*)?"
 )
+# What is percent-encoded in paths and queries alike, and mostly all that a URL needs.
+_TO_ENCODE = re.compile('[ "<>\xa0-\ud7ff\ue000-\U0010ffff]+')
 _URL = r"(?is)(https?):[/\\]*([^/\\?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?"
 _AUTHORITY = r"(?s)(?:(.*)@)?(\[[^\[\]@]*\]|[^:\[\]@]*)(?::([0-9]*))?"
 _SHOWABLE = (
@@ -113,11 +115,13 @@ def parse(text: str) -> Url:
     Differences from the WHATWG: control characters within a URL are refused, and so are hosts that no name look-up
     takes and port 0. A host's label that begins with ``xn--`` is kept as it is.
     """
-    match = _ORDINARY.fullmatch(text)
+    match = _ORDINARY.fullmatch(text) or _ORDINARY.fullmatch(
+        _TO_ENCODE.sub(_percent_encoded, text.strip(_C0_AND_SPACE))
+    )
     if match is None or "/." in text or "/%2" in text:
         return _parse_unusual(text)
     scheme, host, port, path = match.groups("")
-    return Url(text, _origin(scheme, host, port), "", path or "/")
+    return Url(text.strip(_C0_AND_SPACE), _origin(scheme, host, port), "", path or "/")
 
 
 def resolve(base: Url, reference: bytes) -> Url:
@@ -210,7 +214,11 @@ def _without_signature(path: str) -> str:
 
 
 def _encoded(to_encode: str, text: str) -> str:
-    return re.sub(to_encode, lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), text)
+    return re.sub(to_encode, _percent_encoded, text)
+
+
+def _percent_encoded(match: re.Match[str]) -> str:
+    return "%" + match[0].encode().hex("%").upper()
 
 
 def _userinfo(text: str) -> str:

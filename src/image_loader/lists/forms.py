@@ -15,18 +15,17 @@ _SHEET = "save the sheet as CSV and name the column of URLs with --url-column"
 _UNPACK = "unpack it: {} FILE | loader - DIRECTORY"
 _CONVERT = "convert it: iconv -f {} -t UTF-8 FILE | loader - DIRECTORY"
 _KINDS = (
-    (rb"PK(?:\x03\x04|\x05\x06)", f"a zip file or a spreadsheet; {_SHEET}, or {_UNPACK.format('unzip -p')}"),
-    (rb"\xd0\xcf\x11\xe0", f"a spreadsheet or another Office file; {_SHEET}"),
-    (rb"%PDF-", "a PDF document; save its URLs as text, one a line"),
-    (rb"PAR1", "a Parquet file; write its column of URLs as text, one a line"),
-    (rb"SQLite f", "an SQLite database; write its URLs as text: sqlite3 FILE 'SELECT url FROM …' | loader - DIRECTORY"),
-    (rb"\xfd7zXZ\0", "compressed by xz; " + _UNPACK.format("xz -dc")),
-    (rb"BZh[1-9]", "compressed by bzip2; " + _UNPACK.format("bzip2 -dc")),
-    (rb"\x28\xb5\x2f\xfd", "compressed by zstd; " + _UNPACK.format("zstd -dc")),
-    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "text in UTF-32; " + _CONVERT.format("UTF-32")),
-    (rb"[^\0]\0[^\0]\0", "text in UTF-16 without a byte order mark; " + _CONVERT.format("UTF-16LE")),
-    (rb"\0[^\0]\0[^\0]", "text in UTF-16 without a byte order mark; " + _CONVERT.format("UTF-16BE")),
+    ((b"PK\3\4", b"PK\5\6"), f"a zip file or a spreadsheet; {_SHEET}, or {_UNPACK.format('unzip -p')}"),
+    (b"\xd0\xcf\x11\xe0", f"a spreadsheet or another Office file; {_SHEET}"),
+    (b"%PDF-", "a PDF document; save its URLs as text, one a line"),
+    (b"PAR1", "a Parquet file; write its column of URLs as text, one a line"),
+    (b"SQLite f", "an SQLite database; write its URLs as text: sqlite3 FILE 'SELECT url FROM …' | loader - DIRECTORY"),
+    (b"\xfd7zXZ\0", "compressed by xz; " + _UNPACK.format("xz -dc")),
+    (tuple(b"BZh%d" % level for level in range(1, 10)), "compressed by bzip2; " + _UNPACK.format("bzip2 -dc")),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd; " + _UNPACK.format("zstd -dc")),
+    ((b"\xff\xfe\0\0", b"\0\0\xfe\xff"), "text in UTF-32; " + _CONVERT.format("UTF-32")),
 )
+_UTF_16 = "text in UTF-16 without a byte order mark; " + _CONVERT
 _MARKUP = r"(?i)<(?:!doctype|\?xml|html|head|body|rss|urlset|svg)\b|<!--"
 _JSON = r"[\[{]\s*(?:[\"{\[\]}]|$)"
 _URL_START = r"(?i)\s*https?:"
@@ -38,14 +37,17 @@ _URL_HEADING = (
 
 def check_head(head: bytes) -> None:
     """Raise ``UrlFileError`` for the first ``HEAD`` bytes of a file that is no text, or none that is read here."""
-    for beginning, kind in _KINDS:
-        if re.match(beginning, head):
+    for beginnings, kind in _KINDS:
+        if head.startswith(beginnings):
             raise UrlFileError(f"{_NOT_A_LIST}: {kind}")
+    for byte_order, letters, zeros in (("LE", head[:4:2], head[1:4:2]), ("BE", head[1:4:2], head[:4:2])):
+        if zeros == b"\0\0" and b"\0" not in letters:
+            raise UrlFileError(f"{_NOT_A_LIST}: {_UTF_16.format('UTF-16' + byte_order)}")
 
 
 def is_url(text: str) -> bool:
     """Whether a line begins as a URL does and is no row of a table: such a first line is a list's."""
-    return "\t" not in text and re.match(_URL_START, text) is not None
+    return text[:6].lower().startswith(("http:", "https:")) and "\t" not in text
 
 
 def check_lines(first: str, second: str | None) -> None:

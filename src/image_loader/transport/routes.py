@@ -17,7 +17,8 @@ from urllib.request import getproxies
 import requests
 
 from image_loader.errors import DownloadError, OptionError, is_out_of_descriptors
-from image_loader.model import Reason, Settings
+from image_loader.model import Reason
+from image_loader.settings import Settings
 from image_loader.transport import proxies
 from image_loader.transport.failures import connect_error
 from image_loader.transport.proxies import Proxy
