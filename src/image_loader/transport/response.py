@@ -171,7 +171,7 @@ class Response:
                 yield "", match[1]
             else:
                 left_out = _left_out(line, left_out if line[0] in " \t" else "")
-        raise DownloadError(Reason.PROTOCOL, "the header fields never end")
+        raise DownloadError(Reason.PROTOCOL, f"more than {_MOST_FIELDS} header fields, or 256 KiB of them")
 
     def _head_line(self) -> str:
         line = self._line()
@@ -264,7 +264,7 @@ class Response:
 
 
 def is_torn(error: ssl.SSLError) -> bool:
-    """Whether a connection ended without the farewell of TLS; Python 3.11.2 has no exception of its own for that."""
+    """Whether a connection ended without close_notify; Python 3.11.2 has no exception of its own for that."""
     return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 
