@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import logging
 import os
+import ssl
 import sys
 import threading
 import time
@@ -339,6 +340,23 @@ def test_a_body_that_only_the_connection_ends_goes_on_to_the_end_of_its_image(
         assert_untouched(house)
         house.saved(known(server, house))
     assert house.content() == BODY + b"behind"
+
+
+def test_within_tls_such_a_body_is_looked_at_as_well(
+    make_house: Callable[..., House], tls: ssl.SSLContext, bundle: str
+) -> None:
+    """The server in front closes as TLS has it, whatever became of the program behind it."""
+
+    def script(request: Request) -> Iterable[Any]:
+        yield UNFRAMED[: -2000 if request.number == 1 else None]
+        yield End.CLOSE_NOTIFY
+
+    house = make_house(ca_bundle=bundle)
+    with Scripted(script, tls=tls) as server:
+        failure = house.failure(job(server))
+        assert (failure.reason, failure.retryable) == (Reason.TRUNCATED, True)
+        assert "before the image did" in failure.detail
+        house.saved(job(server))
 
 
 def test_a_body_that_only_the_connection_ends_may_be_compressed(house: House) -> None:
