@@ -652,7 +652,7 @@ def strict(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["losetup", "-d", device], check=True)
         pytest.skip(f"`{mount}` mounts nothing here")
     yield place
-    subprocess.run(["umount", str(place)], check=True)
+    subprocess.run(["umount", "-l", str(place)], check=True)
     subprocess.run(["losetup", "-d", device], check=True)
 
 
