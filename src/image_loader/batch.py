@@ -11,18 +11,16 @@ from itertools import chain, islice
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from image_loader.errors import LoaderError, UrlFileError
+from image_loader import outcome
+from image_loader.errors import LoaderError
 from image_loader.model import (
     Failure,
     Job,
     Line,
-    Locked,
     NotModified,
     Outcome,
-    Reason,
     Result,
     Saved,
-    Status,
 )
 from image_loader.planner import Planner
 from image_loader.settings import Settings
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
     from image_loader.scheduling.queue import Task
 
 # What would be imported later, when there may be no file descriptor left for it.
-_WANTED_LATER = ("encodings.unicode_escape",)
+_WANTED_LATER = ("encodings.unicode_escape", "idna.uts46data", "ipaddress")
 # How soon an interruption is noticed, and how long attempts that were cut off get to clean up, in seconds.
 _WAIT = 0.1
 _GRACE = 1.5
@@ -91,21 +89,22 @@ class _Run:
             self._cut_off()
 
     def _downloaded(self, lines: Iterable[Sequence[Line] | None], stop: threading.Event) -> Iterator[Outcome]:
-        unreadable = None
-        try:
-            for read in lines:
-                group = read or ()
-                while not stop.is_set():
-                    group = yield from self._take_on(group)
-                    wait = _WAIT if read is None else 0.0
-                    yield from self._advance(stop, self._settings.window - self._settings.batch, wait)
-                    if not group:
-                        break
-                if stop.is_set():
-                    yield from map(_interrupted, group)
-                    break
-        except UrlFileError as error:
-            unreadable = error
+        unreadable: Exception | None = None
+        reading = iter(lines)
+        while not stop.is_set():
+            try:
+                read = next(reading)
+            except StopIteration:
+                break
+            except Exception as error:  # noqa: BLE001 (the caller's own iterable may raise anything; raised below)
+                unreadable = error
+                break
+            if stop.is_set():
+                yield from map(outcome.interrupted, read or ())
+                break
+            yield from self._take_on(read or ())
+            wait = _WAIT if read is None else 0.0
+            yield from self._advance(stop, self._settings.window - self._settings.batch, wait)
         yield from self._advance(stop, 0, _WAIT)
         if stop.is_set():
             yield from self._cut_off()
@@ -122,7 +121,7 @@ class _Run:
             if plan.jobs and self._downloads is None:
                 self._downloads = _Downloads(self._settings, self._directory, self._stack)
         except LoaderError:
-            yield from map(_interrupted, group)
+            yield from map(outcome.interrupted, group)
             raise
         if self._downloads is not None:
             self._downloads.scheduler.add(plan.jobs)
@@ -175,7 +174,7 @@ class _Run:
                 self._index.renew(job.row, result)
             else:
                 self._discard(job, result)
-        return [_outcome(task) for task in finished]
+        return [outcome.of_task(task) for task in finished]
 
     def _discard(self, job: Job, result: Result) -> None:
         """Remove what was kept to be resumed, and will not be."""
@@ -205,37 +204,3 @@ class _Downloads:
         stack.callback(workers.close)
         downloader = Downloader(self.transport, directory, settings, processors)
         self.scheduler = Scheduler(workers, downloader.attempt, self.transport, inbox, settings)
-
-
-def _interrupted(line: Line) -> Outcome:
-    return Outcome(line.number, line.text, None, Status.FAILED, Reason.INTERRUPTED, "the run was ended")
-
-
-def _outcome(task: Task) -> Outcome:
-    """Say how a job ended, in one row."""
-    job, result = task.job, task.result
-    line, url, attempts, seconds = job.line, job.url.text, task.attempts, task.seconds
-    if isinstance(result, (Saved, NotModified)):
-        image = result.image
-        status = Status.SAVED if isinstance(result, Saved) else Status.FRESH
-        return Outcome(
-            line,
-            url,
-            image.file,
-            status,
-            None,
-            None,
-            result.http_status,
-            image.media_type,
-            image.size,
-            image.sha256,
-            attempts,
-            seconds,
-        )
-    file = job.name.path if job.name.complete else None
-    if isinstance(result, Locked):
-        return Outcome(
-            line, url, file, Status.SKIPPED, Reason.LOCKED, result.detail, attempts=attempts, seconds=seconds
-        )
-    why = (result.reason, result.detail, result.http_status)
-    return Outcome(line, url, file, Status.FAILED, *why, attempts=attempts, seconds=seconds)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from image_loader import freshness
+from image_loader import freshness, outcome
 from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
 from image_loader.lists import naming
 from image_loader.model import (
@@ -21,7 +21,6 @@ from image_loader.model import (
     Outcome,
     Reason,
     Record,
-    Status,
     Validators,
 )
 from image_loader.settings import Settings
@@ -79,9 +78,9 @@ class Planner:
         urls: dict[bytes, tuple[Line, Url]] = {}
         for line in group:
             if line.url is None:
-                plan.outcomes.append(_failed(line, Reason.BAD_URL, line.fault))
+                plan.outcomes.append(outcome.failed(line, Reason.BAD_URL, line.fault))
             elif urls.setdefault(line.url.digest, (line, line.url))[0] is not line:
-                plan.outcomes.append(_duplicate(line))
+                plan.outcomes.append(outcome.duplicate(line))
         records = self._records(urls, verdict, plan)
         now = time.time()
         for digest, (line, url) in urls.items():
@@ -93,7 +92,7 @@ class Planner:
             elif self._index.first_seen(record):
                 self._decide(line, url, record, now, plan)
             else:
-                plan.outcomes.append(_duplicate(line))
+                plan.outcomes.append(outcome.duplicate(line))
         return plan
 
     def _records(self, urls: dict[bytes, tuple[Line, Url]], verdict: Verdict, plan: Plan) -> dict[bytes, Record]:
@@ -109,14 +108,16 @@ class Planner:
         for digest, (line, url) in urls.items():
             if digest not in records:
                 if down := verdict(url.origin):
-                    plan.outcomes.append(_failed(line, down.reason, down.detail))
+                    plan.outcomes.append(outcome.failed(line, down.reason, down.detail))
                 else:
                     wanted[digest] = self._names(line, url)
         claimed = self._index.claim(list(wanted.items()), naming.key) if wanted else {}
         self._claimed = frozenset(claimed)
         for digest in wanted:
             if digest not in claimed:
-                plan.outcomes.append(_failed(urls[digest][0], Reason.WRITE, "every name that it may have is taken"))
+                plan.outcomes.append(
+                    outcome.failed(urls[digest][0], Reason.WRITE, "every name that it may have is taken")
+                )
         return records | claimed
 
     def _names(self, line: Line, url: Url) -> Iterator[Name]:
@@ -171,7 +172,7 @@ class Planner:
             if _LOG.isEnabledFor(logging.DEBUG):
                 left = freshness.end(image.lifetime, image.checked) - now
                 _LOG.debug("line %d: %s: fresh for another %.0f s by its headers", line.number, image.file, left)
-            plan.outcomes.append(_fresh(line, image))
+            plan.outcomes.append(outcome.fresh(line, image))
             return
         validators = image.validators if image is not None and not settings.force else Validators()
         if _LOG.isEnabledFor(logging.DEBUG):
@@ -233,17 +234,3 @@ def _request_shown(validators: Validators, state: os.stat_result | None, *, chan
     if state is None:
         return "asked for, since it is not there"
     return f"asked for, since {'the file is not as it was saved' if changed else 'nothing is known to ask with'}"
-
-
-def _fresh(line: Line, image: Image) -> Outcome:
-    return Outcome(
-        line.number, line.text, image.file, Status.FRESH, None, None, None, image.media_type, image.size, image.sha256
-    )
-
-
-def _failed(line: Line, reason: Reason, detail: str) -> Outcome:
-    return Outcome(line.number, line.text, None, Status.FAILED, reason, detail)
-
-
-def _duplicate(line: Line) -> Outcome:
-    return Outcome(line.number, line.text, None, Status.SKIPPED, Reason.DUPLICATE)

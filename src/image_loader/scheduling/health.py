@@ -157,7 +157,8 @@ class Health(NamedTuple):
         """Tell whether the patience with it is over: it neither answers nor lets anything through."""
         if self._is_probed and now - self.missing_since >= self.policy.patience:
             return True
-        return self.refusals > self.policy.failures and now - self.refused_since >= self.patience
+        # Time alone is no refusal: the pause that is over may have been long enough.
+        return self.refusals > self.policy.failures and self.slowed_at - self.refused_since >= self.patience
 
     def started(self, now: float) -> Self:
         """Note that an attempt starts."""

@@ -1,0 +1,61 @@
+"""How each ending is told: one outcome for each line of the list."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from image_loader.lists.forms import hint
+from image_loader.model import Failure, Image, Line, Locked, NotModified, Outcome, Reason, Saved, Status
+
+if TYPE_CHECKING:
+    from image_loader.scheduling.queue import Task
+
+INTERRUPTED = "the run was ended"
+"""The detail of what was not done when a run ended."""
+
+
+def fresh(line: Line, image: Image) -> Outcome:
+    """Return the outcome of an image that needs no request."""
+    return _of_image(Outcome(line.number, line.text, None, Status.FRESH), image)
+
+
+def duplicate(line: Line) -> Outcome:
+    """Return the outcome of a URL that stood in the list before."""
+    return Outcome(line.number, line.text, None, Status.SKIPPED, Reason.DUPLICATE)
+
+
+def failed(line: Line, reason: Reason, detail: str) -> Outcome:
+    """Return the outcome of a line that failed before any request."""
+    return Outcome(line.number, line.text, None, Status.FAILED, reason, detail)
+
+
+def interrupted(line: Line) -> Outcome:
+    """Return the outcome of a line that the end of the run left undone."""
+    return failed(line, Reason.INTERRUPTED, INTERRUPTED)
+
+
+def of_task(task: Task) -> Outcome:
+    """Return the outcome of a job that was downloaded, or not."""
+    job, result = task.job, task.result
+    file = job.name.path if job.name.complete else None
+    outcome = Outcome(job.line, job.url.text, file, Status.FAILED, attempts=task.attempts, seconds=task.seconds)
+    match result:
+        case Saved():
+            return _of_image(outcome._replace(status=Status.SAVED, http_status=result.http_status), result.image)
+        case NotModified():
+            return _of_image(outcome._replace(status=Status.FRESH, http_status=result.http_status), result.image)
+        case Locked():
+            return outcome._replace(status=Status.SKIPPED, reason=Reason.LOCKED, detail=result.detail)
+        case Failure():
+            detail = _with_hint(result, job.url.text)
+            return outcome._replace(reason=result.reason, detail=detail, http_status=result.http_status)
+
+
+def _with_hint(failure: Failure, url: str) -> str:
+    """Return the detail of a failure, and what may be wrong with a line that a server knows nothing of."""
+    advice = hint(url) if failure.reason is Reason.HTTP_STATUS else ""
+    return f"{failure.detail}; {advice}" if advice else failure.detail
+
+
+def _of_image(outcome: Outcome, image: Image) -> Outcome:
+    return outcome._replace(file=image.file, media_type=image.media_type, bytes=image.size, sha256=image.sha256)
