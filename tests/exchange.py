@@ -24,6 +24,7 @@ class End(Enum):
     """How a connection ends."""
 
     CLOSE = auto()
+    CLOSE_NOTIFY = auto()
     RESET = auto()
     STALL = auto()
 

@@ -218,7 +218,9 @@ class Connection:
             case End.RESET:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return False
-            case End.CLOSE:
+            case End.CLOSE_NOTIFY | End.CLOSE:
+                if step is End.CLOSE_NOTIFY and isinstance(self._socket, ssl.SSLSocket):
+                    self._socket.unwrap()
                 return False
         return True
 

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import logging
 import os
+import ssl
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from exchange import PNG, End, Request, chunked, head, length, png, whole
 from image_loader import freshness
 from image_loader.attempt import Downloader
 from image_loader.errors import DirectoryError, DownloadError
+from image_loader.lists.naming import spares
 from image_loader.model import (
     BEING_SAVED,
     SAVED_MEANWHILE,
@@ -30,6 +32,7 @@ from image_loader.model import (
     Failure,
     Image,
     Job,
+    Lifetime,
     Name,
     NotModified,
     Reason,
@@ -123,8 +126,14 @@ def known(server: Server, house: House, **changes: Any) -> Job:
     path.write_bytes(b"old")
     os.utime(path, (1e9, 1e9))
     validators = Validators('"old"', MODIFIED)
-    image = Image("a.png", 3, 10**18, "image/png", "00" * 32, validators, 5.0, 1.0, 2.0)
-    return job(server, image=image, validators=validators, inode=path.stat().st_ino, **changes)
+    state = path.stat()
+    image = Image("a.png", 3, 10**18, state.st_ctime_ns, "image/png", "00" * 32, validators, Lifetime(), 1.0, 2.0)
+    return job(server, image=image, validators=validators, inode=state.st_ino, **changes)
+
+
+def lasts(told: Image | NotModified) -> float:
+    """Return for how many seconds from its last check an image is fresh."""
+    return freshness.end(told.lifetime, told.checked) - told.checked
 
 
 def assert_untouched(house: House) -> None:
@@ -209,7 +218,7 @@ def test_an_image_is_saved_with_all_that_was_said_of_it(house: House) -> None:
     assert (image.file, image.size, image.media_type) == ("a.png", len(BODY), "image/png")
     assert image.sha256 == hashlib.sha256(BODY).hexdigest()
     assert image.validators == Validators(TAG, MODIFIED)
-    assert image.fresh_until == pytest.approx(image.saved + 60, abs=2)
+    assert lasts(image) == pytest.approx(60, abs=2)
     state = house.directory.stat("a.png")
     assert state is not None
     assert (state.st_size, state.st_mtime_ns) == (image.size, image.mtime_ns)
@@ -331,6 +340,23 @@ def test_a_body_that_only_the_connection_ends_goes_on_to_the_end_of_its_image(
         assert_untouched(house)
         house.saved(known(server, house))
     assert house.content() == BODY + b"behind"
+
+
+def test_within_tls_such_a_body_is_looked_at_as_well(
+    make_house: Callable[..., House], tls: ssl.SSLContext, bundle: str
+) -> None:
+    """The server in front closes as TLS has it, whatever became of the program behind it."""
+
+    def script(request: Request) -> Iterable[Any]:
+        yield UNFRAMED[: -2000 if request.number == 1 else None]
+        yield End.CLOSE_NOTIFY
+
+    house = make_house(ca_bundle=bundle)
+    with Scripted(script, tls=tls) as server:
+        failure = house.failure(job(server))
+        assert (failure.reason, failure.retryable) == (Reason.TRUNCATED, True)
+        assert "before the image did" in failure.detail
+        house.saved(job(server))
 
 
 def test_a_body_that_only_the_connection_ends_may_be_compressed(house: House) -> None:
@@ -587,7 +613,7 @@ def test_a_304_renews_what_is_known_and_touches_nothing(house: House) -> None:
     assert (request.headers["if-none-match"], request.headers["if-modified-since"]) == ('"old"', MODIFIED)
     assert isinstance(result, NotModified)
     assert result.validators == Validators('W/"old"', MODIFIED)
-    assert result.fresh_until == pytest.approx(result.checked + 60, abs=2)
+    assert lasts(result) == pytest.approx(60, abs=2)
     assert result.checked > 2.0
     assert (result.image.saved, result.image.sha256) == (1.0, "00" * 32)
     assert_untouched(house)
@@ -891,15 +917,15 @@ def test_the_rest_counts_towards_the_largest_size(make_house: Callable[..., Hous
 @pytest.mark.parametrize(
     ("redirect", "lifetime"),
     [
-        ("Cache-Control: no-store", None),
-        ("Vary: Accept-Encoding", None),
+        ("Cache-Control: no-store", -1),
+        ("Vary: Accept-Encoding", -1),
         ("Cache-Control: max-age=60", 60),
         ("Cache-Control: max-age=90000", 3600),
     ],
 )
 @pytest.mark.parametrize("changed", [False, True])
 def test_an_image_is_fresh_for_no_longer_than_the_redirect_that_leads_to_it(
-    house: House, redirect: str, lifetime: int | None, changed: bool
+    house: House, redirect: str, lifetime: int, changed: bool
 ) -> None:
     kept = "Cache-Control: max-age=3600"
     answer = whole(BODY, kept) if changed else head('ETag: "old"', kept, status="304 Not Modified")
@@ -909,7 +935,7 @@ def test_an_image_is_fresh_for_no_longer_than_the_redirect_that_leads_to_it(
         result = house.attempt(asked._replace(validators=asked.validators._replace(target=target)))
     assert isinstance(result, Saved if changed else NotModified)
     told = result.image if isinstance(result, Saved) else result
-    assert told.fresh_until == (None if lifetime is None else pytest.approx(told.checked + lifetime, abs=3))
+    assert lasts(told) == pytest.approx(lifetime, abs=3)
 
 
 def moved(target: str, *fields: str) -> bytes:
@@ -956,12 +982,16 @@ LASTS = "Cache-Control: max-age=60"
 
 def test_what_varies_with_anything_does_so_behind_a_redirect_as_well(house: House) -> None:
     with Scripted(plays(moved("/b.png")), plays(whole(BODY, VARIES, LASTS))) as server:
-        assert house.saved(job(server)).fresh_until == freshness.NEVER
+        image = house.saved(job(server))
+    assert image.lifetime.varies
+    assert lasts(image) < 0
 
 
 def test_a_redirect_that_varies_with_anything_says_nothing_of_the_image(house: House) -> None:
     with Scripted(plays(moved("/b.png", VARIES, LASTS)), plays(whole(BODY, LASTS))) as server:
-        assert house.saved(job(server)).fresh_until is None
+        image = house.saved(job(server))
+    assert not image.lifetime.varies
+    assert lasts(image) < 0
 
 
 def test_a_rest_is_asked_for_only_where_the_beginning_came_from(house: House) -> None:
@@ -971,3 +1001,69 @@ def test_a_rest_is_asked_for_only_where_the_beginning_came_from(house: House) ->
         house.saved(job(server, resume=failure.resume))
         assert [request.headers.get("range") for request in server.requests] == [None] * 4
     assert house.content() == BODY[::-1]
+
+
+# A file that may be another's --------------------------------------------------------------------------------------
+
+
+def adoptable(server: Server, house: House, body: bytes, **changes: Any) -> Job:
+    """Return a job for a name under which a file stands that the index does not know, dated as ``MODIFIED``."""
+    path = house.directory.path / "a.png"
+    path.write_bytes(body)
+    os.utime(path, (1e9, 1e9))
+    state = path.stat()
+    since = Validators(None, MODIFIED)
+    image = Image("a.png", len(body), 10**18, state.st_ctime_ns, None, None, since, Lifetime(), 1e9, 1e9)
+    return job(server, image=image, validators=since, inode=state.st_ino)._replace(**changes)
+
+
+def test_a_304_about_a_file_of_another_program_makes_its_content_known(house: House) -> None:
+    with Scripted(plays(head(status="304 Not Modified"))) as server:
+        result = house.attempt(adoptable(server, house, BODY))
+    assert isinstance(result, NotModified)
+    assert (result.image.sha256, result.image.media_type) == (hashlib.sha256(BODY).hexdigest(), None)
+
+
+@pytest.mark.parametrize(("fields", "counts"), [((), False), (("Last-Modified: " + MODIFIED,), True)])
+def test_a_304_about_a_file_that_may_be_anothers_counts_with_its_date_alone(
+    house: House, fields: tuple[str, ...], counts: bool
+) -> None:
+    answers = (plays(head(*fields, status="304 Not Modified")), plays(whole(BODY)))
+    with Scripted(*answers) as server:
+        result = house.attempt(adoptable(server, house, b"another's", foreign=True))
+    assert isinstance(result, NotModified if counts else Saved)
+    assert house.content() == b"another's"
+
+
+def test_an_image_that_is_another_files_content_takes_its_place(house: House) -> None:
+    with Scripted(plays(whole(BODY))) as server:
+        result = house.attempt(adoptable(server, house, BODY, foreign=True, image=None, validators=Validators()))
+    assert isinstance(result, Saved)
+    assert (result.image.file, result.key) == ("a.png", None)
+
+
+@pytest.mark.parametrize("spares_taken", [0, 1, 3])
+def test_an_image_that_is_not_gets_a_spare_name(house: House, spares_taken: int) -> None:
+    with Scripted(plays(whole(BODY))) as server:
+        asked = adoptable(server, house, b"another's", foreign=True, image=None, validators=Validators())
+        spare = list(spares(asked.url, SETTINGS.layout, ".png"))
+        for name in spare[:spares_taken]:
+            (house.directory.path / name).write_bytes(b"taken")
+        result = house.attempt(asked)
+    assert house.content() == b"another's"
+    assert all((house.directory.path / name).read_bytes() == b"taken" for name in spare[:spares_taken])
+    if spares_taken == 3:
+        assert isinstance(result, Failure)
+        assert result.reason is Reason.WRITE
+    else:
+        assert isinstance(result, Saved)
+        assert (result.image.file, result.key) == (spare[spares_taken],) * 2
+        assert (house.directory.path / result.image.file).read_bytes() == BODY
+
+
+def test_an_image_whose_name_the_file_system_refuses_gets_a_spare_name(house: House) -> None:
+    with Scripted(plays(whole(BODY))) as server:
+        asked = job(server, name=Name("n" * 300 + ".png", complete=True))
+        result = house.attempt(asked)
+    assert isinstance(result, Saved)
+    assert result.image.file == result.key == next(spares(asked.url, SETTINGS.layout, ".png"))

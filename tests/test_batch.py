@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from conftest import ENVIRONMENT, SETTINGS, leftovers, urls_of
+from exchange import png
 from image_loader import batch, load
 from image_loader.errors import DirectoryError, IndexFileError, LoaderError, OptionError, UrlFileError
 from image_loader.model import Line, Outcome, Reason, Status
@@ -108,7 +109,7 @@ def test_a_file_without_a_row_is_asked_for_by_its_time_and_remembered(server: Se
 
 def test_an_older_file_without_a_row_is_replaced(server: Server, directory: Path) -> None:
     directory.mkdir()
-    (directory / "a.png").write_bytes(b"older")
+    (directory / "a.png").write_bytes(png("older", 500))
     os.utime(directory / "a.png", (1e9, 1e9))
     assert statuses(run(directory, [server.url("/image/a.png")])) == [Status.SAVED]
     assert (directory / "a.png").read_bytes() == server.image("/image/a.png")

@@ -193,7 +193,7 @@ def test_the_password_of_a_proxy_is_not_told(loader: Loader, proxy: str) -> None
 def test_no_hostile_text_reaches_the_terminal(server: Server, loader: Loader) -> None:
     hostile = f"\x1b]0;owned\x07{BIDI}".encode().decode("latin-1")
     server.headers["/a.png"] = {"Content-Type": f"text/{hostile}", "ETag": f'"{hostile}"'}
-    server.headers["/b.png"] = {"Content-Encoding": hostile}
+    server.headers["/b.png"] = {"Transfer-Encoding": hostile}
     urls = [server.url(target) for target in ("/a.png", "/b.png", "/hostile-reason/c.png", "/hostile-redirect/d.png")]
     run = loader.run([*urls, f"nonsense{BIDI}"], "-vv", "--retries", "0")
     assert run.counts[3] == 5

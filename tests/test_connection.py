@@ -369,6 +369,17 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+def test_a_netrc_that_lacks_a_descriptor_is_read_later(tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login user password pass\n")
+    with transport() as asking:
+        with no_descriptors():
+            failure = refusal(asking, "http://127.0.0.1:1/a")
+        with Scripted(served()) as server:
+            get(asking, server.url("/a"))
+    assert failure.blame is Blame.PROCESS
+    assert "authorization" in server.requests[0].headers
+
+
 @pytest.mark.parametrize("url", ["http://nosuch.invalid/a", "http://127.0.0.1:1/a", "https://127.0.0.1:1/a"])
 def test_a_lack_of_descriptors_is_not_the_hosts_fault(
     bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import platform
 import resource
@@ -23,11 +24,13 @@ from typing import TypeVar
 
 import pytest
 
-from conftest import ENVIRONMENT
+from conftest import CLOCK_STEP, ENVIRONMENT
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
 from image_loader.model import Blame, Reason, Resume, Validators
-from image_loader.store import directory as directory_module
-from image_loader.store.directory import Directory, Partial
+from image_loader.store import locks
+from image_loader.store import partial as partial_module
+from image_loader.store.directory import Directory
+from image_loader.store.partial import Partial
 
 HOLD = """
 import sys
@@ -222,6 +225,58 @@ def test_directory_holds_when_the_working_directory_changes(tmp_path: Path, monk
     monkeypatch.chdir("/")
     save(made, "a.jpg", b"new")
     assert (tmp_path / "images" / "a.jpg").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_folders_of_ours_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        made = Directory(tmp_path / "images")
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (made.path, made.hidden, made.hidden / "partial")}
+    assert modes == {0o777 & ~umask}
+
+
+def test_directory_is_new_where_no_run_was_before(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"another program's")
+    assert [Directory(tmp_path).is_new for _ in range(2)] == [True, False]
+
+
+def test_link_that_is_switched_in_mid_run_moves_no_image(tmp_path: Path) -> None:
+    link, first, second = (tmp_path / name for name in ("images", "first", "second"))
+    for place in (first, second):
+        save(Directory(place), "a.jpg", b"old")
+    link.symlink_to("first")
+    directory = Directory(link)
+    with directory.partial("a.jpg", "a.jpg") as partial:
+        partial.write(b"new")
+        link.unlink()
+        link.symlink_to("second")
+        partial.commit(None)
+    save(directory, "b.jpg", b"new")
+    directory.check_inodes(1)
+    assert [(place / "a.jpg").read_bytes() for place in (first, second)] == [b"new", b"old"]
+    assert not (second / "b.jpg").exists()
+    with pytest.raises(DownloadError, match=f"{link}/c.jpg: Is a directory"):
+        (first / "c.jpg").mkdir()
+        save(directory, "c.jpg", b"new")
+
+
+def test_directory_that_another_takes_the_place_of_in_mid_run_leaves_that_alone(tmp_path: Path) -> None:
+    images, other, moved = (tmp_path / name for name in ("images", "other", "moved"))
+    directory = Directory(images)
+    save(Directory(other), "a.jpg", b"old")
+    with directory.partial("a.jpg", "a.jpg") as partial:
+        partial.write(b"new")
+        images.rename(moved)
+        other.rename(images)
+        partial.commit(None)
+    assert ((moved / "a.jpg").read_bytes(), (images / "a.jpg").read_bytes()) == (b"new", b"old")
+    for attempt in (lambda: save(directory, "b.jpg", b"new"), lambda: directory.check_inodes(1)):
+        with pytest.raises(DirectoryError, match=f"{images}: was moved during the run"):
+            attempt()
+    assert sorted(path.name for path in images.iterdir()) == [".image_loader", "a.jpg"]
 
 
 def test_link_to_a_directory_is_a_directory(tmp_path: Path) -> None:
@@ -445,6 +500,62 @@ def test_image_stands_whole_under_its_name_with_its_time(directory: Directory) -
     assert partials(directory) == []
 
 
+def test_state_of_an_image_is_that_after_its_renaming_which_changes_its_ctime(directory: Directory) -> None:
+    with opened(directory) as partial:
+        partial.write(b"new")
+        time.sleep(CLOCK_STEP)
+        before = Path(partial.path).stat().st_ctime_ns
+        time.sleep(CLOCK_STEP)
+        state = partial.commit(None)
+    in_place = directory.stat("a.jpg")
+    assert in_place is not None
+    assert (state.st_ctime_ns, state.st_ino) == (in_place.st_ctime_ns, in_place.st_ino)
+    assert state.st_ctime_ns > before
+
+
+@pytest.mark.parametrize("size", [0, 2, 4])
+def test_file_that_is_not_of_the_size_written_is_not_put_in_place(directory: Directory, size: int) -> None:
+    with (
+        pytest.raises(DownloadError, match=f"3 bytes written, but it has {size}") as caught,
+        opened(directory) as partial,
+    ):
+        partial.write(b"new")
+        os.truncate(partial.path, size)
+        partial.commit(None)
+    assert caught.value.failure.reason is Reason.WRITE
+    assert is_old(directory)
+
+
+def test_image_gets_the_first_name_that_the_file_system_takes(directory: Directory) -> None:
+    with opened(directory) as partial:
+        partial.write(b"new")
+        state = partial.commit(None, iter(["n" * 256, "b.jpg", "c.jpg"]))
+        assert partial.file == "b.jpg"
+    assert directory.stat("b.jpg") == state
+    assert directory.stat("c.jpg") is None
+
+
+@pytest.mark.parametrize(("files", "text"), [(["n" * 256] * 2, "File name too long"), ([], "every name .* is taken")])
+def test_image_without_a_name_that_can_be_had_fails(directory: Directory, files: list[str], text: str) -> None:
+    with pytest.raises(DownloadError, match=text), opened(directory) as partial:
+        partial.write(b"new")
+        partial.commit(None, files)
+    assert is_old(directory)
+
+
+def test_file_is_read_for_its_digest_and_its_first_bytes(directory: Directory) -> None:
+    assert directory.digest("a.jpg") == (hashlib.sha256(b"old").hexdigest(), directory.stat("a.jpg"))
+    assert (directory.head("a.jpg", 2), directory.head("missing", 2)) == (b"ol", b"")
+
+
+@pytest.mark.parametrize("file", ["missing", "link", "folder", "fifo", "n" * 256])
+def test_what_is_no_regular_file_has_no_digest(directory: Directory, file: str) -> None:
+    (directory.path / "link").symlink_to("a.jpg")
+    (directory.path / "folder").mkdir()
+    os.mkfifo(directory.path / "fifo")
+    assert directory.digest(file) is None
+
+
 def test_old_image_stands_until_the_new_one_is_whole(directory: Directory) -> None:
     with opened(directory) as partial:
         partial.write(b"ne")
@@ -512,10 +623,52 @@ def test_name_that_cannot_be_had_fails_that_image(directory: Directory, file: st
 def test_folder_on_another_file_system_fails_its_images_alone(mount: Callable[[str], Path], tmp_path: Path) -> None:
     mount("size=1m")
     directory = Directory(tmp_path)
-    with pytest.raises(DownloadError, match="cross-device"):
+    with pytest.raises(DownloadError, match=r"mounted/a.jpg: .*cross-device.*; its folder is on another file system"):
         save(directory, "mounted/a.jpg", b"new")
     save(directory, "elsewhere/a.jpg", b"new")
     assert partials(directory) == []
+
+
+@pytest.fixture(params=["exfat", "ntfs"])
+def strict(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system that refuses what Windows does not take in a name."""
+    make, mount, options = {
+        "exfat": ("mkfs.exfat", "mount.exfat-fuse", ()),
+        "ntfs": ("mkntfs", "ntfs-3g", ("-o", "windows_names")),
+    }[request.param]
+    if os.geteuid() != 0 or not all(map(shutil.which, (make, mount, "losetup"))):
+        pytest.skip(f"takes root, `{make}` and `{mount}`")
+    image, place = tmp_path / "strict.img", tmp_path / "strict"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(1 << 24)
+    force = ("-F", "-Q") if make == "mkntfs" else ()
+    subprocess.run([make, *force, str(image)], check=True, capture_output=True)
+    loop = subprocess.run(["losetup", "-f", "--show", str(image)], capture_output=True, text=True, check=False)
+    if loop.returncode:
+        pytest.skip(f"no loop device can be had: {loop.stderr.strip()}")
+    device = loop.stdout.strip()
+    if subprocess.run([mount, device, str(place), *options], capture_output=True, check=False).returncode:
+        subprocess.run(["losetup", "-d", device], check=True)
+        pytest.skip(f"`{mount}` mounts nothing here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+    subprocess.run(["losetup", "-d", device], check=True)
+
+
+def test_characters_that_the_file_system_refuses_are_known_from_the_start(strict: Path, tmp_path: Path) -> None:
+    assert set('"*:<>?|') <= set(Directory(strict / "images").refused_characters)
+    assert Directory(tmp_path / "images").refused_characters == ""
+    assert partials(Directory(strict / "images")) == []
+
+
+def test_name_that_the_file_system_refuses_is_passed_over(strict: Path) -> None:
+    directory = Directory(strict / "images")
+    with opened(directory) as partial:
+        partial.write(b"new")
+        partial.commit(None, ["a:b.jpg", "host:80/a.jpg", "host_80/a.jpg"])
+        assert partial.file == "host_80/a.jpg"
+    assert (directory.path / "host_80" / "a.jpg").read_bytes() == b"new"
 
 
 def test_folder_that_may_not_be_written_fails_its_images_alone(directory: Directory) -> None:
@@ -590,7 +743,7 @@ def test_spellings_with_one_key_share_one_lock(directory: Directory) -> None:
 
 
 def test_lock_held_for_an_instant_is_waited_for(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_module, "_LOCK_PATIENCE", 60)
+    monkeypatch.setattr(partial_module, "_LOCK_PATIENCE", 60)
     refused = threading.Event()
     monkeypatch.setattr(time, "sleep", lambda _seconds: refused.set())
     with ThreadPoolExecutor(1) as executor:
@@ -604,7 +757,7 @@ def test_lock_held_for_an_instant_is_waited_for(directory: Directory, monkeypatc
 def test_image_put_in_place_while_another_waited_for_it_is_not_emptied(
     directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory_module, "_LOCK_PATIENCE", 60)
+    monkeypatch.setattr(partial_module, "_LOCK_PATIENCE", 60)
     refused = threading.Event()
     monkeypatch.setattr(time, "sleep", lambda _seconds: refused.set())
     with ThreadPoolExecutor(1) as executor:
@@ -625,16 +778,16 @@ def test_partial_file_moved_between_opening_and_locking_is_opened_again(
     with opened(directory) as partial:
         partial.write(b"whole image")
         partial.keep(Validators('"etag"'), "image/jpeg")
-    lock, moved = directory_module._lock, directory.path / "b.jpg"
+    lock, moved = locks.lock, directory.path / "b.jpg"
 
-    def moving(descriptor: int, path: str) -> os.stat_result:
+    def moving(descriptor: int, path: str, folder: int) -> os.stat_result:
         if not moved.exists():
-            Path(path).rename(moved)
+            (directory.path / path).rename(moved)
             if replaced:
-                Path(path).write_bytes(b"another's")
-        return lock(descriptor, path)
+                (directory.path / path).write_bytes(b"another's")
+        return lock(descriptor, path, folder)
 
-    monkeypatch.setattr(directory_module, "_lock", moving)
+    monkeypatch.setattr(locks, "lock", moving)
     save(directory, "a.jpg", b"new")
     assert moved.read_bytes() == b"whole image"
     assert (directory.path / "a.jpg").read_bytes() == b"new"

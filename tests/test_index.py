@@ -24,9 +24,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ENVIRONMENT
+from image_loader import freshness
 from image_loader.errors import IndexFileError
-from image_loader.model import Image, Name, NotModified, Record, Validators
+from image_loader.model import Image, Lifetime, Name, NotModified, Record, Validators
 from image_loader.store import index as index_module
+from image_loader.store import index_file
 from image_loader.store.index import Index
 
 NEVER = 3600.0
@@ -35,7 +37,7 @@ import hashlib, os, sys
 from pathlib import Path
 from image_loader.errors import IndexFileError
 from image_loader.store.index import Index
-from image_loader.model import Image, Name, Validators
+from image_loader.model import Image, Lifetime, Name, Validators
 
 def digest(text):
     return hashlib.sha256(text.encode()).digest()[:16]
@@ -47,10 +49,11 @@ IMAGE = Image(
     file="a.jpg",
     size=20_000,
     mtime_ns=1_700_000_000_123_456_789,
+    ctime_ns=1_700_000_002_123_456_789,
     media_type="image/jpeg",
     sha256="0f" * 32,
     validators=Validators('W/"caf\xe9"', "Tue, 14 Nov 2023 22:13:20 GMT", b"0123456789abcdef"),
-    fresh_until=1_700_000_060.25,
+    lifetime=Lifetime(60.0, 1_700_000_060.0, True, 1_700_000_001.0, 0.5, 1_700_000_030.25),
     saved=1_700_000_000.5,
     checked=1_700_000_001.75,
 )
@@ -138,7 +141,8 @@ def is_sound(path: Path) -> bool:
     "image",
     [
         IMAGE,
-        IMAGE._replace(media_type=None, sha256=None, validators=Validators(), fresh_until=None, size=0, mtime_ns=0),
+        IMAGE._replace(media_type=None, sha256=None, validators=Validators(), lifetime=Lifetime(), size=0, mtime_ns=0),
+        IMAGE._replace(ctime_ns=None),
         IMAGE._replace(validators=Validators('"' + "\xff" * 1000 + '"', " odd  spaces "), mtime_ns=-1, size=2**62),
     ],
 )
@@ -219,8 +223,8 @@ def test_a_304_renews_its_validators_its_lifetime_and_when_it_was_checked_and_no
     claim(index, "u", "a.jpg")
     record(index, "u", IMAGE)
     assert known_image(index, "u") == IMAGE
-    renew(index, "u", NotModified(IMAGE, Validators('"new"', None), 7.0, 8.0))
-    expected = IMAGE._replace(validators=Validators('"new"', None), fresh_until=7.0, checked=8.0)
+    renew(index, "u", NotModified(IMAGE, Validators('"new"', None), Lifetime(7.0), 8.0))
+    expected = IMAGE._replace(validators=Validators('"new"', None), lifetime=Lifetime(7.0), checked=8.0)
     assert known_image(index, "u") == expected
 
 
@@ -233,15 +237,15 @@ def test_a_304_about_an_image_that_another_run_has_replaced_meanwhile_changes_no
     index.flush()
     with Index(path, NEVER) as other:
         record(other, "u", newer)
-    renew(index, "u", NotModified(IMAGE, Validators('"old"', None), 7.0, 8.0))
+    renew(index, "u", NotModified(IMAGE, Validators('"old"', None), Lifetime(7.0), 8.0))
     assert known_image(index, "u") == newer
 
 
 def test_a_304_about_a_file_that_another_program_had_saved_records_it(index: Index) -> None:
     claim(index, "u", "a.jpg")
-    adopted = IMAGE._replace(media_type=None, sha256=None, validators=Validators(None, "then"), fresh_until=None)
-    renew(index, "u", NotModified(adopted, Validators('"new"', "then"), 7.0, 8.0))
-    expected = adopted._replace(validators=Validators('"new"', "then"), fresh_until=7.0, checked=8.0)
+    adopted = IMAGE._replace(media_type=None, sha256=None, validators=Validators(None, "then"), lifetime=Lifetime())
+    renew(index, "u", NotModified(adopted, Validators('"new"', "then"), Lifetime(7.0), 8.0))
+    expected = adopted._replace(validators=Validators('"new"', "then"), lifetime=Lifetime(7.0), checked=8.0)
     assert known_image(index, "u") == expected
 
 
@@ -271,15 +275,16 @@ def test_what_waits_to_be_written_is_bounded(path: Path, index: Index, monkeypat
         assert all(record.image for record in other.look_up([digest(url) for url in "abc"]).values())
 
 
-def test_a_closed_index_leaves_one_file_that_only_its_owner_reads(path: Path) -> None:
-    mask = os.umask(0)
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_an_index_follows_the_umask_and_leaves_one_file_when_it_is_closed(path: Path, umask: int) -> None:
+    mask = os.umask(umask)
     try:
         with Index(path, NEVER) as index:
             claim(index, "u", "a.jpg")
             modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
     finally:
         os.umask(mask)
-    assert modes == dict.fromkeys(["index.sqlite3", "index.sqlite3-wal", "index.sqlite3-shm"], 0o600)
+    assert modes == dict.fromkeys(["index.sqlite3", "index.sqlite3-wal", "index.sqlite3-shm"], 0o666 & ~umask)
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -295,7 +300,7 @@ def test_an_index_behind_a_symbolic_link_is_made_where_the_link_leads(tmp_path: 
     (tmp_path / "link").symlink_to("target")
     with Index(tmp_path / "link", NEVER):
         pass
-    assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == 0o600
+    assert (tmp_path / "target").is_file()
 
 
 # What was seen in this run.
@@ -409,6 +414,78 @@ def test_names_asked_for_lazily_are_asked_for_no_further_than_needed(index: Inde
     assert index.claim([(digest("u"), names())], str.casefold)[digest("u")].name.path == "a.jpg"
 
 
+def test_names_are_thought_of_while_other_processes_may_write(path: Path, index: Index) -> None:
+    """A name may take a look into the directory, and others wait meanwhile."""
+    with Index(path, NEVER) as other:
+
+        def names(url: str) -> Iterator[Name]:
+            for number in range(3):
+                assert claimed_path(other, f"{url}{number}", f"{number}.jpg") is not None
+                yield Name(f"{number}.jpg", complete=True)
+            yield Name(f"{url}.jpg", complete=True)
+
+        records = index.claim([(digest(url), names(url)) for url in "u"], str.casefold)
+    assert records[digest("u")].name.path == "u.jpg"
+
+
+def test_only_those_that_lost_their_name_are_tried_again(index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    asked: list[str] = []
+
+    def names(url: str) -> Iterator[Name]:
+        for path in ("a.jpg", f"{url}.jpg") if url == "v" else (f"{url}.jpg", "never.jpg"):
+            asked.append(path)
+            yield Name(path, complete=True)
+
+    records = index.claim([(digest(url), names(url)) for url in "uvw"], str.casefold)
+    assert [records[digest(url)].name.path for url in "uvw"] == ["a.jpg", "v.jpg", "w.jpg"]
+    assert asked == ["u.jpg", "a.jpg", "w.jpg", "v.jpg"]
+
+
+def test_an_image_that_got_another_name_takes_that_names_key_and_frees_its_own(index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    key = digest("u")
+    index.record(index.look_up([key])[key].row, IMAGE._replace(file="a-0f.jpg"), "a-0f.jpg")
+    index.flush()
+    assert index.look_up([key])[key].name == Name("a-0f.jpg", complete=True)
+    assert claimed_path(index, "v", "a-0f.jpg", "a.jpg") == "a.jpg"
+
+
+def test_an_image_whose_other_name_is_taken_by_now_is_not_recorded(index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    claim(index, "v", "a-0f.jpg")
+    key = digest("u")
+    index.record(index.look_up([key])[key].row, IMAGE._replace(file="a-0f.jpg"), "a-0f.jpg")
+    assert known_image(index, "u") is None
+    assert index.look_up([key])[key].name == Name("a.jpg", complete=True)
+
+
+@pytest.mark.parametrize("newer", [IMAGE._replace(size=1), IMAGE._replace(sha256="00" * 32), IMAGE._replace(saved=2e9)])
+def test_the_times_of_a_file_are_brought_up_to_date_unless_another_run_has_replaced_it(
+    path: Path, index: Index, newer: Image
+) -> None:
+    claim(index, "u", "a.jpg")
+    record(index, "u", IMAGE)
+    index.flush()
+    moved = IMAGE._replace(mtime_ns=5, ctime_ns=6)
+    index.touch(1, moved)
+    assert known_image(index, "u") == moved
+    with Index(path, NEVER) as other:
+        record(other, "u", newer)
+    index.touch(1, IMAGE)
+    assert known_image(index, "u") == newer
+
+
+def test_a_304_about_a_file_whose_times_were_brought_up_to_date_counts(index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    record(index, "u", IMAGE)
+    index.flush()
+    moved = IMAGE._replace(mtime_ns=5, ctime_ns=6)
+    index.touch(1, moved)
+    renew(index, "u", NotModified(moved, IMAGE.validators, Lifetime(7.0), 8.0))
+    assert known_image(index, "u") == moved._replace(lifetime=Lifetime(7.0), checked=8.0)
+
+
 CLAIM = """
 path, process = Path(sys.argv[1]), sys.argv[2]
 with Index(path, 0.0) as index:
@@ -423,7 +500,8 @@ with Index(path, 0.0) as index:
             wanted.append((digest(url), (stem, plain, *hashed) if process > "1" else (plain, *hashed)))
         for given, record in index.claim(wanted, str.casefold).items():
             say(f"{given.hex()} {record.name.path} {record.name.complete}")
-            index.record(record.row, Image(record.name.file(".jpg"), 1, 1, None, None, Validators(), None, 0.0, 0.0))
+            file = record.name.file(".jpg")
+            index.record(record.row, Image(file, 1, 1, 1, None, None, Validators(), Lifetime(), 0.0, 0.0))
         index.tick()
 """
 
@@ -602,7 +680,13 @@ def test_text_that_is_not_utf_8_counts_as_damage(path: Path) -> None:
         "sha256 = 'text'",
         "etag = x'00'",
         "target = 'text'",
-        "fresh_until = 'text'",
+        "ctime_ns = x'00'",
+        "max_age = 'text'",
+        "expires = 'text'",
+        "varies = NULL",
+        "date = NULL",
+        "age = NULL",
+        "redirects_end = 'text'",
         "saved = NULL",
         "checked = NULL",
     ],
@@ -633,7 +717,7 @@ def test_a_digest_that_leads_to_the_row_of_another_counts_as_damage(path: Path) 
 @pytest.mark.parametrize("byte", [b"1", b"\xff"])
 def test_a_schema_that_is_damaged_is_begun_anew(path: Path, byte: bytes) -> None:
     digests = fill(path, 3)
-    path.write_bytes(path.read_bytes().replace(b"fresh_until REAL", b"fresh_unti" + byte + b" REAL"))
+    path.write_bytes(path.read_bytes().replace(b"redirects_end REAL", b"redirects_en" + byte + b" REAL"))
     with Index(path, NEVER) as anew:
         assert anew.look_up(digests) == {}
     assert len(list(path.parent.glob("index.sqlite3.damaged-*"))) == 1
@@ -657,31 +741,57 @@ def test_who_finds_damage_late_leaves_the_new_index_of_another_run_alone(path: P
 # Whatever else is wrong.
 
 
-def test_an_index_of_an_earlier_version_is_taken_over(path: Path) -> None:
-    digests = fill(path, 3)
+OLD_SCHEMA = """CREATE TABLE image (
+    digest BLOB NOT NULL UNIQUE, key TEXT NOT NULL UNIQUE, name TEXT NOT NULL, complete INTEGER NOT NULL,
+    size INTEGER, mtime_ns INTEGER, media_type TEXT, sha256 BLOB, etag TEXT, last_modified TEXT,
+    fresh_until REAL, saved REAL, checked REAL{})"""
+
+
+def fill_old(path: Path, version: int, ends: Sequence[float | None]) -> list[bytes]:
+    """Make an index as an earlier version did, of images with these ends of lifetimes; return their URLs' digests."""
+    digests = [digest(str(number)) for number in range(len(ends))]
+    target = (IMAGE.validators.target,) if version > 1 else ()
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("ALTER TABLE image DROP COLUMN target")
-        connection.execute("PRAGMA user_version = 1")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(OLD_SCHEMA.format(", target BLOB" if version > 1 else ""))
+        connection.execute(f"PRAGMA application_id = {0x696D6C64}")
+        connection.execute(f"PRAGMA user_version = {version}")
+        for key, end in zip(digests, ends, strict=True):
+            name = f"{key.hex()}.jpg"
+            sha256 = bytes.fromhex(IMAGE.sha256 or "")
+            file = (IMAGE.size, IMAGE.mtime_ns, IMAGE.media_type, sha256)
+            row = (key, name, name, 1, *file, *IMAGE.validators[:2], end, IMAGE.saved, IMAGE.checked, *target)
+            connection.execute(f"INSERT INTO image VALUES ({','.join('?' * len(row))})", row)
+        connection.execute(
+            "INSERT INTO image (digest, key, name, complete) VALUES (?, 'claimed.*', 'claimed', 0)",
+            (digest("claimed"),),
+        )
+    return digests
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_index_of_an_earlier_version_is_taken_over(path: Path, version: int) -> None:
+    now = IMAGE.checked
+    digests = fill_old(path, version, [now + 60.5, now - 5, None, -1.0])
     with Index(path, NEVER) as index, Index(path, NEVER) as other:
         for each in (index, other):
-            images = [record.image for record in each.look_up(digests).values()]
-            old = IMAGE.validators._replace(target=None)
-            assert [image and image.validators for image in images] == [old] * 3
+            found = each.look_up([*digests, digest("claimed")])
+            assert found.pop(digest("claimed")).name == Name("claimed", complete=False)
+            images = [record.image for record in found.values() if record.image is not None]
+            target = IMAGE.validators.target if version > 1 else None
+            old = IMAGE._replace(ctime_ns=None, validators=IMAGE.validators._replace(target=target))
+            assert [image._replace(file="a.jpg", lifetime=IMAGE.lifetime) for image in images] == [old] * 4
+            assert [round(freshness.end(image.lifetime, now) - now, 6) for image in images] == [60.5, 0.0, -1.0, -1.0]
+            assert [image.lifetime.varies for image in images] == [False, False, False, True]
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
 
 
-@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("version", [0, 1, 2])
 def test_two_runs_that_make_an_index_or_take_it_over_at_once_share_it(path: Path, version: int) -> None:
     """Also where nothing keeps them from opening it at once, as on some network file systems."""
-    if version:
-        digests = fill(path, 3)
-        with closing(sqlite3.connect(path)) as connection, connection:
-            connection.execute("ALTER TABLE image DROP COLUMN target")
-            connection.execute("PRAGMA user_version = 1")
-    else:
-        digests = []
-        path.touch()
+    digests = fill_old(path, version, [None] * 3) if version else []
+    path.touch()
     folder = os.open(path.parent, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -699,7 +809,7 @@ def test_two_runs_that_make_an_index_or_take_it_over_at_once_share_it(path: Path
 def test_an_index_of_a_later_version_is_refused_and_left_as_it_is(path: Path) -> None:
     fill(path, 10)
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute("PRAGMA user_version = 4")
     content = path.read_bytes()
     with pytest.raises(IndexFileError, match=r"later version.*upgrade"):
         Index(path, NEVER)
@@ -805,7 +915,7 @@ def test_a_lock_of_another_program_is_waited_for(path: Path) -> None:
 
 
 def test_a_lock_that_is_never_released_is_a_clear_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "_LOCK_PATIENCE", 0.05)
+    monkeypatch.setattr(index_file, "_LOCK_PATIENCE", 0.05)
     fill(path, 10)
     with start(HOLD, path) as holder, Index(path, NEVER) as index:
         assert holder.stdout is not None
@@ -901,7 +1011,7 @@ names = [f"{number:05}" for number in range(4000)]
 records = index.claim([(digest(name), [Name(name + ".jpg", complete=True)]) for name in names], str.casefold)
 for size in range(1000):
     for record in records.values():
-        index.record(record.row, Image(record.name.path, size, 1, None, None, Validators(), None, 0.0, 0.0))
+        index.record(record.row, Image(record.name.path, size, 1, 1, None, None, Validators(), Lifetime(), 0.0, 0.0))
     say(size)
     index.flush()
 """
@@ -940,7 +1050,8 @@ with Index(path, 0.5) as index:
         for record in index.claim(wanted, str.casefold).values():
             index.first_seen(record)
             validators = Validators('"1"' * 9)
-            index.record(record.row, Image(record.name.path, 1, 1, "image/jpeg", "00" * 32, validators, 0.0, 0.0, 0.0))
+            image = Image(record.name.path, 1, 1, 1, "image/jpeg", "00" * 32, validators, Lifetime(1.0), 0.0, 0.0)
+            index.record(record.row, image)
         index.tick()
         peaks.append(peak())
 say(json.dumps([peaks[len(peaks) // 3], peaks[-1]]))

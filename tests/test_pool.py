@@ -75,10 +75,12 @@ def test_of_so_many_hosts_connections_are_kept_and_those_of_the_oldest_are_close
 def test_a_host_that_is_used_is_no_old_one(pooled: Asking) -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(Server()) for _ in range(3)]
-        for number in (0, 1, 0, 2):
-            connection = pooled.take(servers[number].origin) or new(pooled, servers[number].origin)
-            pooled.give_back(connection)
-        assert [connections_to(server.port) for server in servers] == [1, 0, 1]
+        for number in (0, 0, 1):
+            pooled.give_back(new(pooled, servers[number].origin))
+        # The other one of this host stays in the pool meanwhile.
+        pooled.give_back(pooled.connected(servers[0].origin))
+        pooled.give_back(new(pooled, servers[2].origin))
+        assert [connections_to(server.port) for server in servers] == [2, 0, 1]
 
 
 def test_a_connection_that_the_server_closed_is_not_given_out(pooled: Asking) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from asking import BODY, SOON, assert_deadline, get, refusal, served, transport
-from exchange import End, head, whole
+from exchange import PNG, End, head, whole
 from image_loader.model import Blame, Failure, Reason
 from server import Scripted, Server, plays, refusing_port, silent_port
 
@@ -312,6 +312,19 @@ def test_more_than_its_response_within_tls_within_tls_keeps_a_connection_from_be
         monkeypatch.setenv("https_proxy", proxy)
         assert get(asking, server.url("/a")).body == BODY
         assert get(asking, server.url("/b")).body == b"second"
+
+
+def test_an_unframed_body_within_tls_within_tls_is_whole_only_after_close_notify(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        tls_proxy(tls) as proxy,
+        Scripted(plays(head(PNG) + BODY, End.CLOSE), tls=tls) as server,
+        transport(ca_bundle=bundle) as asking,
+    ):
+        monkeypatch.setenv("https_proxy", proxy)
+        failure = refusal(asking, server.url("/a"))
+    assert (failure.reason, failure.retryable) == (Reason.TRUNCATED, True)
 
 
 @pytest.fixture

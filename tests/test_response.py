@@ -177,6 +177,19 @@ def test_a_malformed_line_that_may_matter_is_refused(line: str) -> None:
     assert (failure.reason, failure.retryable) == (Reason.PROTOCOL, False)
 
 
+@pytest.mark.parametrize(
+    ("lines", "refused"),
+    [
+        (("Location: /a", "Location: /a"), False),
+        (("Location: /a", "Location: /b"), True),
+        (("Location: /a", "Location: /a\r\n b"), True),
+    ],
+)
+def test_two_locations_that_differ_lead_nowhere(lines: tuple[str, ...], *, refused: bool) -> None:
+    found = _read_head(head(*lines, status="302 Found"))
+    assert isinstance(found, str) is refused
+
+
 def test_a_list_that_goes_on_in_the_next_line_may_name_any_field() -> None:
     with response_to(
         head("Access-Control-Expose-Headers: ETag,\r\n Content-Length", LENGTH.strip()) + BODY

@@ -14,7 +14,7 @@ import requests
 from asking import transport
 from conftest import SETTINGS
 from image_loader.errors import DownloadError, OptionError
-from image_loader.model import Settings
+from image_loader.settings import Settings
 from image_loader.transport.routes import Routes
 
 pytestmark = pytest.mark.usefixtures("own_environment")

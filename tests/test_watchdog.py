@@ -43,7 +43,7 @@ def drip(data: bytes, pause: float = 0.02) -> Callable[[Request], Iterable[Any]]
         plays(head(PNG), b"unframed", End.STALL),
         plays(head(PNG, "Transfer-Encoding: chunked") + b"3\r\nabc", End.STALL),
         plays(head(PNG, "Transfer-Encoding: chunked") + b"3\r\nabc\r\n0\r\n", End.STALL),
-        lambda request: (part for _ in range(10_000) for part in (head(status="102 Processing"), 0.001)),
+        lambda request: (part for _ in range(20) for part in (head(status="102 Processing"), 0.05)),
         lambda request: (part for step in range(100) for part in (0.1, head("Location: /a", status="302 Found"))),
         lambda request: [head(PNG)] + [part for byte in BODY for part in (bytes([byte]), 0.02)],
     ],

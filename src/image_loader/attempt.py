@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from image_loader import endings, freshness, media, media_types, sniffing
 from image_loader.errors import DownloadError, LoaderError, LockedError
-from image_loader.lists.naming import key
+from image_loader.lists.naming import key, spares
 from image_loader.model import (
     BEING_SAVED,
     SAVED_MEANWHILE,
@@ -24,7 +24,6 @@ from image_loader.model import (
     Locked,
     NotModified,
     Reason,
-    Redirect,
     Result,
     Resume,
     Saved,
@@ -147,14 +146,21 @@ class Downloader:
         image = job.image
         if image is None or job.resume is not None or not answer.conditional:
             return None
-        renewed = freshness.renewed(image, answer.fields, answer.requested, answer.received)
-        state = self._directory.stat(image.file)
-        # Since the request was planned, the file may have been deleted or changed.
-        if renewed is None or state is None or not is_as_recorded(state, image):
+        # What may be another's file is taken for the image only if it has the very time of the server's.
+        if job.foreign and answer.fields.get("last-modified") != job.validators.last_modified:
             return None
-        if answer.redirects:
-            renewed = renewed._replace(fresh_until=_at_the_earliest(renewed.fresh_until, answer))
-        return renewed
+        times = (answer.requested, answer.received, _redirects_end(answer))
+        renewed = freshness.renewed(image, answer.fields, *times)
+        if renewed is None:
+            return None
+        if image.sha256 is None:  # Another program saved it: from now on its content is known.
+            read = self._directory.digest(image.file)
+            sha256, state = read or (None, None)
+            renewed = renewed._replace(image=image._replace(sha256=sha256))
+        else:
+            state = self._directory.stat(image.file)
+        # Since the request was planned, the file may have been deleted or changed.
+        return renewed if state is not None and is_as_recorded(state, image) else None
 
     def _receive(self, job: Job, answer: Answer, resume: Resume | None) -> Saved | Locked:
         """Save the body, which begins where ``resume`` ends, if given."""
@@ -169,11 +175,36 @@ class Downloader:
             validators = _validators(answer, resume)
             sha256 = self._store(partial, answer, body, validators)
             self._check(partial, answer, body, file)
-            state = partial.commit(freshness.modified_time(validators.last_modified, answer.received))
-        end = _at_the_earliest(_own_lifetime(answer), answer)
+            mtime = freshness.modified_time(validators.last_modified, answer.received)
+            state = partial.commit(mtime, self._files(job, file, extension, sha256))
         received, kind = answer.received, body.media_type
-        image = Image(file, state.st_size, state.st_mtime_ns, kind, sha256, validators, end, received, received)
-        return Saved(image, answer.status)
+        lifetime = freshness.lifetime(answer.fields, answer.requested, received, _redirects_end(answer))
+        image = Image(
+            partial.file,
+            state.st_size,
+            state.st_mtime_ns,
+            state.st_ctime_ns,
+            kind,
+            sha256,
+            validators,
+            lifetime,
+            received,
+            received,
+        )
+        return Saved(image, answer.status, None if partial.file == file else key(partial.file))
+
+    def _files(self, job: Job, file: str, extension: str, sha256: str) -> Iterator[str]:
+        """Yield the names that an image may get: its own, where no other's file stands there, and spare ones."""
+        if not (job.foreign and self._is_other(file, sha256)):
+            yield file
+        for spare in spares(job.url, self._settings.layout, extension):
+            if not self._is_other(spare, sha256):
+                yield spare
+
+    def _is_other(self, file: str, sha256: str) -> bool:
+        """Whether a file stands there that has another content."""
+        read = self._directory.digest(file)
+        return self._directory.stat(file) is not None if read is None else read[0] != sha256
 
     def _body(self, answer: Answer, resume: Resume | None) -> _Body:
         """Look at what is announced, and at the first bytes; ``DownloadError`` where that is no image."""
@@ -253,18 +284,10 @@ class Downloader:
                 _LOG.info("%s: sent as %s, is %s", file, media_type, found)
 
 
-def _own_lifetime(answer: Answer | Redirect) -> float | None:
-    return freshness.fresh_until(answer.fields, answer.requested, answer.received)
-
-
-def _at_the_earliest(end: float | None, answer: Answer) -> float | None:
-    """Return when the first lifetime ends: the image's own, or that of a redirect, which may lead elsewhere by then."""
-    if end == freshness.NEVER:
-        return end
-    for redirect in answer.redirects:
-        other = _own_lifetime(redirect)
-        end = None if end is None or other in (None, freshness.NEVER) else min(end, other)
-    return end
+def _redirects_end(answer: Answer) -> float | None:
+    if not answer.redirects:
+        return None
+    return freshness.redirects_end((each.fields, each.requested, each.received) for each in answer.redirects)
 
 
 def _condition(job: Job) -> dict[str, str]:

@@ -95,12 +95,15 @@ class _Run:
         try:
             for read in lines:
                 group = read or ()
+                while not stop.is_set():
+                    group = yield from self._take_on(group)
+                    wait = _WAIT if read is None else 0.0
+                    yield from self._advance(stop, self._settings.window - self._settings.batch, wait)
+                    if not group:
+                        break
                 if stop.is_set():
                     yield from map(_interrupted, group)
                     break
-                yield from self._take_on(group)
-                wait = _WAIT if read is None else 0.0
-                yield from self._advance(stop, self._settings.window - self._settings.batch, wait)
         except UrlFileError as error:
             unreadable = error
         yield from self._advance(stop, 0, _WAIT)
@@ -109,8 +112,8 @@ class _Run:
         if unreadable is not None:
             raise unreadable
 
-    def _take_on(self, group: Sequence[Line]) -> Iterator[Outcome]:
-        """Yield the outcomes of the lines that need no request, and have the others downloaded."""
+    def _take_on(self, group: Sequence[Line]) -> Generator[Outcome, None, Sequence[Line]]:
+        """Yield the outcomes of the lines that need no request, and have the others downloaded; return what is left."""
         try:
             if self._downloads is None:
                 plan = self._planner.plan(group)
@@ -129,6 +132,7 @@ class _Run:
         if self._downloads is not None:
             # Jobs that run may hold their inode already.
             self._directory.check_inodes(max(0, self._new - self._downloads.scheduler.running))
+        return plan.rest
 
     def _advance(self, stop: threading.Event, room: int, wait: float) -> Iterator[Outcome]:
         """Let downloads go on until at most ``room`` are left, and until one ends, for ``wait`` seconds at the most."""
@@ -166,7 +170,7 @@ class _Run:
             self._new -= job.inode is None
             self._size -= len(job.url.text)
             if isinstance(result, Saved):
-                self._index.record(job.row, result.image)
+                self._index.record(job.row, result.image, result.key)
             elif isinstance(result, NotModified):
                 self._index.renew(job.row, result)
             else:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from image_loader.model import Image, NotModified, Validators
+from image_loader.model import Image, Lifetime, NotModified, Validators
 
 Headers = Mapping[str, str]
 """Names in lower case; the lines of a repeated field joined with a comma and a space (RFC 9110, 5.3)."""
 
-NEVER = -1.0
-"""When a lifetime ends that no later 304 can renew: what varies with anything (RFC 9111, 4.1) is always asked for."""
+_NONE = -1.0
+"""Seconds: a lifetime that is over before it begins."""
 
 _DELTA_CAP = 2**31
 """Seconds; RFC 9111, 1.2.2: what is larger counts as this."""
@@ -27,13 +27,15 @@ _STRONG = 60.0
 _LAST_SECOND = 253402300799.0
 """9999-12-31 23:59:59, the last that HTTP's format can tell."""
 
-_ENTITY_TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
-_FIELD_TEXT = re.compile(r"[\x20-\x7e\x80-\xff]+")
+# Compiled when they are first used, like all that only answers of servers need: many runs ask for nothing.
+_STRONG_TAG = r'"[\x21\x23-\x7e\x80-\xff]*"'
+_QUOTED = r'"[^"]*"'
+_REPEATED = r"(.+?)(?:, \1)+"
+_FIELD_TEXT = re.compile(r"[\t\x20-\x7e\x80-\xff]+")
 _DELTA_SECONDS = re.compile(r"[0-9]+")
 _DIRECTIVE = re.compile(r"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*)))?(?:[\s,]+|$)""")
 
 _CLOCK = r"(?P<hour>[01][0-9]|2[0-3]):(?P<minute>[0-5][0-9]):(?P<second>[0-5][0-9])"
-# Compiled when the first date comes, like all that only answers of servers need: many runs ask for nothing.
 _DATES = (
     rf"[A-Z][a-z]+, (?P<day>[0-9]{{1,2}}) (?P<month>[A-Z][a-z]+) (?P<year>[0-9]{{4}}) {_CLOCK} GMT",
     rf"[A-Z][a-z]+, (?P<day>[0-9]{{2}})-(?P<month>[A-Z][a-z]+)-(?P<year>[0-9]{{2}}) {_CLOCK} GMT",
@@ -44,38 +46,64 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 def is_fresh(image: Image, now: float) -> bool:
     """Tell whether the image needs no request (RFC 9111, 4.2); with our clock set back, nothing is fresh."""
-    return image.fresh_until is not None and image.checked <= now < image.fresh_until
+    return image.checked <= now < end(image.lifetime, image.checked)
 
 
-def fresh_until(headers: Headers, requested: float, received: float) -> float | None:
-    """Return when the response's explicit lifetime ends, by our clock (RFC 9111, 4.2.1 to 4.2.3).
+def end(lifetime: Lifetime, checked: float) -> float:
+    """Return when a lifetime ends, by our clock (RFC 9111, 4.2.1); where there is none, that is before ``checked``.
 
-    ``requested`` and ``received`` are our clock's times, in seconds, before the request and after the headers. None: no
-    explicit lifetime, one that must not be used, or one that is malformed; there is no heuristic (4.2.2). With ``Vary:
-    *``, it is ``NEVER``.
-
-    >>> fresh_until({"cache-control": "max-age=60", "age": "10"}, requested=999.0, received=1000.0)
-    1049.0
-    >>> fresh_until({"cache-control": "max-age=60, no-cache"}, requested=999.0, received=1000.0)
+    ``checked`` is when the server's last answer came. There is no heuristic (4.2.2).
     """
-    if "*" in _members(headers.get("vary", "")):
-        return NEVER
-    lifetime = _lifetime(headers, received)
-    if lifetime is None:
-        return None
-    age = _age(headers, requested, received)
-    return None if age is None else received + lifetime - age
+    seconds, expires, varies, date, age, redirects_end = lifetime
+    if seconds is None:
+        seconds = _NONE if expires is None else min(expires - date, float(_DELTA_CAP))
+    own = checked + (_NONE if varies else seconds) - age
+    return own if redirects_end is None else min(own, redirects_end)
+
+
+def lifetime(headers: Headers, requested: float, received: float, redirects_end: float | None = None) -> Lifetime:
+    """Return what a response says about how long it is fresh.
+
+    ``requested`` and ``received`` are our clock's times, in seconds, before the request and after the headers.
+
+    >>> found = lifetime({"cache-control": "max-age=60", "age": "10"}, requested=999.0, received=1000.0)
+    >>> end(found, 1000.0)
+    1049.0
+    """
+    date = _epoch(headers.get("date", ""))
+    if date is None:  # RFC 9110, 6.6.1: it counts from when it came.
+        date = received
+    expires = _epoch(headers["expires"]) if "expires" in headers else None
+    varies = "vary" in headers and "*" in _members(headers["vary"])
+    # corrected_initial_age of RFC 9111, 4.2.3.
+    age = max(0.0, received - date, _age_value(headers) + max(0.0, received - requested))
+    return Lifetime(_max_age(headers.get("cache-control", "")), expires, varies, date, age, redirects_end)
+
+
+def redirects_end(redirects: Iterable[tuple[Headers, float, float]]) -> float | None:
+    """Return when the first of several redirects ends, which may lead elsewhere by then; None without any.
+
+    Each is given by its headers and the times of ``lifetime``.
+    """
+    ends = (end(lifetime(headers, requested, received), received) for headers, requested, received in redirects)
+    return min(ends, default=None)
 
 
 def validators(headers: Headers) -> Validators:
     """Return the response's validators byte for byte, less what may not be sent back (RFC 9110, 8.8).
 
+    One that came twice is sent back once.
+
     >>> validators({"etag": 'W/"1a"', "last-modified": "Sun, 06 Nov 1994 08:49:37 GMT"})[:2]
     ('W/"1a"', 'Sun, 06 Nov 1994 08:49:37 GMT')
-    >>> validators({"etag": "no-quotes"})[:2]
-    (None, None)
+    >>> validators({"etag": "no-quotes"})[:2], validators({"etag": '"twice", "twice"'})[:2]
+    (('no-quotes', None), ('"twice"', None))
     """
-    return Validators(_sound(headers.get("etag"), _ENTITY_TAG), _sound(headers.get("last-modified"), _FIELD_TEXT))
+    etag = _once(headers.get("etag"))
+    if etag is not None and _is_ambiguous(etag):
+        etag = None
+    last_modified = _once(headers.get("last-modified"))
+    return Validators(etag, None if last_modified == "*" else last_modified)
 
 
 def condition(validators: Validators) -> dict[str, str]:
@@ -117,10 +145,12 @@ def http_date(timestamp: float) -> str:
     return formatdate(min(max(timestamp, 0.0), _LAST_SECOND), usegmt=True)
 
 
-def renewed(image: Image, headers: Headers, requested: float, received: float) -> NotModified | None:
+def renewed(
+    image: Image, headers: Headers, requested: float, received: float, redirects_end: float | None = None
+) -> NotModified | None:
     """Return what a 304 makes of what is stored with an image (RFC 9111, 4.3.4).
 
-    Fields that came replace the stored ones; those that did not come stay. None: the 304 speaks of another version than
+    Fields that came replace the stored ones; those that did not come stay. None: the 304 is about another version than
     ours (its ETag does not match by the weak comparison of RFC 9110, 8.8.3.2, or is none that we know, or without one
     its Last-Modified: it may have gone back), so it tells nothing about our file.
     """
@@ -129,7 +159,8 @@ def renewed(image: Image, headers: Headers, requested: float, received: float) -
     merged = ours if usual else _merged(image, validators(headers))
     if merged is None:
         return None
-    return NotModified(image, merged, _renewed_lifetime(image.fresh_until, headers, requested, received), received)
+    told = lifetime(headers, requested, received, redirects_end)
+    return NotModified(image, merged, _merged_lifetime(image.lifetime, told, headers), received)
 
 
 def retry_after(headers: Headers, received: float) -> float | None:
@@ -165,15 +196,15 @@ def is_resumable(headers: Headers) -> bool:
     """
     if "bytes" not in _members(headers.get("accept-ranges", "")) and "content-range" not in headers:
         return False
-    ours = validators(headers)
-    return ours.etag.startswith('"') if ours.etag is not None else _has_strong_date(headers)
+    etag = _once(headers.get("etag"))
+    return _has_strong_date(headers) if etag is None else re.fullmatch(_STRONG_TAG, etag) is not None
 
 
 def _merged(image: Image, theirs: Validators) -> Validators | None:
     ours = image.validators
     if ours.etag and theirs.etag:
-        same = ours.etag.removeprefix("W/") == theirs.etag.removeprefix("W/")
-    elif theirs.etag and not theirs.last_modified and image.sha256 is None:
+        same = _opaque(ours.etag) == _opaque(theirs.etag)
+    elif theirs.etag and not theirs.last_modified and image.media_type is None:
         return ours  # All that is known of what another program saved is its time; nor does that program know more.
     elif theirs.etag:
         # It may be that of an older version, which has not been modified since ours either.
@@ -185,35 +216,26 @@ def _merged(image: Image, theirs: Validators) -> Validators | None:
     return ours._replace(etag=theirs.etag or ours.etag, last_modified=theirs.last_modified or ours.last_modified)
 
 
-def _renewed_lifetime(end: float | None, headers: Headers, requested: float, received: float) -> float | None:
-    """Return when the lifetime ends after a 304: what forbade one before still does, if no field takes its place."""
-    if not ("cache-control" in headers or "expires" in headers or "vary" in headers):
-        return end
-    renewed = fresh_until(headers, requested, received)
-    if renewed == NEVER or (end == NEVER and "vary" not in headers):
-        return NEVER
-    known = None if end == NEVER else end
-    return renewed if "cache-control" in headers or ("expires" in headers and known is not None) else known
+def _merged_lifetime(stored: Lifetime, told: Lifetime, headers: Headers) -> Lifetime:
+    """Replace the fields that a 304 has; its date and its age count in any case, so that the lifetime begins anew."""
+    return told._replace(
+        max_age=told.max_age if "cache-control" in headers else stored.max_age,
+        expires=told.expires if "expires" in headers else stored.expires,
+        varies=told.varies if "vary" in headers else stored.varies,
+    )
 
 
-def _lifetime(headers: Headers, received: float) -> float | None:
-    """``max-age``, else Expires less Date (RFC 9111, 4.2.1); ``s-maxage`` is for shared caches alone."""
-    directives = _directives(headers.get("cache-control", ""))
+def _max_age(cache_control: str) -> float | None:
+    """``max-age``, negative where no lifetime may be used (RFC 9111, 5.2.2); ``s-maxage`` is for shared caches."""
+    if not cache_control:
+        return None
+    directives = _directives(cache_control)
     if directives is None or "no-cache" in directives or "no-store" in directives:
-        return None
+        return _NONE
     if "max-age" not in directives:
-        expires = _epoch(headers.get("expires", ""))
-        return None if expires is None else min(expires - _date(headers, received), float(_DELTA_CAP))
-    return _delta_seconds(directives["max-age"])
-
-
-def _age(headers: Headers, requested: float, received: float) -> float | None:
-    """``corrected_initial_age`` of RFC 9111, 4.2.3, in seconds; None for an Age that makes no sense."""
-    told = _delta_seconds(headers.get("age", "0"))
-    if told is None:
         return None
-    apparent = max(0.0, received - _date(headers, received))
-    return max(apparent, told + max(0.0, received - requested))
+    seconds = _delta_seconds(directives["max-age"])
+    return _NONE if seconds is None else seconds
 
 
 def _has_strong_date(headers: Headers) -> bool:
@@ -225,6 +247,13 @@ def _date(headers: Headers, received: float) -> float:
     """When the response was made; RFC 9110, 6.6.1: without a valid Date, when it came."""
     date = _epoch(headers.get("date", ""))
     return received if date is None else date
+
+
+def _age_value(headers: Headers) -> float:
+    """``Age``; of several, the first counts, and one that makes no sense is ignored (RFC 9111, 5.1)."""
+    if "age" not in headers:
+        return 0.0
+    return _delta_seconds(headers["age"].partition(",")[0]) or 0.0
 
 
 def _directives(value: str) -> dict[str, str] | None:
@@ -282,5 +311,19 @@ def _members(value: str) -> set[str]:
     return {member.strip().lower() for member in value.split(",")}
 
 
-def _sound(value: str | None, form: re.Pattern[str]) -> str | None:
-    return value if value is not None and len(value) <= _VALIDATOR_MAX and form.fullmatch(value) else None
+def _once(value: str | None) -> str | None:
+    """Return a validator as it can be sent back: it came once or repeatedly, and fits into a header line."""
+    if value is None or len(value) > 2 * _VALIDATOR_MAX + 2:
+        return None
+    repeated = re.fullmatch(_REPEATED, value) if ", " in value else None
+    value = repeated[1] if repeated else value
+    return value if len(value) <= _VALIDATOR_MAX and _FIELD_TEXT.fullmatch(value) else None
+
+
+def _is_ambiguous(etag: str) -> bool:
+    """Whether an ETag, as a condition, would be a list of several, or hold for any version (RFC 9110, 13.1.2)."""
+    return "*" in _members(etag) or ('"' in etag and "," in re.sub(_QUOTED, "", etag))
+
+
+def _opaque(etag: str) -> str:
+    return etag.removeprefix("W/").strip('"')

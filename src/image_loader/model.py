@@ -119,21 +119,39 @@ class Validators(NamedTuple):
         return self.etag is not None or self.last_modified is not None
 
 
+class Lifetime(NamedTuple):
+    """What decides for how long an image is fresh: the fields of its server's answers, read (RFC 9111, 4.2).
+
+    ``max_age`` is that of ``Cache-Control`` in seconds, negative where that forbids a lifetime or cannot be read, and
+    None where ``expires`` decides. ``varies`` says that there was a ``Vary: *``. ``date`` is when the last answer was
+    made, by its server's clock; ``age``, in seconds, how old it was when it came. ``redirects_end`` is when the first
+    of the redirects on the way ends, None where there was none. Times are in seconds since the epoch.
+    """
+
+    max_age: float | None = None
+    expires: float | None = None
+    varies: bool = False
+    date: float = 0.0
+    age: float = 0.0
+    redirects_end: float | None = None
+
+
 class Image(NamedTuple):
     """One image as it was put in place, and what its server said of it.
 
-    ``size`` is in bytes; ``mtime_ns`` in nanoseconds; ``fresh_until``, ``saved`` and ``checked`` in seconds since the
-    epoch, by this machine's clock. ``fresh_until`` is None where the server gave no usable lifetime, and negative where
-    no 304 can give one; ``sha256`` (hex) and ``media_type`` are None for a file that another program had saved.
+    ``size`` is in bytes; ``mtime_ns`` and ``ctime_ns`` are in nanoseconds; ``saved`` and ``checked`` in seconds since
+    the epoch, by this machine's clock. ``ctime_ns`` is None where an earlier version recorded the image. ``media_type``
+    is None for a file that another program had saved, and ``sha256`` (hex) until its server has called it current.
     """
 
     file: str
     size: int
     mtime_ns: int
+    ctime_ns: int | None
     media_type: str | None
     sha256: str | None
     validators: Validators
-    fresh_until: float | None
+    lifetime: Lifetime
     saved: float
     checked: float
 
@@ -194,9 +212,9 @@ class Job(NamedTuple):
 
     ``row`` is its number in the index. ``image`` is what that knows of the file in place, where it is as it was
     recorded; ``validators`` are sent with the request (none: an unconditional request). ``inode`` is that of the file
-    that stood under the name when this was planned, None where there was none, so that the image takes one more.
-    ``hop`` is where redirects have led the attempt that is under way; ``is_unconditional`` says that its condition led
-    to nothing.
+    that stood under the name when this was planned, None where there was none, so that the image takes one more. Where
+    that file may be another's (``foreign``), it stays unless the image is the same, byte for byte. ``hop`` is where
+    redirects have led the attempt that is under way; ``is_unconditional`` says that its condition led to nothing.
     """
 
     line: int
@@ -207,6 +225,7 @@ class Job(NamedTuple):
     validators: Validators
     inode: int | None
     resume: Resume | None = None
+    foreign: bool = False
     hop: Hop | None = None
     is_unconditional: bool = False
 
@@ -216,10 +235,14 @@ class Job(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """The attempt put a whole image in place."""
+    """The attempt put a whole image in place.
+
+    ``key`` is that of its name, where it got another name than the job had for it.
+    """
 
     image: Image
     http_status: int
+    key: str | None = None
 
 
 class NotModified(NamedTuple):
@@ -227,7 +250,7 @@ class NotModified(NamedTuple):
 
     image: Image
     validators: Validators
-    fresh_until: float | None
+    lifetime: Lifetime
     checked: float
     http_status: int = 304
 

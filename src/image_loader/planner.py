@@ -15,6 +15,7 @@ from image_loader.model import (
     Failure,
     Image,
     Job,
+    Lifetime,
     Line,
     Name,
     Outcome,
@@ -31,16 +32,28 @@ from image_loader.url import Url
 _LOG = logging.getLogger(__name__)
 
 _SECOND = 10**9  # nanoseconds
+_READ_MAX = 64_000_000
+"""Bytes of images that are compared before downloads go on; reading them takes some tenths of a second."""
+_HEAD = 32
+"""Bytes by which an image is known."""
+_SIGNATURES = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"8BPS"),
+    *(b"\0\0\1\0", b"\0\0\2\0", b"\xff\x0a", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  "),
+)
 
 Verdict = Callable[[str], Failure | None]
 """Tells of an origin that it is down, and what becomes of its images; None where it may be asked."""
 
 
 class Plan(NamedTuple):
-    """What becomes of a group of lines: ``outcomes`` of those that need no request, ``jobs`` of the others."""
+    """What becomes of a group of lines: ``outcomes`` of those that need no request, ``jobs`` of the others.
+
+    ``rest`` are those that were not decided about, since many files had to be read: they are to be planned later.
+    """
 
     outcomes: list[Outcome]
     jobs: list[Job]
+    rest: list[Line]
 
 
 class Planner:
@@ -50,12 +63,19 @@ class Planner:
         self._settings = settings
         self._directory = directory
         self._index = index
-        # The images of an index that was lost are found again by their names.
-        self._index_lost = index.is_empty() and not directory.is_empty()
+        # Where there was no index, images are found again by their names. Where there was one, those that it does not
+        # know are another's.
+        self._first_run = index.is_empty() and not directory.is_empty()
+        self._index_lost = self._first_run and not directory.is_new
+        self._claimed: frozenset[bytes] = frozenset()
+        self._states: dict[str, os.stat_result | None] = {}
+        self._read = 0
 
     def plan(self, group: Sequence[Line], verdict: Verdict = lambda _: None) -> Plan:
         """Decide about a group of lines, at one price: a few queries, and a look at each file."""
-        plan = Plan([], [])
+        plan = Plan([], [], [])
+        self._states.clear()
+        self._read = 0
         urls: dict[bytes, tuple[Line, Url]] = {}
         for line in group:
             if line.url is None:
@@ -68,7 +88,9 @@ class Planner:
             record = records.get(digest)
             if record is None:
                 continue  # Its outcome is told.
-            if self._index.first_seen(record):
+            if self._read > _READ_MAX and record.image is not None:
+                plan.rest.append(line)
+            elif self._index.first_seen(record):
                 self._decide(line, url, record, now, plan)
             else:
                 plan.outcomes.append(_duplicate(line))
@@ -80,6 +102,7 @@ class Planner:
         A name costs more than all else about a line that is not downloaded: where the host is down, none is given.
         """
         records = self._index.look_up(list(urls))
+        self._claimed = frozenset()
         if len(records) == len(urls):
             return records
         wanted = {}
@@ -90,6 +113,7 @@ class Planner:
                 else:
                     wanted[digest] = self._names(line, url)
         claimed = self._index.claim(list(wanted.items()), naming.key) if wanted else {}
+        self._claimed = frozenset(claimed)
         for digest in wanted:
             if digest not in claimed:
                 plan.outcomes.append(_failed(urls[digest][0], Reason.WRITE, "every name that it may have is taken"))
@@ -98,36 +122,54 @@ class Planner:
     def _names(self, line: Line, url: Url) -> Iterator[Name]:
         """Yield the names that ``url`` may get, best first.
 
-        Should the index have been lost, the plain name's file may be another URL's; one with the hash is its own.
+        A file under the plain name may be another's, which is left alone; or, where there was no index, that of any URL
+        of the list that has this name. One with a hash in its name is its URL's own.
         """
-        names = naming.candidates(url, self._settings.layout, self._directory.max_name_bytes, wanted=line.name)
+        directory = self._directory
+        limits = (directory.max_name_bytes, directory.refused_characters)
+        names = naming.candidates(url, self._settings.layout, *limits, wanted=line.name)
         preferred = next(names)
-        if line.name is not None and not preferred.complete and any(self._standing(preferred)):
-            # Without the hash in its name, the file may be another's.
-            yield from self._standing(preferred) if self._index_lost else ()
-        elif preferred.complete and self._directory.stat(preferred.path) is not None:
-            hashed = next(names)
-            yield from self._standing(hashed)
-            yield from (preferred, hashed)
-        else:
-            if self._index_lost and not preferred.complete:
-                yield from self._standing(preferred)
+        if not preferred.complete:
+            yield from self._in_place(preferred)
+            # Without the hash in its name, a file that stands there may be another's.
+            if line.name is None or naming.has_hash(url, preferred.path + ".") or not any(self._standing(preferred)):
+                yield preferred
+        elif self._state(preferred.path) is None:
             yield preferred
+        elif self._first_run:
+            hashed = next(names)
+            yield from self._in_place(hashed)
+            yield from (preferred, hashed)
         yield from names
 
-    def _standing(self, hashed: Name) -> Iterator[Name]:
-        """Yield the name under which an image of this URL was saved, if there is one: its type gave the extension."""
-        files = map(hashed.file, sorted({*EXTENSIONS.values(), UNKNOWN_EXTENSION}))
-        return (Name(file, complete=True) for file in files if self._directory.stat(file) is not None)
+    def _in_place(self, hashed: Name) -> Iterator[Name]:
+        """Return the names under which an image of this URL may have been saved, if the index was lost."""
+        return self._standing(hashed) if self._index_lost else iter(())
+
+    def _standing(self, name: Name) -> Iterator[Name]:
+        """Yield the names of files that stand under a name without extension."""
+        for extension in sorted({*EXTENSIONS.values(), UNKNOWN_EXTENSION}):
+            complete = Name(name.file(extension), complete=True)
+            if self._state(complete.path) is not None:
+                yield complete
+
+    def _state(self, path: str) -> os.stat_result | None:
+        """Look at a file once for each group of lines."""
+        if path not in self._states:
+            self._states[path] = self._directory.stat(path)
+        return self._states[path]
 
     def _decide(self, line: Line, url: Url, record: Record, now: float, plan: Plan) -> None:
         """Say that the file in place is fresh, or what to ask for (RFC 9111, 4)."""
         name, settings = record.name, self._settings
-        state = self._directory.stat(name.path) if name.complete else None
-        image = _as_recorded(record, state, now)
+        state = self._state(name.path) if name.complete else None
+        unknown = state is not None and record.image is None
+        image = None
+        if state is not None and state.st_size:
+            image = self._adopted(url, record, state, now) if unknown else self._as_recorded(record, state)
         if image is not None and not (settings.force or settings.revalidate) and freshness.is_fresh(image, now):
             if _LOG.isEnabledFor(logging.DEBUG):
-                left = (image.fresh_until or now) - now
+                left = freshness.end(image.lifetime, image.checked) - now
                 _LOG.debug("line %d: %s: fresh for another %.0f s by its headers", line.number, image.file, left)
             plan.outcomes.append(_fresh(line, image))
             return
@@ -135,26 +177,54 @@ class Planner:
         if _LOG.isEnabledFor(logging.DEBUG):
             why = _request_shown(validators, state, changed=image is None and record.image is not None)
             _LOG.debug("line %d: %s: %s", line.number, name.path, "asked for, by force" if settings.force else why)
-        plan.jobs.append(Job(line.number, url, record.row, name, image, validators, state and state.st_ino))
+        adopted = image is not None and not self._index_lost
+        foreign = unknown and not adopted and not naming.has_hash(url, name.path)
+        inode = None if state is None else state.st_ino
+        plan.jobs.append(Job(line.number, url, record.row, name, image, validators, inode, foreign=foreign))
 
+    def _as_recorded(self, record: Record, state: os.stat_result) -> Image | None:
+        """Return the image that stands in place, if it is as it was recorded.
 
-def _as_recorded(record: Record, state: os.stat_result | None, now: float) -> Image | None:
-    """Return the image that stands in place, if it is as it was recorded; a file that was never recorded is adopted.
+        Where only its times differ, since the directory was moved or restored, its content decides.
+        """
+        image = record.image
+        if image is None:
+            return None
+        if is_as_recorded(state, image):
+            if image.ctime_ns is None:  # Of an earlier version, which trusted size and time alone.
+                image = image._replace(ctime_ns=state.st_ctime_ns)
+                self._index.touch(record.row, image)
+            return image
+        if state.st_size != image.size or image.sha256 is None or self._settings.force:
+            return None
+        self._read += image.size
+        sha256, state = self._directory.digest(image.file) or (None, state)
+        if sha256 != image.sha256:
+            return None
+        image = image._replace(mtime_ns=state.st_mtime_ns, ctime_ns=state.st_ctime_ns)
+        self._index.touch(record.row, image)
+        return image
 
-    Not so one whose time is no whole second, and so no ``Last-Modified``: it is that of writing, which may have been
-    cut off. Nor one from the future: some servers answer 304 to any such date.
-    """
-    if state is None or not state.st_size:
-        return None
-    image = record.image
-    if image is None:
-        time_saved = state.st_mtime_ns / 1e9
-        if state.st_mtime_ns % _SECOND or time_saved > now:
+    def _adopted(self, url: Url, record: Record, state: os.stat_result, now: float) -> Image | None:
+        """Return the image that another program has saved, or this one before its index was lost.
+
+        Not where its time is no whole second, and so no ``Last-Modified``: it is that of writing, which may have been
+        cut off. Nor where it is from the future: some servers answer 304 to any such date.
+        """
+        path, time_saved = record.name.path, state.st_mtime_ns / 1e9
+        if not self._first_run or url.digest not in self._claimed:
+            return None
+        if state.st_mtime_ns % _SECOND or time_saved > now or not _is_image(self._directory.head(path, _HEAD)):
             return None
         since = Validators(None, freshness.http_date(time_saved))
-        size, mtime_ns = state.st_size, state.st_mtime_ns
-        return Image(record.name.path, size, mtime_ns, None, None, since, None, time_saved, time_saved)
-    return image if is_as_recorded(state, image) else None
+        times = (state.st_mtime_ns, state.st_ctime_ns)
+        return Image(path, state.st_size, *times, None, None, since, Lifetime(), time_saved, time_saved)
+
+
+def _is_image(head: bytes) -> bool:
+    """Whether a file that begins so is an image, as far as its first bytes tell."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    return head.startswith(_SIGNATURES) or head[4:8] == b"ftyp" or text.startswith((b"<svg", b"<?xml"))
 
 
 def _request_shown(validators: Validators, state: os.stat_result | None, *, changed: bool) -> str:

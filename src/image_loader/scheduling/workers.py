@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,14 +69,12 @@ class Turn:
     ) -> None:
         """Make an attempt at each job, until one fails or the connection is spent; the worker's part.
 
-        Nothing is raised: what ends the run is told with the end of the turn.
+        What it raises is told with the end of the turn.
         """
-        error: BaseException | None = None
         try:
             self._work(attempt, clock, ended, tell)
-        except BaseException as raised:  # noqa: BLE001 (told, and raised in the thread that schedules)
-            error = raised
-        tell(TurnOver(self, error))
+        finally:
+            tell(TurnOver(self, sys.exception()))
 
     def _work(
         self,

@@ -39,6 +39,7 @@ _FRAMING_FIELD = re.compile(r"[ \t]*(?:content-length|transfer-encoding)[ \t]*:"
 _NO_LETTERS = re.compile("[^a-z]+")
 # In a header line they may be the beginning of a body that nothing was put before.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_BLANKS = " \t"
 _LONGEST_FRAMING = len("transfer-encoding")
 _SHOWN = 80
 _BODILESS = frozenset({204, 304})
@@ -170,7 +171,7 @@ class Response:
                 yield "", match[1]
             else:
                 left_out = _left_out(line, left_out if line[0] in " \t" else "")
-        raise DownloadError(Reason.PROTOCOL, "the header fields never end")
+        raise DownloadError(Reason.PROTOCOL, f"more than {_MOST_FIELDS} header fields, or 256 KiB of them")
 
     def _head_line(self) -> str:
         line = self._line()
@@ -263,7 +264,7 @@ class Response:
 
 
 def is_torn(error: ssl.SSLError) -> bool:
-    """Whether a connection ended without the farewell of TLS; Python 3.11.2 has no exception of its own for that."""
+    """Whether a connection ended without close_notify; Python 3.11.2 has no exception of its own for that."""
     return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 
@@ -300,7 +301,7 @@ def _usual_head(text: str) -> tuple[tuple[int, int], dict[str, str]] | None:
         name, colon, value = line.partition(":")
         if not colon:
             return None
-        fields[_field_name(name)] = value.strip(" \t")
+        fields[_field_name(name)] = value.strip(_BLANKS)
     return (status, fields) if "" not in fields and len(fields) == len(lines) else None
 
 
@@ -317,7 +318,7 @@ def _left_out(line: str, before: str) -> str:
     """
     text = line.removesuffix("\n").removesuffix("\r")
     letters = before + _NO_LETTERS.sub("", text.lower())
-    if _FRAMING.search(letters) or not text.strip(" \t") or _CONTROL.search(text):
+    if _FRAMING.search(letters) or not text.strip(_BLANKS) or _CONTROL.search(text):
         raise _malformed(line)
     return letters[-_LONGEST_FRAMING:] or "-"
 
@@ -333,24 +334,33 @@ def _shown(text: str) -> str:
 def _fields(lines: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return the fields by lower-case name (RFC 9112, 5; RFC 9110, 5.3)."""
     fields: dict[str, str] = {}
-    last = ""
-    for raw_name, raw_value in lines:
-        name, value = raw_name.lower(), raw_value.strip(" \t")
-        if not name:
-            fields[last] = f"{fields[last]} {value}"
-            continue
-        if name in fields and name != "location":
-            value = f"{fields[name]}, {value}"
-        elif fields.get(name, value) != value:
+    for name, value in _unfolded(lines):
+        if name not in fields:
+            fields[name] = value
+        elif name != "location":
+            fields[name] = f"{fields[name]}, {value}"
+        elif value != fields[name]:
             # They may hold secrets.
             raise DownloadError(Reason.PROTOCOL, "two Location values that differ")
-        fields[name], last = value, name
     return fields
+
+
+def _unfolded(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    name = value = ""
+    for raw_name, raw_value in lines:
+        if not raw_name:
+            value = f"{value} {raw_value.strip(_BLANKS)}"
+            continue
+        if name:
+            yield name, value
+        name, value = raw_name.lower(), raw_value.strip(_BLANKS)
+    if name:
+        yield name, value
 
 
 def _plain_length(text: str) -> int:
     """Return the one length that a Content-Length states; equal repetitions count as one (RFC 9110, 8.6)."""
-    values = {value.strip(" \t") for value in text.split(",")}
+    values = {value.strip(_BLANKS) for value in text.split(",")}
     value = values.pop()
     if values:
         raise DownloadError(Reason.PROTOCOL, f"two Content-Length values: {text[:_SHOWN]}")

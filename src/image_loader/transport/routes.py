@@ -16,10 +16,11 @@ from urllib.request import getproxies
 
 import requests
 
-from image_loader.errors import DownloadError, OptionError
+from image_loader.errors import DownloadError, OptionError, is_out_of_descriptors
 from image_loader.model import Reason
 from image_loader.settings import Settings
 from image_loader.transport import proxies
+from image_loader.transport.failures import connect_error
 from image_loader.transport.proxies import Proxy
 from image_loader.transport.tls import server_hostname
 
@@ -228,7 +229,11 @@ def _netrc() -> netrc.netrc | None:
         return netrc.netrc(path)
     except UnicodeDecodeError as error:
         raise OptionError("the .netrc file cannot be read: its text is not in the locale's encoding") from error
-    except (netrc.NetrcParseError, OSError):
+    except netrc.NetrcParseError:
+        return None
+    except OSError as error:
+        if is_out_of_descriptors(error):
+            raise connect_error(error) from error
         return None
 
 

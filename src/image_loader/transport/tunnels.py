@@ -20,6 +20,7 @@ from image_loader.transport.proxies import Proxy
 _REFUSAL = re.compile(r"Tunnel connection failed: ([0-9]{3}) ?(.*)", re.DOTALL)
 # What another attempt does not change: the proxy forbids it, or wants another user and password.
 _FINAL = frozenset({403, 407})
+_SHOWN = 80  # characters of what it says
 
 
 class Tunnel:
@@ -96,7 +97,7 @@ def _reason(error: Exception) -> DownloadError:
 
 def _refused(status: int, reason: str) -> DownloadError:
     final = status in _FINAL
-    detail = f"no tunnel, {status} {reason}".rstrip()
+    detail = f"no tunnel, {status} {reason[:_SHOWN]}".rstrip()
     if status == 407:
         detail += "; put user and password into the proxy's URL (http://user:password@host:port)"
     return DownloadError(

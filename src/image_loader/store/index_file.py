@@ -1,0 +1,261 @@
+"""The file of the index: opened or made, taken over from earlier versions, and moved aside when it is damaged."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from image_loader.errors import IndexFileError
+
+T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
+
+_MAGIC = b"SQLite format 3\0"
+_APPLICATION_ID = 0x696D6C64
+_VERSION = 3
+_MODE = 0o666
+_LOCK_PATIENCE = 60.0
+"""Seconds to wait for another program's write; a run of ours holds the lock for some milliseconds."""
+_LAST_PATIENCE = 1.0
+"""Seconds to wait for it when the run was told to end."""
+_BUSY_TIMEOUT = 0.5
+"""Seconds of that patience which are SQLite's own: as long as it waits, no signal is heard."""
+_LOCK_POLL = 0.02
+"""Seconds between two tries."""
+
+_SETTINGS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = NORMAL",
+    "PRAGMA cache_size = -4000",
+)
+SELECT = """SELECT digest, rowid, name, complete, size, mtime_ns, ctime_ns, media_type, sha256,
+    etag, last_modified, target,
+    max_age, expires, varies, date, age, redirects_end, saved, checked FROM image WHERE """
+"""Asks for all that rows tell."""
+# With row ids, rows stand in the order of the list: one flush touches a few pages. Without, rows stood by digest, and
+# each would dirty a page of its own (measured: a third of the speed).
+_SCHEMA = (
+    """CREATE TABLE image (
+        digest BLOB NOT NULL UNIQUE,
+        key TEXT NOT NULL UNIQUE,
+        name TEXT NOT NULL,
+        complete INTEGER NOT NULL,
+        size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, media_type TEXT, sha256 BLOB,
+        etag TEXT, last_modified TEXT, target BLOB,
+        max_age REAL, expires REAL, varies INTEGER, date REAL, age REAL, redirects_end REAL,
+        saved REAL, checked REAL)""",
+    f"PRAGMA application_id = {_APPLICATION_ID}",
+)
+# How each version is made of the one before.
+_MIGRATIONS = {
+    1: ("ALTER TABLE image ADD COLUMN target BLOB",),
+    # The fields that made a lifetime are not known, only its end: it becomes a max-age, as of the last check. A
+    # negative end told of a Vary: *, and none of what may have been a no-cache.
+    2: (
+        *(f"ALTER TABLE image ADD COLUMN {name} REAL" for name in ("max_age", "expires", "date", "age")),
+        *(f"ALTER TABLE image ADD COLUMN {name} INTEGER" for name in ("ctime_ns", "varies")),
+        "ALTER TABLE image RENAME COLUMN fresh_until TO redirects_end",
+        """UPDATE image SET max_age = CASE WHEN redirects_end >= 0 THEN max(redirects_end - checked, 0) ELSE -1 END,
+            date = checked, age = 0, varies = coalesce(redirects_end < 0, 0), redirects_end = NULL
+            WHERE size IS NOT NULL""",
+    ),
+}
+
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_HINTS = {
+    sqlite3.SQLITE_BUSY: "another program keeps it locked; end that, or use --index",
+    sqlite3.SQLITE_FULL: "no space left, on its disk or on that of temporary files (SQLITE_TMPDIR names another)",
+    sqlite3.SQLITE_IOERR: "it cannot be read or written; its disk, or that of temporary files, may be full or failing",
+    sqlite3.SQLITE_READONLY: "it is read-only now; check its permissions and its disk, or use --index",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check the permissions of the file and its directory, or use --index",
+}
+
+
+class Patience:
+    """Waits for what another program has locked."""
+
+    def __init__(self, is_ending: Callable[[], bool]) -> None:
+        self._is_ending = is_ending
+
+    def out(self, attempt: Callable[[], T]) -> T:
+        """Return what ``attempt`` returns, once SQLite finds nothing locked any more; raise its error at the end."""
+        begun = time.monotonic()
+        while True:
+            try:
+                return attempt()
+            except sqlite3.OperationalError as error:
+                patience = _LAST_PATIENCE if self._is_ending() else _LOCK_PATIENCE
+                if code(error) != sqlite3.SQLITE_BUSY or time.monotonic() - begun > patience:
+                    raise
+            time.sleep(_LOCK_POLL)
+
+
+def connect(path: Path, wait: Patience, *, named: bool) -> sqlite3.Connection:
+    """Open the index, or make it; see ``Index``."""
+    try:
+        with alone(path.parent):
+            return wait.out(lambda: _connect_or_begin_anew(path, named=named))
+    except sqlite3.Error as error:
+        raise failure(path, error) from error
+
+
+def _connect_or_begin_anew(path: Path, *, named: bool) -> sqlite3.Connection:
+    try:
+        return _connect(path)
+    except sqlite3.Error as error:
+        if not is_damage(error) and code(error) != sqlite3.SQLITE_ERROR:
+            raise
+        if named and not _was_database(path):
+            raise IndexFileError(f"{path}: no index, but another file; name another one with --index") from error
+        aside = move_aside(path)
+    _logger.warning("%s: the index is damaged; moved aside to %s, and begun anew", path, aside.name)
+    return _connect(path)
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Keep other processes from opening an index here meanwhile.
+
+    Without it, two that find the same damage move aside each other's new index; and the switch to WAL fails at once
+    where another makes it, since SQLite's busy timeout does not cover it (3.40). Nothing is kept away where a network
+    file system locks no directory, or where another program, such as ``flock(1)``, keeps the lock.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            give_up = time.monotonic() + _LAST_PATIENCE
+            while not _locks(descriptor) and time.monotonic() < give_up:
+                time.sleep(_LOCK_POLL)
+        yield
+
+
+def _locks(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    _require_file(path)
+    # An iterator that loads images may be handed from thread to thread.
+    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    try:
+        _prepare(connection, path)
+    except UnicodeDecodeError as error:
+        connection.close()
+        raise sqlite3.OperationalError("text that is not UTF-8") from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _require_file(path: Path) -> None:
+    """Make the file if it is not there, and tell in plain words why it cannot serve, before SQLite touches it.
+
+    It is never opened here once it is there: closing it would drop the locks that another connection of this process
+    holds on it (POSIX advisory locks belong to process and inode).
+    """
+    try:
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _MODE))
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        raise IndexFileError(
+            f"{path}: the index cannot be made here ({error.strerror}); name another place with --index"
+        ) from error
+    if not regular:
+        raise IndexFileError(f"{path}: not a regular file, so no index")
+    # SQLite opens what it may not write read-only, and in WAL mode fails only at the first row.
+    if not os.access(path, os.R_OK | os.W_OK) or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise IndexFileError(
+            f"{path}: the index, or its directory, is not writable; change its permissions, or use --index"
+        )
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    schema, version = _pragma(connection, "schema_version"), _pragma(connection, "user_version")
+    if schema and _pragma(connection, "application_id") != _APPLICATION_ID:
+        raise IndexFileError(f"{path}: a database of another program, not an index; name another file with --index")
+    if version > _VERSION:
+        raise IndexFileError(
+            f"{path}: the index is of a later version of this program; upgrade, or use another --index"
+        )
+    for statement in _SETTINGS:
+        connection.execute(statement)
+    if not schema or version < _VERSION:
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            # Another run may have done it meanwhile.
+            schema, version = _pragma(connection, "schema_version"), _pragma(connection, "user_version")
+            for statement in _missing(version) if schema else _SCHEMA:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+    connection.execute(SELECT + "FALSE").fetchone()  # Fails where the schema is damaged.
+
+
+def _missing(version: int) -> Iterator[str]:
+    """Yield the statements that make an index of ``version`` one of this program's."""
+    for earlier in range(version, _VERSION):
+        yield from _MIGRATIONS.get(earlier, ())
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a damaged index, and the two files that SQLite keeps beside it; return its new path."""
+    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+    try:
+        path.rename(aside)
+        for suffix in ("-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+    except OSError as error:
+        raise IndexFileError(
+            f"{path}: the index is damaged, and cannot be moved aside ({error.strerror}); remove it"
+        ) from error
+    return aside
+
+
+def _was_database(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
+def inode(path: Path) -> int | None:
+    """Return the inode of the index, None where it is gone."""
+    with suppress(OSError):
+        return path.stat().st_ino
+    return None
+
+
+def code(error: sqlite3.Error) -> int | None:
+    """Return SQLite's primary result code; the module's own complaint about text that is not UTF-8 bears none."""
+    extended = getattr(error, "sqlite_errorcode", None)
+    return None if extended is None else extended & 0xFF
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error says that the file is damaged."""
+    found = code(error)
+    return isinstance(error, sqlite3.OperationalError) if found is None else found in _DAMAGE
+
+
+def failure(path: Path, error: sqlite3.Error) -> IndexFileError:
+    """Return an error that says what to do."""
+    hint = _HINTS.get(code(error) or sqlite3.SQLITE_ERROR, "an error of SQLite")
+    return IndexFileError(f"{path}: the index cannot be used: {hint} ({error})")

@@ -1,0 +1,256 @@
+"""Partial files: where bodies are written, each under a lock, until they are whole images or gone."""
+# A Path costs more than the system call it is made for, and this runs once per image.
+# ruff: noqa: PTH208
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from image_loader.errors import DirectoryError, DownloadError, LockedError
+from image_loader.model import Reason, Resume, Validators
+from image_loader.store import locks
+from image_loader.store.root import NAME_REFUSED, PARTIALS, Root
+
+_MODE = 0o666
+_LOCK_PATIENCE = 0.05
+_LOCK_POLL = 0.005
+_READ_SIZE = 1 << 18
+# O_NONBLOCK: the opening of a FIFO must not wait for its other end. O_APPEND: no seek after a resume or a truncation.
+_REOPEN = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN = _REOPEN | os.O_CREAT
+
+
+class Partials:
+    """The folder of the partial files; any thread may use it."""
+
+    def __init__(self, root: Root) -> None:
+        """Check that files can be made and locked there; raises ``DirectoryError`` or ``OSError``."""
+        self._root = root
+        self._opened: dict[str, int] = {}
+        error = locks.probe(f"{PARTIALS}/probe", root.descriptor, _OPEN, _MODE)
+        if error is not None:
+            raise DirectoryError(
+                f"{root.path}: the file system provides no file locks ({error.strerror}); "
+                "mount it with locking, or name a directory elsewhere"
+            ) from error
+
+    def open(self, file: str, key: str, resume: Resume | None) -> Partial:
+        """Open and lock the partial file of an image; see ``Directory.partial``."""
+        give_up = time.monotonic() + _LOCK_PATIENCE
+        while True:
+            try:
+                return self._open(file, key, resume)
+            except LockedError:
+                if time.monotonic() > give_up:
+                    self._root.check_place()
+                    raise
+            time.sleep(_LOCK_POLL)
+
+    def is_kept(self, resume: Resume) -> bool:
+        """Whether a partial file that was kept still is what it was."""
+        try:
+            return _is_as_kept(os.lstat(_path(resume.key), dir_fd=self._root.descriptor), resume)
+        except OSError:
+            return False
+
+    def discard(self, key: str) -> None:
+        """Remove a partial file that was kept to be resumed, and will not be."""
+        _remove_leftover(_path(key), self._root.descriptor)
+
+    def sweep(self) -> None:
+        """Remove the partial files that nobody holds a lock on."""
+        with suppress(OSError):
+            folder = os.open(PARTIALS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root.descriptor)
+            try:
+                for name in os.listdir(folder):
+                    _remove_leftover(name, folder)
+            finally:
+                os.close(folder)
+
+    def close(self) -> None:
+        """Remove what was kept and what is still open."""
+        for path, inode in list(self._opened.items()):
+            with suppress(OSError):
+                if os.lstat(path, dir_fd=self._root.descriptor).st_ino == inode:
+                    os.unlink(path, dir_fd=self._root.descriptor)
+        self.sweep()
+
+    def forget(self, path: str) -> None:
+        """Take note that a partial file is no longer open."""
+        self._opened.pop(path, None)
+
+    def _open(self, file: str, key: str, resume: Resume | None) -> Partial:
+        path, root = _path(key), self._root.descriptor
+        with self._root.translating:
+            # By its name, unlike all else: where that leads elsewhere by now, the lock shows it, and where it leads
+            # nowhere, this fails.
+            descriptor = os.open(self._root.place(path), _OPEN, _MODE)
+            try:
+                state = locks.lock(descriptor, path, root)
+                size = state.st_size if _is_as_kept(state, resume) else 0
+                self._check_ours(state, path)
+                if size != state.st_size:
+                    os.ftruncate(descriptor, 0)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        self._opened[path] = state.st_ino
+        return Partial(self._root, self, file, key, path, descriptor=descriptor, size=size)
+
+    def _check_ours(self, state: os.stat_result, path: str) -> None:
+        """Raise ``DownloadError`` where writing to a partial file would change something else."""
+        if not stat.S_ISREG(state.st_mode):
+            raise DownloadError(Reason.WRITE, f"{self._root.path / path}: not a regular file")
+        if state.st_nlink != 1:
+            raise DownloadError(Reason.WRITE, f"{self._root.path / path}: has another hard link")
+
+
+class Partial:
+    """A locked partial file; when its ``with`` block ends, it has become the image, was kept, or is gone."""
+
+    def __init__(
+        self, root: Root, partials: Partials, file: str, key: str, path: str, *, descriptor: int, size: int
+    ) -> None:
+        self.path = root.place(path)
+        self.size = size
+        self._root = root
+        self._partials = partials
+        self._translating = root.translating
+        self.file = file
+        self._key = key
+        self._name = path
+        self._descriptor = descriptor
+        self._stays = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._translating:
+            try:
+                if not self._stays:
+                    with suppress(FileNotFoundError):
+                        os.unlink(self._name, dir_fd=self._root.descriptor)
+            finally:
+                self._partials.forget(self._name)
+                os.close(self._descriptor)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield what the file holds so far."""
+        offset = 0
+        with self._translating:
+            while chunk := os.pread(self._descriptor, _READ_SIZE, offset):
+                yield chunk
+                offset += len(chunk)
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Append ``chunk``, all of it."""
+        rest = memoryview(chunk)
+        with self._translating:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        self.size += len(chunk)
+
+    def keep(self, validators: Validators, media_type: str) -> Resume:
+        """Leave the file behind, for an attempt that continues the body which a strong ETag names."""
+        with self._translating:
+            state = os.fstat(self._descriptor)
+        self._stays = True
+        return Resume(self._key, state.st_size, state.st_ino, state.st_mtime_ns, validators, media_type)
+
+    def commit(self, mtime: float | None, files: Iterable[str] | None = None) -> os.stat_result:
+        """Put the file in the place of its image; return its state there.
+
+        ``mtime`` (seconds since the epoch) becomes its time, if given. It gets the first of ``files`` that the file
+        system takes for a name (none given: its own), which is ``file`` from then on. Raises ``DownloadError``
+        (``write``) where the file is not of the size that was written.
+        """
+        with self._translating:
+            self._check_size()
+            if mtime is not None:
+                # Some foreign file systems let only their own user set it; so does what another user's run left.
+                with suppress(PermissionError):
+                    os.utime(self._descriptor, (mtime, mtime))
+            # Network file systems tell of failed writes at close, but the lock has to outlast the renaming:
+            # so a duplicate is closed.
+            os.close(os.dup(self._descriptor))
+            self._rename([self.file] if files is None else files)
+            self._stays = True
+            # Not before: the renaming changes its ctime.
+            return os.fstat(self._descriptor)
+
+    def _check_size(self) -> None:
+        size = os.lseek(self._descriptor, 0, os.SEEK_END)
+        if size != self.size:
+            detail = f"{self._root.path / self._name}: {self.size} bytes written, but it has {size}"
+            raise DownloadError(Reason.WRITE, f"{detail}; find out which other program writes to it")
+
+    def _rename(self, files: Iterable[str]) -> None:
+        refused = (errno.EEXIST, "every name that it may have is taken", self.file)
+        for file in files:
+            try:
+                self._replace(file)
+            except OSError as error:
+                if not self._is_name_refused(error):
+                    raise
+                refused = (error.errno or 0, error.strerror or "", file)
+            else:
+                self.file = file
+                return
+        raise OSError(*refused)
+
+    def _is_name_refused(self, error: OSError) -> bool:
+        if error.errno == errno.ENOENT:  # exfat-fuse's answer: all is there but the name.
+            with suppress(OSError):
+                return os.lstat(self._name, dir_fd=self._root.descriptor).st_nlink > 0
+        return error.errno in NAME_REFUSED
+
+    def _replace(self, file: str) -> None:
+        """Give the file its image's name; the folders of the layout are made on demand."""
+        root, path = self._root.descriptor, file.encode()
+        try:
+            os.replace(self._name, path, src_dir_fd=root, dst_dir_fd=root)
+        except FileNotFoundError:
+            _make_folders(file, root)
+            os.replace(self._name, path, src_dir_fd=root, dst_dir_fd=root)
+
+
+def _make_folders(file: str, root: int) -> None:
+    """Make the folders above ``file``, but not the directory itself: where that is gone, the run ends."""
+    for index, character in enumerate(file):
+        if character == "/":
+            with suppress(FileExistsError):
+                os.mkdir(file[:index].encode(), dir_fd=root)
+
+
+def _path(key: str) -> str:
+    return f"{PARTIALS}/{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+
+
+def _is_as_kept(state: os.stat_result, resume: Resume | None) -> bool:
+    return resume is not None and (state.st_ino, state.st_size, state.st_mtime_ns) == (
+        resume.inode,
+        resume.size,
+        resume.mtime_ns,
+    )
+
+
+def _remove_leftover(path: str, folder: int) -> None:
+    """Unlink a partial file, unless it is locked, or is no file of ours."""
+    with suppress(OSError, LockedError):
+        descriptor = os.open(path, _REOPEN, dir_fd=folder)
+        try:
+            if stat.S_ISREG(locks.lock(descriptor, path, folder).st_mode):
+                os.unlink(path, dir_fd=folder)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,145 @@
+"""DIRECTORY, held by a descriptor from the start of a run to its end, and what an error below it means."""
+# A Path costs more than the system call it is made for, and this runs once per line.
+# ruff: noqa: PTH116, PTH118
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from image_loader.errors import DirectoryError, DownloadError, OutOfInodesError, is_out_of_descriptors
+from image_loader.model import Blame, Reason
+
+HIDDEN = ".image_loader"
+"""The folder of DIRECTORY that is ours."""
+PARTIALS = HIDDEN + "/partial"
+"""The folder of the partial files."""
+
+NAME_REFUSED = frozenset({errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG})
+"""What a file system answers to a name that it does not take."""
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OF_ONE_FILE = NAME_REFUSED | {
+    errno.EACCES,
+    errno.EBUSY,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.EPERM,
+    errno.EXDEV,
+}
+_HINTS = {
+    errno.EACCES: "grant the right to write there",
+    errno.EDQUOT: "have the quota raised",
+    errno.EEXIST: "move that file away",
+    errno.ENOENT: "put the directory back",
+    errno.ENOSPC: "free some space",
+    errno.ENOTDIR: "move that file away",
+    errno.EPERM: "grant the right to write there",
+    errno.EROFS: "make the file system writable",
+}
+_HINTS_OF_ONE_FILE = {
+    errno.EXDEV: "its folder is on another file system than DIRECTORY; unmount it there, or use it as a DIRECTORY "
+    "of its own",
+}
+
+
+class Translating:
+    """A context that raises what an ``OSError`` of its block means; ``contextlib``'s costs five times as much."""
+
+    def __init__(self, meaning: Callable[[OSError], Exception]) -> None:
+        self._meaning = meaning
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            raise self._meaning(error) from error
+
+
+class Root:
+    """DIRECTORY itself. A link on the way to it that is switched, or a rename, does not move the images.
+
+    All paths are relative to it. Messages name it as the user did.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the directory, which exists; raises ``OSError``."""
+        self.path = path
+        self.resolved = os.path.realpath(path)
+        self.descriptor = os.open(self.resolved, _OPEN)
+
+    def __del__(self) -> None:
+        # Not before the last reference is gone: an attempt that nobody waits for must not find another directory there.
+        with suppress(AttributeError):
+            os.close(self.descriptor)
+
+    def check_place(self) -> None:
+        """Raise ``DirectoryError`` if the directory is no longer where it was; its images have moved with it."""
+        try:
+            in_place = os.path.samestat(os.stat(self.resolved), os.fstat(self.descriptor))
+        except OSError as error:
+            raise self.end_of_run(error) from error
+        if not in_place:
+            raise DirectoryError(f"{self.path}: was moved during the run, and another directory is in its place")
+
+    @property
+    def translating(self) -> Translating:
+        """A context that raises what an ``OSError`` of its block means."""
+        return Translating(self.fault)
+
+    def fault(self, error: OSError) -> DirectoryError | DownloadError:
+        """Return what an error means: the end of the run, or the failure of one file."""
+        text = f"{self._subject(error)}: {error.strerror}"
+        if is_out_of_descriptors(error):
+            return DownloadError(Reason.WRITE, text, retryable=True, blame=Blame.PROCESS)
+        if error.errno in _OF_ONE_FILE and self.is_usable():
+            hint = _HINTS_OF_ONE_FILE.get(error.errno or 0)
+            return DownloadError(Reason.WRITE, f"{text}; {hint}" if hint else text)
+        return self.end_of_run(error)
+
+    def end_of_run(self, error: OSError) -> DirectoryError:
+        """Return an error that ends the run."""
+        # Only the making of a file takes an inode, and such an error names the file.
+        if error.errno == errno.ENOSPC and error.filename and self.available_inodes() == 0:
+            return OutOfInodesError(self.path, 1, 0)
+        return directory_error(self._subject(error), error)
+
+    def available_inodes(self) -> int | None:
+        """Return how many files can still be made; None where the file system has no such limit."""
+        return available_inodes(self.descriptor)
+
+    def is_usable(self) -> bool:
+        """Whether files can be made here and among the partial files."""
+        return all(os.access(self.place(path), os.W_OK | os.X_OK) for path in (".", PARTIALS))
+
+    def place(self, path: str) -> str:
+        """Return the absolute path of what is below."""
+        return f"{self.resolved}/{path}"
+
+    def _subject(self, error: OSError) -> str:
+        path = os.fsdecode(error.filename2 or error.filename or "")
+        return os.path.join(self.path, path.removeprefix(self.place("")))
+
+
+def available_inodes(place: str | int) -> int | None:
+    """Return how many files can still be made at a path or a descriptor; None where there is no such limit."""
+    limits = os.statvfs(place)
+    return limits.f_favail if limits.f_files else None
+
+
+def directory_error(subject: str, error: OSError) -> DirectoryError:
+    """Return an error that says what to do."""
+    hint = _HINTS.get(error.errno or 0, "check the disk")
+    return DirectoryError(f"{subject}: {error.strerror}; {hint}, or name another directory")
