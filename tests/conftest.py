@@ -36,7 +36,9 @@ _FOREIGN = re.compile(r"(?i).*_proxy|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|NETRC|SSL
 SETTINGS = Settings(
     directory=Path("unused"), force=False, revalidate=False, threads=8, per_host=4, timeout=5.0, max_time=10.0,
     retries=0, max_size=10_000_000, headers={}, user_agent="test/1", ca_bundle=None, insecure=False, public_only=False,
-    layout=Layout.FLAT, verify=False, index_file=None, window=100, window_size=10**6, batch=10, chunk=65536,
+    layout=Layout.FLAT, verify=False, max_pixels=300_000_000,
+    decoding_memory=1_500_000_000, decoding_time=30,
+    index_file=None, window=100, window_size=10**6, batch=10, chunk=65536,
     pool_hosts=256, host_failures=3, host_patience=30.0, backoff_cap=60.0, retry_after_cap=120.0, redirects=10,
     flush_interval=1.0,
 )  # fmt: skip

@@ -18,7 +18,7 @@ import image_loader
 PACKAGE = Path(image_loader.__file__).parent
 LAYERS = (
     ("url", "model", "errors", "formats"),
-    ("lists", "freshness", "transport", "store", "media", "processors"),
+    ("lists", "freshness", "transport", "store", "media", "processors", "decoding"),
     ("planner", "scheduling", "attempt"),
     ("batch", "cli"),
     ("loader",),
@@ -36,8 +36,8 @@ OWNERS = {
     "csv": {"cli"},
     "gzip": {"lists"},
     "concurrent": {"scheduling"},
-    "PIL": {"media"},
-    "defusedxml": {"media"},
+    "PIL": {"decoding"},
+    "subprocess": {"decoding"},
     "jinja2": {"cli"},
 }
 

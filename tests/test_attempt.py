@@ -78,16 +78,18 @@ class House:
 
 @pytest.fixture
 def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
-    made: list[tuple[Transport, Directory]] = []
+    made: list[tuple[Transport, Directory, Downloader]] = []
 
     def make(processors: frozenset[int] = frozenset(), **changes: Any) -> House:
         settings = SETTINGS._replace(**changes)
         transport, directory = Transport(settings), Directory(tmp_path / "images")
-        made.append((transport, directory))
-        return House(Downloader(transport, directory, settings, processors), directory)
+        downloader = Downloader(transport, directory, settings, processors)
+        made.append((transport, directory, downloader))
+        return House(downloader, directory)
 
     yield make
-    for transport, directory in made:
+    for transport, directory, downloader in made:
+        downloader.interrupt()
         transport.close()
         directory.close()
 

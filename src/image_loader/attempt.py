@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from image_loader import freshness, media
 from image_loader.errors import DownloadError, LoaderError, LockedError
@@ -31,6 +32,9 @@ from image_loader.store.directory import Directory, Partial, is_as_recorded
 from image_loader.transport import Answer, Transport
 from image_loader.url import redacted
 
+if TYPE_CHECKING:
+    from image_loader.decoding.pool import Decoders
+
 _LOG = logging.getLogger(__name__)
 # What tells a server, and every cache on the way to it, to send the image whatever they think we have.
 _UNCONDITIONAL = {"Cache-Control": "no-cache"}
@@ -54,8 +58,12 @@ class Downloader:
         self._settings = settings
         self._fields = _UNCONDITIONAL if settings.force else _REVALIDATING if settings.revalidate else {}
         self._likely_extension = ".jpg"
-        if settings.verify:
-            media.load_decoders()
+        self._decoders = _decoders(settings, processors) if settings.verify else None
+
+    def interrupt(self) -> None:
+        """End what attempts wait for beside the transport."""
+        if self._decoders is not None:
+            self._decoders.close()
 
     def attempt(self, job: Job) -> Result:
         """Make one attempt at ``job``; raise only what ends the run (``LoaderError``)."""
@@ -136,7 +144,7 @@ class Downloader:
             sha256 = self._store(partial, answer, validators, media_type)
             if size not in (None, partial.size):
                 raise _wrong_part()
-            self._verify(partial, file, media_type)
+            self._verify(partial, file, media_type, answer.deadline)
             state = partial.commit(freshness.modified_time(validators.last_modified, answer.received))
         end = _at_the_earliest(_own_lifetime(answer), answer)
         received = answer.received
@@ -168,12 +176,18 @@ class Downloader:
             raise DownloadError(Reason.NOT_AN_IMAGE, "an empty body", http_status=answer.status)
         return digest.hexdigest()
 
-    def _verify(self, partial: Partial, file: str, media_type: str) -> None:
-        if self._settings.verify:
-            with spread(self._processors):
-                found = media.verify(partial.path, media_type)
-            if found not in (None, media_type):
+    def _verify(self, partial: Partial, file: str, media_type: str, deadline: float) -> None:
+        if self._decoders is not None:
+            found = self._decoders.decode(partial.path, deadline).media_type
+            if media.extension(found) != media.extension(media_type):
                 _LOG.info("%s: sent as %s, is %s", file, media_type, found)
+
+
+def _decoders(settings: Settings, processors: frozenset[int]) -> Decoders:
+    """Return what decodes; most runs need none, and are spared the time of its import."""
+    from image_loader.decoding.pool import Decoders
+
+    return Decoders(settings, processors)
 
 
 def _own_lifetime(answer: Answer) -> float | None:

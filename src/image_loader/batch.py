@@ -152,7 +152,7 @@ class _Run:
         if self._downloads is None:
             return []
         scheduler = self._downloads.scheduler
-        self._downloads.transport.interrupt()
+        self._downloads.interrupt()
         outcomes = self._record(scheduler.abandon())
         limit = time.monotonic() + _GRACE
         while scheduler.running and time.monotonic() < limit:
@@ -195,8 +195,14 @@ class _Downloads:
         stack.callback(self.transport.close)
         executor = Threads(settings.threads)
         stack.callback(executor.shutdown, wait=False, cancel_futures=True)
-        downloader = Downloader(self.transport, directory, settings, processors)
-        self.scheduler = Scheduler(executor, downloader.attempt, settings)
+        self._downloader = Downloader(self.transport, directory, settings, processors)
+        stack.callback(self._downloader.interrupt)
+        self.scheduler = Scheduler(executor, self._downloader.attempt, settings)
+
+    def interrupt(self) -> None:
+        """End all attempts within moments."""
+        self.transport.interrupt()
+        self._downloader.interrupt()
 
 
 def _interrupted(line: Line) -> Outcome:

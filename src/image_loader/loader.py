@@ -53,6 +53,12 @@ RETRIES = 3
 """Further attempts after a failure that may pass."""
 MAX_SIZE = 500_000_000
 """Bytes of the largest image accepted, decoded."""
+MAX_PIXELS = 300_000_000
+"""Pixels of the largest image that --verify decodes; 4 bytes of memory each, or more."""
+DECODING_MEMORY = 1_500_000_000
+"""Bytes of memory that all the images that --verify decodes at once may take together, beside 70 MB per processor."""
+DECODING_TIME = 30
+"""Seconds of processor time that --verify spends on one image; four times as many by the clock."""
 CHUNK = 262_144
 """Bytes of a body that one thread holds in memory at once."""
 WINDOW = 10_000
@@ -377,6 +383,9 @@ def _settings(
         ca_bundle=None if ca_bundle is None else os.fspath(ca_bundle),
         index_file=None if index is None else Path(index),
         layout=Layout(layout),
+        max_pixels=MAX_PIXELS,
+        decoding_memory=DECODING_MEMORY,
+        decoding_time=DECODING_TIME,
         window=max(WINDOW, BATCH),
         window_size=WINDOW_SIZE,
         batch=BATCH,
@@ -434,9 +443,9 @@ def _check(settings: Settings) -> None:
     if settings.ca_bundle is not None and not os.path.exists(settings.ca_bundle):  # noqa: PTH110
         raise OptionError(f"--ca-bundle: {settings.ca_bundle}: no such file or directory")
     if settings.verify:
-        from image_loader import media
+        from image_loader.decoding.pool import require_verify
 
-        media.require_verify()
+        require_verify()
 
 
 def _log_to(console: Console, level: int) -> None:

@@ -258,6 +258,9 @@ class Settings(NamedTuple):
     public_only: bool
     layout: Layout
     verify: bool
+    max_pixels: int
+    decoding_memory: int
+    decoding_time: int
     index_file: Path | None
     window: int
     window_size: int

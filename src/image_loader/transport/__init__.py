@@ -92,6 +92,11 @@ class Answer:
         """Whether the body is sent as it is, so that ``length`` is the image's."""
         return coding.is_plain(self.fields.get("content-encoding", ""))
 
+    @property
+    def deadline(self) -> float:
+        """When the time for this attempt is over (``time.monotonic()``)."""
+        return self._watch.deadline
+
     def release(self) -> None:
         """Give the connection back to its pool; it is closed where a body is left on it."""
         self._response.skip_buffered()
