@@ -245,10 +245,14 @@ def connections_to(port: int) -> int:
     return sum(int(row[2].rpartition(":")[2], 16) == port and f"socket:[{row[9]}]" in ours for row in rows)
 
 
+ALL_ADDRESSES = "0.0.0.0"
+"""At one port of all addresses of this machine, 127.0.0.0/8 among them: many hosts."""
+
+
 @contextmanager
-def silent_port() -> Iterator[int]:
+def silent_port(address: str = "127.0.0.1") -> Iterator[int]:
     """Yield a port that takes connections (the kernel does) and never answers."""
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+    with socket.create_server((address, 0), backlog=1024) as listener:
         yield listener.getsockname()[1]
 
 
@@ -261,9 +265,9 @@ def refusing_port() -> Iterator[int]:
 
 
 @contextmanager
-def unaccepting_port() -> Iterator[int]:
+def unaccepting_port(address: str = "127.0.0.1") -> Iterator[int]:
     """Yield a port whose backlog is full: the handshake of TCP itself gets no answer."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, suppress(OSError):
+    with socket.create_server((address, 0), backlog=0) as listener, suppress(OSError):
         address = listener.getsockname()
         filling = [socket.socket() for _ in range(4)]
         for each in filling:

@@ -162,7 +162,7 @@ class Dispatch:
 
     def shrink(self, started: float, now: float, *, connecting: bool) -> None:
         """Do less at once for the time being, for want of descriptors: fewer connections, then fewer workers."""
-        if connecting and self._slots.shrink():
+        if connecting and self._slots.shrink(started, now):
             return
         threads = max(1, int(_SHRINKS_TO * min(self._threads, len(self.turns) or 1)))
         # Those that were already under way tell nothing new.
