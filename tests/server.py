@@ -268,13 +268,13 @@ def refusing_port() -> Iterator[int]:
 def unaccepting_port(address: str = "127.0.0.1") -> Iterator[int]:
     """Yield a port whose backlog is full: the handshake of TCP itself gets no answer."""
     with socket.create_server((address, 0), backlog=0) as listener, suppress(OSError):
-        address = listener.getsockname()
+        bound = listener.getsockname()
         filling = [socket.socket() for _ in range(4)]
         for each in filling:
             each.settimeout(0)
-            each.connect_ex(address)
+            each.connect_ex(bound)
         try:
-            yield address[1]
+            yield int(bound[1])
         finally:
             for each in filling:
                 each.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Loader, Run, urls_of
+from conftest import Loader, Run, impatient, urls_of
 from exchange import Request, Steps, head, respond
 from limits import Bucket, Limit, Outage, SlidingWindow, Window
 from server import Server
@@ -165,14 +164,7 @@ def assert_rate_kept(loader: Loader, make: Callable[[], Limit], images: int, fie
 
 # What is refused for ever --------------------------------------------------------------------------------------------
 
-# The defaults are there to be edited: half a minute would be a long time for a test.
 PATIENCE = 2.0
-IMPATIENT = f"""
-import sys
-from image_loader import loader
-loader.HOST_FAILURES, loader.HOST_PATIENCE = 2, {PATIENCE}
-loader.main()
-"""
 
 
 class Refusing(Server):
@@ -196,7 +188,7 @@ def refusing() -> Iterator[Refusing]:
 def test_an_image_that_is_refused_for_ever_fails_alone(refusing: Refusing, loader: Loader, position: int) -> None:
     good, bad = urls_of(refusing, 200), refusing.url("/refused/bad.png")
     urls = [*good[:position], bad, *good[position:]]
-    run = loader.run(urls, "--retries", "1", command=(sys.executable, "-c", IMPATIENT))
+    run = loader.run(urls, "--retries", "1", command=impatient(PATIENCE))
     assert run.counts == (200, 0, 0, 1)
     assert (run.row(bad)["reason"], run.row(bad)["http_status"]) == ("http-status", 503)
     assert len(refusing.requests) <= 200 + 10
@@ -204,7 +196,7 @@ def test_an_image_that_is_refused_for_ever_fails_alone(refusing: Refusing, loade
 
 def test_a_host_that_refuses_ten_thousand_images_for_ever_is_given_up(refusing: Refusing, loader: Loader) -> None:
     urls = urls_of(refusing, 10_000, "refused")
-    run = loader.run(urls, command=(sys.executable, "-c", IMPATIENT))
+    run = loader.run(urls, command=impatient(PATIENCE))
     assert run.counts == (0, 0, 0, 10_000)
     assert run.status == 1
     assert {row["reason"] for row in run.rows} <= {"http-status", "host-down"}
@@ -215,7 +207,7 @@ def test_a_host_that_refuses_ten_thousand_images_for_ever_is_given_up(refusing: 
 
 def test_a_host_that_refuses_for_ever_holds_up_no_other(refusing: Refusing, server: Server, loader: Loader) -> None:
     urls = [*urls_of(refusing, 1000, "refused"), *urls_of(server, 300)]
-    run = loader.run(urls, command=(sys.executable, "-c", IMPATIENT))
+    run = loader.run(urls, command=impatient(PATIENCE))
     assert run.counts == (300, 0, 0, 1000)
     last_good = max(request.time for request in server.requests)
     assert last_good < max(request.time for request in refusing.requests)

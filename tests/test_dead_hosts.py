@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -52,16 +51,15 @@ def finish_once_saved(running: Running, loader: Loader, server: Server, images: 
 
 
 @pytest.mark.parametrize("threads", ["32", "8"])
-@pytest.mark.parametrize(("hosts", "lines"), [(100, 10), (10, 100), (1, 1000)])
+@pytest.mark.parametrize("hosts", [100, 10, 1])
 def test_dead_hosts_and_redirects_to_dead_hosts_in_front_hinder_no_other_host(
     servers: list[Server],
     unaccepting: Callable[[int, int], str],
     loader: Loader,
     threads: str,
     hosts: int,
-    lines: int,
 ) -> None:
-    dead = dead_lines(unaccepting, hosts, lines)
+    dead = dead_lines(unaccepting, hosts, 1000 // hosts)
     targets = [f"{unaccepting(9, number)}/{number}.png" for number in range(1, 201)]
     redirects = [servers[0].url(f"/redirect/{number}.png?to={target}") for number, target in enumerate(targets)]
     good = [url for server in servers for url in urls_of(server, 15)]
@@ -109,8 +107,6 @@ def test_with_few_descriptors_a_hundred_dead_hosts_lose_no_image_of_another(
     good = [url for server in servers for url in urls_of(server, 15)]
     few: Sequence[str] = ("sh", "-c", 'ulimit -n 64; exec "$@"', "-", *MODULE)
     options = ("--timeout", "1", "--retries", "1")
-    began = time.monotonic()
     run = loader.run([*dead, *good], *options, command=few, seconds=180)
-    print(time.monotonic() - began)
     assert run.counts == (300, 0, 0, 100), run.stderr
     assert {row["reason"] for row in run.rows} == {None, "timeout"}
