@@ -111,7 +111,7 @@ def _section(paragraph: str) -> tuple[str, str]:
 def _reference() -> tuple[str, str]:
     """Return the macros that docutils uses, and the pages of the reference as sections."""
     for role in ("doc", "option", "ref"):
-        roles.register_local_role(role, _text_of_link)
+        roles.register_local_role(role, _text_of_link)  # type: ignore[arg-type]  # The stubs want links alone.
     source = "\n".join(["loader\n######\n", *map(_page, _PAGES)])
     page = docutils.core.publish_string(
         source, writer=docutils.writers.manpage.Writer(), settings_overrides={"output_encoding": "unicode"}

@@ -825,7 +825,7 @@ def redirect(request: Request) -> Steps:
     content="data:image/png;base64,AAAA",
     ftp="ftp://127.0.0.1/a.png",
     no_host="http://",
-    three_slashes="http:///a.png",
+    slashes_alone="http:////",
     broken_address="http://[::1/a.png",
     port="http://127.0.0.1:99999/a.png",
     space_in_host="http://127.0.0.1 .test/a.png",

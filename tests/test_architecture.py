@@ -20,7 +20,7 @@ LAYERS = (
     ("url", "model", "errors", "formats"),
     ("option", "media_types", "sniffing"),
     ("settings",),
-    ("lists", "freshness", "transport", "store", "media", "processors", "endings"),
+    ("lists", "freshness", "transport", "store", "processors", "endings", "decoding"),
     ("scheduling",),
     ("outcome",),
     ("planner",),
@@ -47,8 +47,8 @@ OWNERS = {
     "csv": {"cli", "lists"},
     "gzip": {"lists"},
     "concurrent": {"scheduling"},
-    "PIL": {"media"},
-    "defusedxml": {"media"},
+    "PIL": {"decoding"},
+    "subprocess": {"decoding"},
     "jinja2": {"cli"},
 }
 

@@ -95,16 +95,18 @@ class House:
 
 @pytest.fixture
 def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
-    made: list[tuple[Asking, Directory]] = []
+    made: list[tuple[Asking, Directory, Downloader]] = []
 
     def make(processors: frozenset[int] = frozenset(), **changes: Any) -> House:
         settings = SETTINGS._replace(**changes)
         transport, directory = Asking(settings), Directory(tmp_path / "images")
-        made.append((transport, directory))
-        return House(transport, Downloader(transport, directory, settings, processors), directory)
+        downloader = Downloader(transport, directory, settings, processors)
+        made.append((transport, directory, downloader))
+        return House(transport, downloader, directory)
 
     yield make
-    for transport, directory in made:
+    for transport, directory, downloader in made:
+        downloader.interrupt()
         transport.close()
         directory.close()
 

@@ -113,6 +113,8 @@ def test_a_table_is_told_with_the_column_to_name(path: Path, kind: str) -> None:
         'http://h/a.jpg,"caption"\nhttp://h/b.jpg,"caption"',
         "http:/h/a.jpg,x\nhttp:h/a.jpg;x",
         "HTTPS://h/a.jpg,http://h/b.jpg\nhttp://h/a?u=1,http://h/b",
+        "http://h/a,link\n1,http://h/b.jpg",
+        'http://h/a;"b"\n1;"http://h/b.jpg"',
         "photo.jpg\nhttp://h/a.jpg",
         "www.h.com/a,b.jpg\nhttp://h/a,b.jpg",
         "list of images, exported today\nhttp://h/a,b.jpg\n1,http://h/b.jpg",

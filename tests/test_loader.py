@@ -176,7 +176,7 @@ BAD_LINES = {
     "no scheme": b"images.test/a.png",
     "other scheme": b"ftp://images.test/a.png",
     "local file": b"file:///etc/passwd",
-    "no host": b"http:///a.png",
+    "no host": b"http:///",
     "bad port": b"http://images.test:99999/a.png",
     "latin-1": "http://images.test/\xe9.png".encode("latin-1"),
     "nul": b"http://images.test/a\0.png",

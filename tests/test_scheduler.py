@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -75,7 +76,8 @@ class Worker:
         self._wait()
 
     def _run(self, work: Callable[..., None], rest: Sequence[Any]) -> None:
-        work(self.attempt, *rest)
+        with suppress(Exception):  # An executor keeps it as well.
+            work(self.attempt, *rest)
         self._asks.put(None)
 
     def _wait(self) -> None:

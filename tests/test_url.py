@@ -280,6 +280,8 @@ def test_any_reference_is_resolved_as_browsers_resolve_it(base: str, reference: 
         ("http://a\u200d/", "bad host"),
         ("http://1.2.3.4.5/", "bad IPv4"),
         ("http://256.1.1.1/", "bad IPv4"),
+        ("http://1.1.1.256/", "bad IPv4"),
+        ("http://1.1.65536/", "bad IPv4"),
         ("http://0x100000000/", "bad IPv4"),
         ("http://09.1/", "bad IPv4"),
         ("http://0o7.1/", "bad IPv4"),

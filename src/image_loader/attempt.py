@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from itertools import chain
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from image_loader import endings, freshness, media, media_types, sniffing
+from image_loader import endings, freshness, media_types, sniffing
 from image_loader.errors import DownloadError, LoaderError, LockedError
 from image_loader.lists.naming import key, spares
 from image_loader.model import (
@@ -36,6 +36,9 @@ from image_loader.settings import Settings
 from image_loader.store.directory import Directory, Partial, is_as_recorded
 from image_loader.transport import Answer, Connection, StaleConnectionError, Transport
 from image_loader.url import redacted
+
+if TYPE_CHECKING:
+    from image_loader.decoding.pool import Decoders
 
 _LOG = logging.getLogger(__name__)
 # What tells a server, and every cache on the way to it, to send the image whatever they think we have.
@@ -77,8 +80,12 @@ class Downloader:
         self._fields = _UNCONDITIONAL if settings.force else _REVALIDATING if settings.revalidate else {}
         self._likely_extension = ".jpg"
         self._sniffs = settings.sniff or settings.verify
-        if settings.verify:
-            media.load_decoders()
+        self._decoders = _decoders(settings, processors) if settings.verify else None
+
+    def interrupt(self) -> None:
+        """End what attempts wait for beside the transport."""
+        if self._decoders is not None:
+            self._decoders.close()
 
     def attempt(self, job: Job, connection: Connection) -> Result | Unfinished:
         """Make one attempt at ``job``, or go on with it; raise only what ends the run (``LoaderError``).
@@ -174,10 +181,10 @@ class Downloader:
                 raise _wrong_part()
             validators = _validators(answer, resume)
             sha256 = self._store(partial, answer, body, validators)
-            self._check(partial, answer, body, file)
+            kind = self._check(partial, answer, body, file)
             mtime = freshness.modified_time(validators.last_modified, answer.received)
             state = partial.commit(mtime, self._files(job, file, extension, sha256))
-        received, kind = answer.received, body.media_type
+        received = answer.received
         lifetime = freshness.lifetime(answer.fields, answer.requested, received, _redirects_end(answer))
         image = Image(
             partial.file,
@@ -261,8 +268,8 @@ class Downloader:
             raise DownloadError(Reason.NOT_AN_IMAGE, "an empty body", http_status=status)
         return digest.hexdigest()
 
-    def _check(self, partial: Partial, answer: Answer, body: _Body, file: str) -> None:
-        """Refuse what is not the whole image that was announced."""
+    def _check(self, partial: Partial, answer: Answer, body: _Body, file: str) -> str:
+        """Return the image's type; refuse what is not the whole image that was announced."""
         if body.size is not None and body.size != partial.size:
             raise _wrong_part()
         unframed = body.size is None and answer.plain and not _is_chunked(answer)
@@ -270,18 +277,27 @@ class Downloader:
             detail = f"the connection ended after {partial.size} bytes, before the image did"
             raise DownloadError(Reason.TRUNCATED, detail, http_status=answer.status, retryable=True)
         try:
-            self._verify(partial, file, body.media_type)
+            return self._verify(partial, file, body.media_type, answer.deadline)
         except DownloadError as error:
             if unframed and error.failure.reason is Reason.DAMAGED:
                 error.may_pass()
             raise
 
-    def _verify(self, partial: Partial, file: str, media_type: str) -> None:
-        if self._settings.verify:
-            with spread(self._processors):
-                found = media.verify(partial.path, media_type)
-            if found not in (None, media_type):
-                _LOG.info("%s: sent as %s, is %s", file, media_type, found)
+    def _verify(self, partial: Partial, file: str, media_type: str, deadline: float) -> str:
+        if self._decoders is None:
+            return media_type
+        found = self._decoders.decode(partial.path, deadline).media_type
+        if media_types.extension(found) == media_types.extension(media_type):
+            return media_type
+        _LOG.info("%s: sent as %s, is %s", file, media_type, found)
+        return found
+
+
+def _decoders(settings: Settings, processors: frozenset[int]) -> Decoders:
+    """Return what decodes; most runs need none, and are spared the time of its import."""
+    from image_loader.decoding.pool import Decoders
+
+    return Decoders(settings, processors)
 
 
 def _redirects_end(answer: Answer) -> float | None:

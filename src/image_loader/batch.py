@@ -156,7 +156,7 @@ class _Run:
         if self._downloads is None:
             return []
         scheduler = self._downloads.scheduler
-        self._downloads.transport.interrupt()
+        self._downloads.interrupt()
         outcomes = self._record(scheduler.abandon())
         limit = time.monotonic() + _GRACE
         while scheduler.running and time.monotonic() < limit:
@@ -202,5 +202,11 @@ class _Downloads:
         stack.callback(self.transport.close)
         workers = Workers(settings.threads)
         stack.callback(workers.close)
-        downloader = Downloader(self.transport, directory, settings, processors)
-        self.scheduler = Scheduler(workers, downloader.attempt, self.transport, inbox, settings)
+        self._downloader = Downloader(self.transport, directory, settings, processors)
+        stack.callback(self._downloader.interrupt)
+        self.scheduler = Scheduler(workers, self._downloader.attempt, self.transport, inbox, settings)
+
+    def interrupt(self) -> None:
+        """End all attempts within moments."""
+        self.transport.interrupt()
+        self._downloader.interrupt()

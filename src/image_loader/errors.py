@@ -27,12 +27,13 @@ class OptionError(LoaderError):
 class MissingPackagesError(OptionError):
     """An option needs packages that are not installed."""
 
-    def __init__(self, option: str, packages: str, error: ImportError) -> None:
+    def __init__(self, option: str, packages: str, error: ImportError | None = None) -> None:
         import shlex
         import sys
 
         python = shlex.quote(sys.executable or "python3")
-        super().__init__(f"packages are missing; install them: {python} -m pip install {packages} ({error})", option)
+        why = f" ({error})" if error is not None else ""
+        super().__init__(f"packages are missing; install them: {python} -m pip install {packages}{why}", option)
 
 
 class UrlFileError(LoaderError):

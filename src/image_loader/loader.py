@@ -46,6 +46,12 @@ RETRIES = 3
 """Retries of an image after a transient failure."""
 MAX_SIZE = 500_000_000
 """Bytes of the largest image accepted, decoded."""
+MAX_PIXELS = 300_000_000
+"""Pixels of the largest image that --verify decodes; 4 bytes of memory each, or more."""
+DECODING_MEMORY = 1_500_000_000
+"""Bytes of memory that all the images that --verify decodes at once may take together, beside 70 MB per processor."""
+DECODING_TIME = 30
+"""Seconds of processor time that --verify spends on one image; four times as many by the clock."""
 CHUNK = 262_144
 """Bytes of a body that one thread holds in memory at once."""
 WINDOW = 10_000
@@ -139,9 +145,9 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
     constants = {name: globals()[name.upper()] for name in _CONSTANTS}
     settings = settings_from(given, {**constants, "window": max(WINDOW, BATCH)})
     if settings.verify:
-        from image_loader import media
+        from image_loader.decoding.pool import require_verify
 
-        media.require_verify()
+        require_verify()
     return settings
 
 

@@ -163,11 +163,13 @@ class Planner:
     def _decide(self, line: Line, url: Url, record: Record, now: float, plan: Plan) -> None:
         """Say that the file in place is fresh, or what to ask for (RFC 9111, 4)."""
         name, settings = record.name, self._settings
-        state = self._state(name.path) if name.complete else None
-        unknown = state is not None and record.image is None
-        image = None
-        if state is not None and state.st_size:
-            image = self._adopted(url, record, state, now) if unknown else self._as_recorded(record, state)
+        if record.image is not None:
+            state, unknown = self._directory.stat(name.path), False
+            image = None if state is None else self._as_recorded(record.image, record.row, state)
+        else:
+            state = self._state(name.path) if name.complete else None
+            unknown = state is not None
+            image = None if state is None else self._adopted(url, name.path, state, now)
         if image is not None and not (settings.force or settings.revalidate) and freshness.is_fresh(image, now):
             if _LOG.isEnabledFor(logging.DEBUG):
                 left = freshness.end(image.lifetime, image.checked) - now
@@ -183,18 +185,15 @@ class Planner:
         inode = None if state is None else state.st_ino
         plan.jobs.append(Job(line.number, url, record.row, name, image, validators, inode, foreign=foreign))
 
-    def _as_recorded(self, record: Record, state: os.stat_result) -> Image | None:
+    def _as_recorded(self, image: Image, row: int, state: os.stat_result) -> Image | None:
         """Return the image that stands in place, if it is as it was recorded.
 
         Where only its times differ, since the directory was moved or restored, its content decides.
         """
-        image = record.image
-        if image is None:
-            return None
         if is_as_recorded(state, image):
             if image.ctime_ns is None:  # Of an earlier version, which trusted size and time alone.
                 image = image._replace(ctime_ns=state.st_ctime_ns)
-                self._index.touch(record.row, image)
+                self._index.touch(row, image)
             return image
         if state.st_size != image.size or image.sha256 is None or self._settings.force:
             return None
@@ -203,16 +202,16 @@ class Planner:
         if sha256 != image.sha256:
             return None
         image = image._replace(mtime_ns=state.st_mtime_ns, ctime_ns=state.st_ctime_ns)
-        self._index.touch(record.row, image)
+        self._index.touch(row, image)
         return image
 
-    def _adopted(self, url: Url, record: Record, state: os.stat_result, now: float) -> Image | None:
+    def _adopted(self, url: Url, path: str, state: os.stat_result, now: float) -> Image | None:
         """Return the image that another program has saved, or this one before its index was lost.
 
         Not where its time is no whole second, and so no ``Last-Modified``: it is that of writing, which may have been
         cut off. Nor where it is from the future: some servers answer 304 to any such date.
         """
-        path, time_saved = record.name.path, state.st_mtime_ns / 1e9
+        time_saved = state.st_mtime_ns / 1e9
         if not self._first_run or url.digest not in self._claimed:
             return None
         if state.st_mtime_ns % _SECOND or time_saved > now or not _is_image(self._directory.head(path, _HEAD)):

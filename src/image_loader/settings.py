@@ -141,6 +141,9 @@ class Settings(NamedTuple):
             "where to store what is known of each image (default: DIRECTORY/.image_loader/index.sqlite3)",
         ),
     ]
+    max_pixels: int
+    decoding_memory: int
+    decoding_time: int
     window: int
     window_size: int
     batch: int

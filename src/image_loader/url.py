@@ -138,7 +138,7 @@ def resolve(base: Url, reference: bytes) -> Url:
     scheme = base.origin.partition(":")[0]
     if match := re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", text):
         # Browsers take "http:b.png" for relative where the base is http, too.
-        if match[0].lower() != scheme + ":" or text.startswith("//", match.end()):
+        if match[0].lower() != scheme + ":":
             return parse(text)
         text = text[match.end() :]
     if re.match(r"[/\\]{2}", text):

@@ -72,6 +72,11 @@ class Answer:
         """Whether the body is sent as it is, so that ``length`` is the image's."""
         return coding.is_plain(self.fields.get("content-encoding", ""))
 
+    @property
+    def deadline(self) -> float:
+        """When the time for this attempt is over (``time.monotonic()``)."""
+        return self._watch.deadline
+
     def skip(self) -> None:
         """Pass over a body that is there already, so that the connection can be used again."""
         self._response.skip_buffered()
