@@ -20,8 +20,10 @@ import pytest
 
 import image_loader
 from image_loader.cli.results import COLUMNS
+from image_loader.lists.naming import candidates
 from image_loader.model import Layout, Outcome, Reason, Status
 from image_loader.settings import all_options
+from image_loader.url import parse
 from server import Server
 from test_architecture import LAYERS, OWNERS
 
@@ -175,6 +177,14 @@ def test_every_member_of_an_outcome_is_described() -> None:
 def test_every_layout_is_described() -> None:
     section = _page("reference/names.rst").partition("Layouts\n")[2].partition("\nNames from a table")[0]
     assert _terms(section) == list(Layout)
+
+
+def test_the_names_on_the_page_about_names_are_right() -> None:
+    text = " ".join(_page("reference/names.rst").split())
+    shown = re.findall(r"``(https://\S+)`` becomes ``([^`]+)``", text)
+    assert len(shown) == 3
+    for url, name in shown:
+        assert name in {each.file(".jpg") for each in candidates(parse(url), Layout.FLAT)}
 
 
 def test_every_group_of_options_has_its_place() -> None:
