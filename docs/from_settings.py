@@ -51,7 +51,7 @@ class Options(_Generated):
         for option in sorted(group, key=lambda option: option.keyword != "urls"):
             yield from (f".. option:: {_signature(option)}", "", f"   {_sentence(option.help)}", "")
             yield from (f"   {line}" for line in details.get(option.flags[-1], "").splitlines())
-            yield from ("", f"   {'; '.join(_facts(option))}", "")
+            yield from ("", f"   {_sentence('; '.join(_facts(option)))}", "")
 
 
 class Parameters(_Generated):
