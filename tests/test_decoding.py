@@ -388,7 +388,7 @@ def test_a_missing_extra_is_told_with_the_command_that_installs_it() -> None:
     finished = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False
     )
-    assert "OptionError" in finished.stderr
+    assert "MissingPackagesError" in finished.stderr
     assert "pip install Pillow" in finished.stderr
 
 

@@ -252,12 +252,13 @@ def test_a_full_host_does_not_hold_up_the_hosts_behind_it() -> None:
 
 
 def test_hosts_take_turns() -> None:
-    house = House({"threads": 4})
+    house = House({"threads": 4}, pace=0.05)
     house.add(*urls("one", 500))
     house.add(*urls("two", 500))
-    for _ in range(20):
+    for _ in range(200):
         house.answer()
-    assert house.on("two") == 2
+    share = sum("two" in end.job.url.origin for end in house.finished) / len(house.finished)
+    assert 0.35 < share < 0.65
 
 
 def test_a_transient_failure_is_tried_again_after_growing_pauses_and_then_told() -> None:
@@ -473,7 +474,7 @@ def test_a_host_that_asks_for_pause_after_pause_is_given_up() -> None:
         pauses += 1
         house.advance(60.0)
     assert pauses == 4
-    assert Counter(house.reasons()) == {Reason.HTTP_STATUS: 6, Reason.HOST_DOWN: 34}, "as it was told, or not at all"
+    assert Counter(house.reasons()) == {Reason.HTTP_STATUS: 3, Reason.HOST_DOWN: 37}, "as it was told, or not at all"
     house.add(*urls("busy", 5))
     assert house.reasons()[40:] == [Reason.HOST_DOWN] * 4, "so does the rest of the list, but for one that is tried"
 

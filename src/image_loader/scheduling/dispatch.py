@@ -162,6 +162,9 @@ class Dispatch:
 
     def shrink(self, started: float, now: float, *, connecting: bool) -> None:
         """Do less at once for the time being, for want of descriptors: fewer connections, then fewer workers."""
+        for host in self._for_worker:
+            while host.connections:
+                host.connections.pop().close()
         if connecting and self._slots.shrink():
             return
         threads = max(1, int(_SHRINKS_TO * min(self._threads, len(self.turns) or 1)))
@@ -179,13 +182,26 @@ class Dispatch:
             self._threads, self._ended_well = self._threads + 1, 0
 
     def _connect(self, line: deque[Host], now: float, *, retry: bool) -> None:
-        while line and self._slots.has_room(now, len(self._for_worker), retry=retry):
+        while line and self._slots.has_room(now, standing := self._standing(), retry=retry):
             host = line.popleft()
             host.waits_for_connection = False
-            if host.may_start(now) and host.lacks > 0:
+            if not host.may_start(now) or host.lacks <= 0:
+                continue
+            idle = len(self.turns) + standing + self._slots.in_use < self._threads
+            if idle or host.connected < self._fair_share():
                 host.connecting.append(self._slots.begin(now, retry=retry))
                 self._connections.connect(host.origin)
                 self.line_up(host, now)
+
+    def _fair_share(self) -> int:
+        """Return how many connections each host needs to get its part of the workers."""
+        hosts = {turn.host for turn in self.turns}
+        hosts.update(self._for_worker)
+        return max(1, self._threads // max(1, len(hosts)))
+
+    def _standing(self) -> int:
+        """Return how many connections wait for a worker."""
+        return sum(len(host.connections) for host in self._for_worker)
 
     def _submit(self, host: Host, connection: Connection, now: float, clock: Clock) -> None:
         turn = Turn(host, connection, host.share(host.free))
