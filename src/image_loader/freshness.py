@@ -121,9 +121,9 @@ def condition(validators: Validators) -> dict[str, str]:
 
 
 def modified_time(last_modified: str | None, now: float) -> float | None:
-    """Return Last-Modified in seconds since the epoch, where it is a time that a file may bear (RFC 9110, 8.8.2).
+    """Return Last-Modified in seconds since the epoch, if a file can have this time (RFC 9110, 8.8.2).
 
-    Clocks at zero and servers that answer with a far future are passed over, like everything that is no date.
+    Times near the epoch and far in the future are ignored, like everything that is not a date.
 
     >>> modified_time("Sun, 06 Nov 1994 08:49:37 GMT", now=1e9)
     784111777.0
