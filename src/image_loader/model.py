@@ -107,8 +107,8 @@ class Name(NamedTuple):
 class Validators(NamedTuple):
     """What a conditional request carries, byte for byte as the server gave it (RFC 9110, 8.8).
 
-    They are valid for one resource only: that whose ``Url.digest`` is ``target`` if redirects led to it, otherwise that of
-    the list's URL.
+    They are valid for one resource only: that whose ``Url.digest`` is ``target`` if redirects led to it, otherwise the
+    one that the list names.
     """
 
     etag: str | None = None
@@ -170,8 +170,8 @@ class Record(NamedTuple):
 class Resume(NamedTuple):
     """A partial file that a cut-off body left behind, to be continued (RFC 9110, 14.2 and 13.1.5).
 
-    ``validators`` hold a strong ``ETag`` or, without one, a strong date. ``media_type`` is that of the image, ``length``
-    its size in bytes; None if that was not announced.
+    ``validators`` hold a strong ``ETag`` or, without one, a strong date. ``media_type`` is that of the image,
+    ``length`` its size in bytes; None if that was not announced.
     """
 
     key: str

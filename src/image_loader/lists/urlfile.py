@@ -47,8 +47,10 @@ def read(path: str | os.PathLike[str], batch: int, columns: Columns | None = Non
     """Yield the lines of a list, at most ``batch`` at once; ``-`` is standard input.
 
     With ``columns``, the list is a table, and its rows are the lines. None and empty lists let the caller do other
-    things: None says that a pipe has nothing to read yet, an empty list that a part without a URL was read. Raises ``UrlFileError`` after the lines before the fault if the file cannot be read to its end, and before any
-    line if it is not a list, or has no such column.
+    things: None says that a pipe has nothing to read yet, an empty list that a part without a URL was read.
+
+    Raises ``UrlFileError``: before any line if the file is not a list or has no such column, after the lines before the
+    fault if it cannot be read to its end.
     """
     for lines in _lines(path) if columns is None else _rows(path, columns):
         if lines is None:
