@@ -153,6 +153,51 @@ def test_the_readme_shows_the_most_common_tasks_and_they_work(place: Path) -> No
             assert _run(place, "sh", task).returncode == 0, task
 
 
+def _blocks(page: str, language: str) -> list[str]:
+    found = re.findall(rf"^\.\. code-block:: {language}\n\n((?:   [^\n]*\n|\n)+)", _page(page), re.MULTILINE)
+    return [dedent(block) for block in found]
+
+
+def _accepted(*command: str | Path) -> str:
+    """Run a program that checks a configuration; return what it says."""
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"takes {command[0]}")
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stderr
+
+
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    service, timer = _blocks("howto/schedule.rst", "ini")
+    (tmp_path / "images.service").write_text(service.replace("/usr/local/bin/loader", "/bin/true"))
+    (tmp_path / "images.timer").write_text(timer)
+    said = _accepted("systemd-analyze", "verify", "--man=no", tmp_path / "images.service", tmp_path / "images.timer")
+    assert "images." not in said
+
+
+def test_nginx_accepts_the_locations(tmp_path: Path) -> None:
+    (locations,) = _blocks("howto/webserver.rst", "nginx")
+    path = tmp_path / "nginx.conf"
+    path.write_text(
+        f"pid {tmp_path}/pid; error_log {tmp_path}/log;\n"
+        f"events {{}}\nhttp {{ access_log off; server {{ listen 127.0.0.1:1; {locations} }} }}\n"
+    )
+    _accepted("nginx", "-t", "-q", "-c", path)
+
+
+def test_apache_accepts_the_directories(tmp_path: Path) -> None:
+    modules = Path("/usr/lib/apache2/modules")
+    if not modules.is_dir():
+        pytest.skip("takes apache2")
+    loaded = "".join(
+        f"LoadModule {name}_module {modules}/mod_{name}.so\n" for name in ("mpm_event", "authz_core", "headers")
+    )
+    (directories,) = _blocks("howto/webserver.rst", "apache")
+    path = tmp_path / "apache.conf"
+    path.write_text(f"ServerName x\nErrorLog {tmp_path}/log\nPidFile {tmp_path}/pid\n{loaded}{directories}")
+    _accepted("apache2", "-t", "-f", path)
+
+
 # Lists of what there is -------------------------------------------------------------------------------------------
 
 
@@ -190,6 +235,19 @@ def test_the_names_on_the_page_about_names_are_right() -> None:
 def test_every_group_of_options_has_its_place() -> None:
     groups = re.findall(r"^\.\. loader-options:: (.*)$", _page("reference/options.rst"), re.MULTILINE)
     assert sorted(groups) == sorted({option.group for option in all_options()})
+
+
+TEXTS = [*(f"docs/{page}" for page in PAGES), "README.rst", "CONTRIBUTING.rst", "SECURITY.rst"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_files_that_a_text_names_exist(text: str) -> None:
+    content = (CHECKOUT / text).read_text()
+    for name in re.findall(r"``((?:docs|src|tests|share|benchmarks|examples|\.ci)/[\w./-]+)``", content):
+        assert name == "docs/_build" or (CHECKOUT / name).exists(), name
+    source = "\n".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
+    for name in re.findall(r"``(test_\w+)``", content):
+        assert f"def {name}(" in source, name
 
 
 # Messages ---------------------------------------------------------------------------------------------------------
