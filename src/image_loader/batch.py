@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _WANTED_LATER = ("encodings.unicode_escape", "idna.uts46data", "ipaddress")
 # How soon an interruption is noticed, and how long attempts that were cut off get to clean up, in seconds.
 _WAIT = 0.1
+_BRIEFLY = 0.01
 _GRACE = 1.5
 
 
@@ -105,11 +106,16 @@ class _Run:
             yield from self._take_on(read or ())
             wait = _WAIT if read is None else 0.0
             yield from self._advance(stop, self._settings.window - self._settings.batch, wait)
+            yield from self._hand_over(stop)
         yield from self._advance(stop, 0, _WAIT)
         if stop.is_set():
             yield from self._cut_off()
-        if unreadable is not None:
-            raise unreadable
+        try:
+            if unreadable is not None:
+                raise unreadable
+        finally:
+            # It knows this frame by its traceback: such a circle would keep the directory open.
+            del unreadable
 
     def _take_on(self, group: Sequence[Line]) -> Generator[Outcome, None, Sequence[Line]]:
         """Yield the outcomes of the lines that need no request, and have the others downloaded; return what is left."""
@@ -146,6 +152,14 @@ class _Run:
                 raise scheduler.error
             if self._has_room(room):
                 return
+
+    def _hand_over(self, stop: threading.Event) -> Iterator[Outcome]:
+        """Have the few jobs that there are begin before the next line is waited for, which may take long."""
+        while self._downloads is not None and not stop.is_set():
+            scheduler = self._downloads.scheduler
+            if scheduler.pending > self._settings.threads or not scheduler.is_about_to_start:
+                return
+            yield from self._advance(stop, self._settings.window, _BRIEFLY)
 
     def _has_room(self, room: int) -> bool:
         pending = self._downloads.scheduler.pending if self._downloads is not None else 0

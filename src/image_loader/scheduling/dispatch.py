@@ -84,6 +84,10 @@ class Dispatch:
         """Whether nothing is under way, nor about to be."""
         return not (self.turns or self._for_worker or self._for_connection or self._slots.in_use)
 
+    def is_about_to_start(self, now: float) -> bool:
+        """Tell whether a connection is being made that is likely to stand in a moment."""
+        return self._slots.expects(now)
+
     def next_at(self) -> float | None:
         """Return when a slot for a connection will be free at the latest, where a host waits for one."""
         return self._slots.next_at() if self._for_connection or self._for_connection_again else None
