@@ -32,8 +32,8 @@ _OF_DIGESTS = "rowid IN (SELECT rowid FROM image WHERE digest IN {})"
 _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
     WHERE NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ?) ON CONFLICT DO NOTHING"""
 # Another run may have written to the row meanwhile. Its media type is kept if we have none (a file of another program),
-# and its image if that was saved later than ours. A time in the future is from before the clock was set back. If the key
-# belongs to another URL by now, the row stays as it is: without an image, or with one that does not match the file.
+# and its image if that was saved later than ours. A time in the future is from before the clock was set back. If the
+# key belongs to another URL by now, the row stays as it is: without an image, or with one that does not match the file.
 _RECORD = """UPDATE OR IGNORE image SET name = ?1, key = coalesce(?2, key), complete = 1,
     size = ?3, mtime_ns = ?4, ctime_ns = ?5, media_type = coalesce(?6, media_type), sha256 = coalesce(?7, sha256),
     etag = ?8, last_modified = ?9, target = ?10,
@@ -120,8 +120,8 @@ class Index:
     def claim(self, wanted: Sequence[tuple[bytes, Iterable[Name]]], key: Callable[[str], str]) -> dict[bytes, Record]:
         """Give each URL, for good, the first of its names that no other URL has, those of other processes included.
 
-        ``key`` returns the same for paths that some file system takes for one. A URL that already has a name keeps it. A
-        URL whose names are all taken is missing from the result.
+        ``key`` returns the same for paths that some file system takes for one. A URL that already has a name keeps it.
+        A URL whose names are all taken is missing from the result.
         """
         records: dict[bytes, Record] = {}
         waiting = {digest: iter(names) for digest, names in wanted}
