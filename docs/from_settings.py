@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from enum import StrEnum
 from textwrap import dedent
 
 from docutils import nodes
@@ -55,19 +56,22 @@ class Options(_Generated):
 
 
 class Parameters(_Generated):
-    """The parameters of ``load``."""
+    """The parameters of ``load``; the content says what is different in Python, in the form of ``Options``."""
+
+    has_content = True
 
     def lines(self) -> Iterator[str]:
         """Yield the lines."""
-        yield from (".. program:: loader", "")
         by_keyword = {option.keyword: option for option in all_options()}
+        details = dict(_details("\n".join(self.content)))
+        yield from (".. program:: loader", "")
         for parameter in inspect.signature(load).parameters.values():
             option = by_keyword[parameter.name]
-            default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
             kind = str(parameter.annotation).replace("os.PathLike", "PathLike")
-            flag = option.flags[-1]
-            yield from (f"``{parameter.name}``: ``{kind}``" + (f"``{default}``" if default else ""), "")
-            yield from (f"   {_sentence(option.help)} On the command line: :option:`{flag}`.", "")
+            default = "" if parameter.default is parameter.empty else f", default ``{_default(parameter.default)}``"
+            told = details.get(parameter.name) or _sentence(option.help)
+            yield from (f"``{parameter.name}``: ``{kind}``{default}", "", *(f"   {line}" for line in told.splitlines()))
+            yield from (f"   On the command line: :option:`{option.flags[-1]}`.", "")
 
 
 class Habits(_Generated):
@@ -110,6 +114,10 @@ def _facts(option: Option) -> Iterator[str]:
         yield f"in Python: ``{option.keyword}``" + (" (True or False)" if isinstance(kind, Flag) else "")
     else:
         yield "for the command alone"
+
+
+def _default(value: object) -> str:
+    return repr(str(value)) if isinstance(value, StrEnum) else repr(value)
 
 
 def _sentence(text: str) -> str:
