@@ -151,8 +151,8 @@ def renewed(
     """Return what a 304 makes of what is stored with an image (RFC 9111, 4.3.4).
 
     Fields that came replace the stored ones; those that did not come stay. None if the 304 is about another version, so
-    that it says nothing about our file: its ETag differs from ours (by the weak comparison of RFC 9110, 8.8.3.2), or we have
-    none; or it has no ETag, and another Last-Modified.
+    that it says nothing about our file: its ETag differs from ours (by the weak comparison of RFC 9110, 8.8.3.2), or we
+    have none; or it has no ETag, and another Last-Modified.
     """
     ours = image.validators
     usual = ours.etag == headers.get("etag") and ours.last_modified == headers.get("last-modified")
