@@ -16,7 +16,9 @@ INTERRUPTED = "the run was ended"
 
 def fresh(line: Line, image: Image) -> Outcome:
     """Return the outcome of an image that needs no request."""
-    return _of_image(Outcome(line.number, line.text, None, Status.FRESH), image)
+    return Outcome(
+        line.number, line.text, image.file, Status.FRESH, None, None, None, image.media_type, image.size, image.sha256
+    )
 
 
 def duplicate(line: Line) -> Outcome:
@@ -37,25 +39,19 @@ def interrupted(line: Line) -> Outcome:
 def of_task(task: Task) -> Outcome:
     """Return the outcome of a job that was downloaded, or not."""
     job, result = task.job, task.result
+    line, url, attempts, seconds = job.line, job.url.text, task.attempts, task.seconds
+    if isinstance(result, (Saved, NotModified)):
+        image, status = result.image, Status.SAVED if isinstance(result, Saved) else Status.FRESH
+        kept = (image.media_type, image.size, image.sha256)
+        return Outcome(line, url, image.file, status, None, None, result.http_status, *kept, attempts, seconds)
     file = job.name.path if job.name.complete else None
-    outcome = Outcome(job.line, job.url.text, file, Status.FAILED, attempts=task.attempts, seconds=task.seconds)
-    match result:
-        case Saved():
-            return _of_image(outcome._replace(status=Status.SAVED, http_status=result.http_status), result.image)
-        case NotModified():
-            return _of_image(outcome._replace(status=Status.FRESH, http_status=result.http_status), result.image)
-        case Locked():
-            return outcome._replace(status=Status.SKIPPED, reason=Reason.LOCKED, detail=result.detail)
-        case Failure():
-            detail = _with_hint(result, job.url.text)
-            return outcome._replace(reason=result.reason, detail=detail, http_status=result.http_status)
+    outcome = Outcome(line, url, file, Status.FAILED, attempts=attempts, seconds=seconds)
+    if isinstance(result, Locked):
+        return outcome._replace(status=Status.SKIPPED, reason=Reason.LOCKED, detail=result.detail)
+    return outcome._replace(reason=result.reason, detail=_with_hint(result, url), http_status=result.http_status)
 
 
 def _with_hint(failure: Failure, url: str) -> str:
     """Return the detail of a failure, and what may be wrong with a line that a server knows nothing of."""
     advice = hint(url) if failure.reason is Reason.HTTP_STATUS else ""
     return f"{failure.detail}; {advice}" if advice else failure.detail
-
-
-def _of_image(outcome: Outcome, image: Image) -> Outcome:
-    return outcome._replace(file=image.file, media_type=image.media_type, bytes=image.size, sha256=image.sha256)
