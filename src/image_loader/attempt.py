@@ -10,7 +10,7 @@ from contextlib import nullcontext, suppress
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from image_loader import endings, freshness, media_types, sniffing
+from image_loader import freshness, media_types, sniffing
 from image_loader.errors import DownloadError, LoaderError, LockedError
 from image_loader.lists.naming import key, spares
 from image_loader.model import (
@@ -275,9 +275,8 @@ class Downloader:
         if body.size is not None and body.size != partial.size:
             raise _wrong_part()
         unframed = body.size is None and answer.plain and not _is_chunked(answer)
-        if unframed and not endings.is_whole(partial.chunks(), partial.size):
-            detail = f"the connection ended after {partial.size} bytes, before the image did"
-            raise DownloadError(Reason.TRUNCATED, detail, http_status=answer.status, retryable=True)
+        if unframed:
+            _check_end(partial, answer)
         try:
             return self._verify(partial, file, body.media_type, answer.deadline)
         except DownloadError as error:
@@ -293,6 +292,15 @@ class Downloader:
             return media_type
         _LOG.info("%s: sent as %s, is %s", file, media_type, found)
         return found
+
+
+def _check_end(partial: Partial, answer: Answer) -> None:
+    """Refuse an image that ends with its connection, but before its own end."""
+    from image_loader import endings
+
+    if not endings.is_whole(partial.chunks(), partial.size):
+        detail = f"the connection ended after {partial.size} bytes, before the image did"
+        raise DownloadError(Reason.TRUNCATED, detail, http_status=answer.status, retryable=True)
 
 
 def _decoders(settings: Settings, processors: frozenset[int]) -> Decoders:
