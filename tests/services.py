@@ -91,6 +91,10 @@ class Service:
     def kill(self) -> None:
         """Kill it and all its processes, in the middle of what they do."""
         self._end(signal.SIGKILL)
+        give_up = time.monotonic() + _STARTED_WITHIN
+        while _listens(self.port):  # Varnish's child has a group of its own, and ends when it finds itself alone.
+            assert time.monotonic() < give_up, "it listens on"
+            time.sleep(0.02)
 
     def close(self) -> None:
         """End it in an orderly way, or in any way."""
@@ -256,7 +260,7 @@ def varnish(home: Path, behind: int) -> Service:
         configuration = f'vcl 4.1; backend default {{ .host = "127.0.0.1"; .port = "{behind}"; }}'
         return [
             service.program, "-F", "-j", "none", "-a", f"127.0.0.1:{service.port}", "-f",
-            service.configuration(configuration), "-n", str(home / "varnish"), "-s", "malloc,64m", "-T", "none",
+            service.configuration(configuration), "-n", str(home / "varnish"), "-s", "malloc,400m", "-T", "none",
         ]  # fmt: skip
 
     return Service("varnishd", home, configure)

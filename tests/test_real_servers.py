@@ -205,21 +205,26 @@ def test_haproxy_in_front_changes_nothing(begin: Callable[..., Service], loader:
     assert_saved(run, front, images)
 
 
-def test_a_large_image_is_whole_though_the_origin_behind_haproxy_restarts(
-    begin: Callable[..., Service], loader: Loader
+@pytest.mark.parametrize("which", ["origin", "proxy"])
+@pytest.mark.parametrize("make", [services.haproxy, services.varnish, services.squid])
+def test_a_large_image_is_whole_though_a_server_on_its_way_restarts(
+    begin: Callable[..., Service], loader: Loader, make: Callable[..., Service], which: str
 ) -> None:
-    behind = begin(services.nginx)
-    front = begin(services.haproxy, behind.port)
+    origin = begin(services.nginx)
+    proxy = begin(make) if make is services.squid else begin(make, origin.port)
+    environment = {"http_proxy": proxy.origin} if make is services.squid else {}
+    url = (origin if make is services.squid else proxy).url("large.png")
     body = png("large", LARGE)
-    behind.write("large.png", body, THEN)
-    running = loader.start([front.url("large.png")])
+    origin.write("large.png", body, THEN)
+    running = loader.start([url], environment=environment)
     assert stop_within_body(running, loader) < LARGE
-    behind.kill()
-    behind.start()
+    restarted = origin if which == "origin" else proxy
+    restarted.kill()
+    restarted.start()
     running.send(signal.SIGCONT)
     run = running.finish(120)
     assert run.counts == (1, 0, 0, 0)
-    assert run.content(front.url("large.png")) == body
+    assert run.content(url) == body
 
 
 def test_varnish_answers_with_what_it_keeps_and_a_later_run_gets_what_changed(
