@@ -8,7 +8,7 @@ import ssl
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -130,14 +130,19 @@ def test_an_image_that_an_origin_does_not_have_fails_alone(origin: Service, load
 
 def stop_within_body(running: Running, loader: Loader) -> int:
     """Stop the command while it writes a large image; return how much of it there is."""
-    partial = loader.directory / ".image_loader" / "partial"
-    while True:
+    while (size := _written(loader)) < 100_000:
         assert running.process.poll() is None, running.told
-        sizes = [path.stat().st_size for path in partial.glob("*")] if partial.is_dir() else []
-        if sizes and max(sizes) > 100_000:
-            running.send(signal.SIGSTOP)
-            return max(sizes)
         time.sleep(0.001)
+    running.send(signal.SIGSTOP)
+    return max(size, _written(loader))
+
+
+def _written(loader: Loader) -> int:
+    size = 0
+    for path in (loader.directory / ".image_loader" / "partial").glob("*"):
+        with suppress(FileNotFoundError):
+            size = max(size, path.stat().st_size)
+    return size
 
 
 def test_a_large_image_is_whole_though_its_origin_restarts(origin: Service, loader: Loader) -> None:
