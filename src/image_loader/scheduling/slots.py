@@ -7,9 +7,9 @@ import resource
 from image_loader.settings import Settings
 
 _YOUNG = 0.25
-"""Seconds: a connection that takes longer to make is not expected any more, and is not counted as one that comes."""
+"""Seconds; a connection that takes longer to make is no longer counted among those that will soon stand."""
 _AHEAD = 2
-"""How many times the threads may stand or be expected: a worker that is done finds the next one."""
+"""How many times as many as threads may stand or be expected, so that a worker that is done finds the next one."""
 _RETRY_SHARE = 2
 """The part of the slots that hosts which did not answer get: one half."""
 _PER_THREAD = 2
