@@ -75,6 +75,8 @@ class _Run:
         self._stack = stack
         self._tick = tick
         self._downloads: _Downloads | None = None
+        # Lines that were read and not decided about yet.
+        self._undecided: Sequence[Line] = ()
         self._new = 0
         self._size = 0
 
@@ -83,7 +85,7 @@ class _Run:
         try:
             yield from self._downloaded(lines, stop)
         except LoaderError:
-            yield from self._cut_off()
+            yield from self._interrupted()
             raise
         finally:
             # Where nobody takes outcomes any more, there is nothing left to yield, but still something to record.
@@ -100,16 +102,12 @@ class _Run:
             except Exception as error:  # noqa: BLE001 (the caller's own iterable may raise anything; raised below)
                 unreadable = error
                 break
-            if stop.is_set():
-                yield from map(outcome.interrupted, read or ())
-                break
-            yield from self._take_on(read or ())
-            wait = _WAIT if read is None else 0.0
-            yield from self._advance(stop, self._settings.window - self._settings.batch, wait)
+            self._undecided = read or ()
+            yield from self._take_on_all(stop, _WAIT if read is None else 0.0)
             yield from self._hand_over(stop)
         yield from self._advance(stop, 0, _WAIT)
         if stop.is_set():
-            yield from self._cut_off()
+            yield from self._interrupted()
         try:
             if unreadable is not None:
                 raise unreadable
@@ -117,18 +115,23 @@ class _Run:
             # It knows this frame by its traceback: such a circle would keep the directory open.
             del unreadable
 
-    def _take_on(self, group: Sequence[Line]) -> Generator[Outcome, None, Sequence[Line]]:
-        """Yield the outcomes of the lines that need no request, and have the others downloaded; return what is left."""
-        try:
-            if self._downloads is None:
-                plan = self._planner.plan(group)
-            else:
-                plan = self._planner.plan(group, self._downloads.scheduler.down_failure)
-            if plan.jobs and self._downloads is None:
-                self._downloads = _Downloads(self._settings, self._directory, self._stack)
-        except LoaderError:
-            yield from map(outcome.interrupted, group)
-            raise
+    def _take_on_all(self, stop: threading.Event, wait: float) -> Iterator[Outcome]:
+        """Take on the lines that were read, in parts where much has to be compared; downloads go on in between."""
+        while not stop.is_set():
+            yield from self._take_on()
+            yield from self._advance(stop, self._settings.window - self._settings.batch, wait)
+            if not self._undecided:
+                return
+
+    def _take_on(self) -> Iterator[Outcome]:
+        """Yield the outcomes of the lines that need no request, and have the others downloaded."""
+        if self._downloads is None:
+            plan = self._planner.plan(self._undecided)
+        else:
+            plan = self._planner.plan(self._undecided, self._downloads.scheduler.down_failure)
+        if plan.jobs and self._downloads is None:
+            self._downloads = _Downloads(self._settings, self._directory, self._stack)
+        self._undecided = plan.rest
         if self._downloads is not None:
             self._downloads.scheduler.add(plan.jobs)
             self._new += sum(job.inode is None for job in plan.jobs)
@@ -137,7 +140,6 @@ class _Run:
         if self._downloads is not None:
             # Jobs that run may hold their inode already.
             self._directory.check_inodes(max(0, self._new - self._downloads.scheduler.running))
-        return plan.rest
 
     def _advance(self, stop: threading.Event, room: int, wait: float) -> Iterator[Outcome]:
         """Let downloads go on until at most ``room`` are left, and until one ends, for ``wait`` seconds at the most."""
@@ -164,6 +166,11 @@ class _Run:
     def _has_room(self, room: int) -> bool:
         pending = self._downloads.scheduler.pending if self._downloads is not None else 0
         return pending <= room and (self._size <= self._settings.window_size or not pending)
+
+    def _interrupted(self) -> Iterator[Outcome]:
+        """Yield the outcomes of all lines that were read and not told yet: the run ends."""
+        yield from map(outcome.interrupted, self._undecided)
+        yield from self._cut_off()
 
     def _cut_off(self) -> list[Outcome]:
         """Give up the downloads that wait, end those that run, and return how each ended."""
