@@ -193,7 +193,7 @@ UNKNOWN = {
     "-i secret": "give the list as the first argument",
     "--input-file secret": "give the list as the first argument",
     "-N": "only images that are new or have changed",
-    "-nc": "only images that are new or have changed",
+    "-nc": "use --skip-existing",
     "-c": "resumed",
     "-k": "use --insecure",
     "--no-check-certificate": "use --insecure",

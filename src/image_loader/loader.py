@@ -98,6 +98,7 @@ def load(
     name_column: str | int | None = None,
     force: bool = False,
     revalidate: bool = False,
+    skip_existing: bool = False,
     threads: int = THREADS,
     per_host: int = PER_HOST,
     timeout: float = TIMEOUT,

@@ -46,6 +46,7 @@ class Reason(StrEnum):
     WRITE = "write"
     INTERRUPTED = "interrupted"
     DUPLICATE = "duplicate"
+    EXISTS = "exists"
     PROTOCOL = "protocol"
 
 

@@ -24,6 +24,12 @@ def duplicate(line: Line) -> Outcome:
     return Outcome(line.number, line.text, None, Status.SKIPPED, Reason.DUPLICATE)
 
 
+def exists(line: Line, file: str, size: int, image: Image | None) -> Outcome:
+    """Return the outcome of an image that is there, and is not asked about; None: the index does not know it."""
+    outcome = Outcome(line.number, line.text, file, Status.SKIPPED, Reason.EXISTS, bytes=size)
+    return outcome if image is None else _of_image(outcome, image)
+
+
 def failed(line: Line, reason: Reason, detail: str) -> Outcome:
     """Return the outcome of a line that failed before any request."""
     return Outcome(line.number, line.text, None, Status.FAILED, reason, detail)

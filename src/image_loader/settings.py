@@ -81,6 +81,15 @@ class Settings(NamedTuple):
             "ask the server about every image, even if its headers say that it is still fresh",
         ),
     ]
+    skip_existing: Annotated[
+        bool,
+        Option(
+            "--skip-existing",
+            Flag(),
+            IMAGES,
+            "skip images that are there, whatever their headers say; damaged ones are downloaded again",
+        ),
+    ]
     sniff: Annotated[
         bool,
         Option(
@@ -215,6 +224,8 @@ def settings_from(values: Mapping[str, Any], constants: Mapping[str, Any]) -> Se
         raise OptionError(f"{settings.ca_bundle}: no such file or directory", "ca_bundle")
     if settings.name_column is not None and settings.url_column is None:
         raise OptionError("must come with the column of the URLs (--url-column, url_column)", "name_column")
+    if settings.skip_existing and (settings.force or settings.revalidate):
+        raise OptionError("contradicts --force and --revalidate (force, revalidate)", "skip_existing")
     return settings
 
 

@@ -30,9 +30,10 @@ _INSTEAD = {
         "--content-disposition --trust-server-names"
     ),
     "not needed: only images that are new or have changed are downloaded": (
-        "-N -z -nc --timestamping --no-clobber --time-cond --conditional-get --update --ignore-existing "
-        "--skip-existing --etag-save --etag-compare --checksum --auto-file-renaming --allow-overwrite --mirror"
+        "-N -z --timestamping --time-cond --conditional-get --update --etag-save --etag-compare "
+        "--checksum --auto-file-renaming --allow-overwrite --mirror"
     ),
+    "use --skip-existing": "-nc --no-clobber --ignore-existing",
     "not needed: a download that was cut off is resumed where the server allows it": (
         "-c -C --continue --continue-at --partial --append --start-pos --resume"
     ),
