@@ -25,6 +25,7 @@ OTHER = {
     "url_column": (2, "2"),
     "name_column": ("id", "id"),
     "directory": ("images", Path("images")),
+    "ignore_status": ([404, 410], frozenset({404, 410})),
     "max_size": (1234, 1234),
     "threads": (7, 7),
     "per_host": (6, 6),

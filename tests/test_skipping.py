@@ -128,3 +128,61 @@ def test_load_says_the_same(server: Server, tmp_path: Path) -> None:
     list(load(urls, tmp_path))
     outcomes = list(load(urls, tmp_path, skip_existing=True))
     assert [(each.status, each.reason) for each in outcomes] == [(Status.SKIPPED, Reason.EXISTS)] * 2
+
+
+# --ignore-status ---------------------------------------------------------------------------------------------------
+
+
+def test_an_ignored_status_is_no_failure(server: Server, loader: Loader) -> None:
+    urls = [server.url(f"/status-{status}/a.png") for status in (404, 410, 403)]
+    run = loader.run(urls, "--ignore-status", "404,410")
+    for url, status in zip(urls, (404, 410), strict=False):
+        row = run.row(url)
+        assert (row["status"], row["reason"], row["http_status"]) == ("skipped", "ignored-status", status)
+    assert (run.row(urls[2])["status"], run.row(urls[2])["reason"]) == ("failed", "http-status")
+    assert run.status == 1
+    assert "404" not in run.stderr
+    assert loader.run(urls[:2], "--ignore-status", "404,410").stderr == ""
+
+
+def test_the_old_image_stays(server: Server, loader: Loader) -> None:
+    url = server.url("/status-404/a.png")
+    server.healthy = True
+    loader.run([url])
+    server.healthy = False
+    run = loader.run([url], "--ignore-status", "404")
+    assert (run.status, run.counts) == (0, (0, 0, 1, 0)), run.stderr
+    assert run.content(url) == server.image("/status-404/a.png")
+
+
+def test_it_is_not_written_to_the_failed_urls(server: Server, loader: Loader, tmp_path: Path) -> None:
+    urls = [server.url("/status-404/a.png"), server.url("/status-410/a.png")]
+    loader.run(urls, "--ignore-status", "404", "--failed", str(tmp_path / "failed"))
+    assert (tmp_path / "failed").read_text() == urls[1] + "\n"
+
+
+def test_a_transient_status_is_retried_before_it_is_ignored(server: Server, loader: Loader) -> None:
+    url = server.url("/status-500/a.png")
+    run = loader.run([url], "--ignore-status", "500", "--retries", "1")
+    assert (run.counts, run.rows[0]["attempts"]) == ((0, 0, 1, 0), 2)
+
+
+def test_what_is_no_answer_with_a_status_fails_nevertheless(server: Server, loader: Loader) -> None:
+    statuses = ",".join(map(str, range(400, 600)))
+    run = loader.run([server.url("/page-jpeg/a.png"), "no URL"], "--ignore-status", statuses)
+    assert run.counts == (0, 0, 0, 2)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "404,", "200", "304", "399", "600", "4xx", "404;410", "-404", "1404", "\u0664\u0660\u0664"]
+)
+def test_no_other_status_can_be_ignored(loader: Loader, value: str) -> None:
+    run = loader.run([], f"--ignore-status={value}")
+    assert run.status == 2
+    assert run.stderr.startswith("loader: --ignore-status: ")
+
+
+@pytest.mark.parametrize("value", ["404", 404, None, [200], ["404"], [404.0], [True]])
+def test_load_refuses_them_too(tmp_path: Path, value: object) -> None:
+    with pytest.raises(OptionError, match=r"^ignore_status: "):
+        load([], tmp_path, ignore_status=value)  # type: ignore[arg-type]

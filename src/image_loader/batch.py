@@ -186,7 +186,7 @@ class _Run:
                 self._index.renew(job.row, result)
             else:
                 self._discard(job, result)
-        return [outcome.of_task(task) for task in finished]
+        return [outcome.of_task(task, self._settings.ignore_status) for task in finished]
 
     def _discard(self, job: Job, result: Result) -> None:
         """Remove what was kept to be resumed, and will not be."""

@@ -99,6 +99,7 @@ def load(
     force: bool = False,
     revalidate: bool = False,
     skip_existing: bool = False,
+    ignore_status: Iterable[int] = (),
     threads: int = THREADS,
     per_host: int = PER_HOST,
     timeout: float = TIMEOUT,

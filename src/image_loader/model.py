@@ -47,6 +47,7 @@ class Reason(StrEnum):
     INTERRUPTED = "interrupted"
     DUPLICATE = "duplicate"
     EXISTS = "exists"
+    IGNORED_STATUS = "ignored-status"
     PROTOCOL = "protocol"
 
 

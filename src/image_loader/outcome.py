@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from image_loader.lists.forms import hint
@@ -40,8 +41,8 @@ def interrupted(line: Line) -> Outcome:
     return failed(line, Reason.INTERRUPTED, INTERRUPTED)
 
 
-def of_task(task: Task) -> Outcome:
-    """Return the outcome of a job that was downloaded, or not."""
+def of_task(task: Task, ignored: Container[int] = ()) -> Outcome:
+    """Return the outcome of a job that was downloaded, or not; answers with ``ignored`` statuses are no failures."""
     job, result = task.job, task.result
     file = job.name.path if job.name.complete else None
     outcome = Outcome(job.line, job.url.text, file, Status.FAILED, attempts=task.attempts, seconds=task.seconds)
@@ -53,8 +54,14 @@ def of_task(task: Task) -> Outcome:
         case Locked():
             return outcome._replace(status=Status.SKIPPED, reason=Reason.LOCKED, detail=result.detail)
         case Failure():
-            detail = _with_hint(result, job.url.text)
-            return outcome._replace(reason=result.reason, detail=detail, http_status=result.http_status)
+            return _of_failure(outcome, result, ignored)
+
+
+def _of_failure(outcome: Outcome, failure: Failure, ignored: Container[int]) -> Outcome:
+    outcome = outcome._replace(reason=failure.reason, http_status=failure.http_status)
+    if failure.reason is Reason.HTTP_STATUS and failure.http_status in ignored:
+        return outcome._replace(status=Status.SKIPPED, reason=Reason.IGNORED_STATUS, detail=failure.detail)
+    return outcome._replace(detail=_with_hint(failure, outcome.url))
 
 
 def _with_hint(failure: Failure, url: str) -> str:

@@ -23,6 +23,7 @@ from image_loader.option import (
     Option,
     Seconds,
     Size,
+    Statuses,
     Switch,
     Whole,
 )
@@ -88,6 +89,15 @@ class Settings(NamedTuple):
             Flag(),
             IMAGES,
             "skip images that are there, whatever their headers say; damaged ones are downloaded again",
+        ),
+    ]
+    ignore_status: Annotated[
+        frozenset[int],
+        Option(
+            "--ignore-status",
+            Statuses(),
+            IMAGES,
+            "count answers with these HTTP statuses, such as 404,410, as skipped instead of failed",
         ),
     ]
     sniff: Annotated[
