@@ -206,7 +206,7 @@ UNKNOWN = {
     "--max-connection-per-server=5": "use --per-host N",
     "--max-connection-per-sever=5": "use --per-host N",
     "--tries 3": "use --retries N",
-    "--wait 1": "--per-host 1",
+    "--wait 1": "use --delay SECONDS",
     "--exclude secret": "leave the URLs out of the list",
     "--archive": "gets the time that its server gives",
     "--forse": "did you mean --force?",

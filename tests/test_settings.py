@@ -29,6 +29,7 @@ OTHER = {
     "max_size": (1234, 1234),
     "threads": (7, 7),
     "per_host": (6, 6),
+    "delay": (2.5, 2.5),
     "timeout": (5, 5),
     "max_time": (0.5, 0.5),
     "retries": (9, 9),

@@ -128,7 +128,8 @@ class Downloader:
         if job.is_unconditional:
             raise DownloadError(Reason.PROTOCOL, "304 Not Modified to an unconditional request", http_status=304)
         job = job._replace(hop=None, is_unconditional=True)
-        stays = connection.usable and connection.origin == job.url.origin
+        # With a delay, every request has to wait for its turn.
+        stays = connection.usable and connection.origin == job.url.origin and not self._settings.delay
         return self._attempt(job, connection) if stays else Unfinished(job)
 
     def _ask(self, job: Job, condition: Mapping[str, str], connection: Connection) -> Result | Unfinished | None:

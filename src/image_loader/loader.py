@@ -34,6 +34,8 @@ THREADS = 32
 """Downloads at once; each takes a thread (some 100 kB), a socket and an open file."""
 PER_HOST = 10
 """Downloads at once from one host, and idle connections kept for it."""
+DELAY = 0.0
+"""Seconds between the starts of two requests to one host; 0: none."""
 POOL_HOSTS = 256
 """Hosts whose connections are kept; with more at once, connections are thrown away instead of reused."""
 CONNECTS = 512
@@ -102,6 +104,7 @@ def load(
     ignore_status: Iterable[int] = (),
     threads: int = THREADS,
     per_host: int = PER_HOST,
+    delay: float = DELAY,
     timeout: float = TIMEOUT,
     max_time: float = MAX_TIME,
     retries: int = RETRIES,

@@ -115,6 +115,10 @@ class Settings(NamedTuple):
     max_size: Annotated[int, Option("--max-size", Size(1, 10**12), IMAGES, "largest image to accept")]
     threads: Annotated[int, Option("-t --threads", Whole(1, 10**5), LIMITS, "downloads at once")]
     per_host: Annotated[int, Option("--per-host", Whole(1, 10**5), LIMITS, "downloads at once from one host")]
+    delay: Annotated[
+        float,
+        Option("--delay", Seconds(0, 10**6), LIMITS, "time between the starts of two requests to one host"),
+    ]
     timeout: Annotated[
         float, Option("--timeout", Seconds(0.001, 10**6), LIMITS, "time limit to connect, and between two bytes")
     ]

@@ -56,9 +56,7 @@ _INSTEAD = {
     ),
     "use --timeout SECONDS": "--connect-timeout --read-timeout --dns-timeout --contimeout",
     "use --max-time SECONDS": "-m --deadline --retry-max-time --speed-time --stop",
-    "there is no pause between requests; --per-host 1 makes one request at a time to each host": (
-        "-w --wait --random-wait --rate --delay --sleep"
-    ),
+    "use --delay SECONDS": "-w --wait --random-wait --rate --sleep --interval",
     "use --max-size SIZE": "-Q --quota --max-filesize",
     "leave the URLs out of the list, for example with grep -v": (
         "-R -X -D --exclude --include --reject --accept --reject-regex --accept-regex --exclude-from --filter "
