@@ -51,6 +51,16 @@ class Reason(StrEnum):
     PROTOCOL = "protocol"
 
 
+class Change(StrEnum):
+    """How an image that was saved differs from the one before it."""
+
+    NEW = "new"
+    """There was none."""
+    CHANGED = "changed"
+    SAME = "same"
+    """Its bytes are those of the one before."""
+
+
 class Blame(Enum):
     """Whom a failure counts against."""
 
@@ -215,7 +225,8 @@ class Job(NamedTuple):
     ``row`` is its number in the index. ``image`` is what that knows of the file in place, where it is as it was
     recorded; ``validators`` are sent with the request (none: an unconditional request). ``inode`` is that of the file
     that stood under the name when this was planned, None where there was none, so that the image takes one more. Where
-    that file may be another's (``foreign``), it stays unless the image is the same, byte for byte. ``hop`` is where
+    that file may be another's (``foreign``), it stays unless the image is the same, byte for byte. ``sha256`` is that
+    of the last image of this URL, whatever became of its file. ``hop`` is where
     redirects have led the attempt that is under way; ``is_unconditional`` says that its condition led to nothing.
     """
 
@@ -228,6 +239,7 @@ class Job(NamedTuple):
     inode: int | None
     resume: Resume | None = None
     foreign: bool = False
+    sha256: str | None = None
     hop: Hop | None = None
     is_unconditional: bool = False
 
@@ -239,12 +251,17 @@ class Job(NamedTuple):
 class Saved(NamedTuple):
     """The attempt put a whole image in place.
 
-    ``key`` is that of its name, where it got another name than the job had for it.
+    ``key`` is that of its name, where it got another name than the job had for it. ``final_url`` is where redirects
+    led, without user and password. ``width`` and ``height`` are in pixels, None where nothing was decoded.
     """
 
     image: Image
     http_status: int
+    change: Change
     key: str | None = None
+    final_url: str | None = None
+    width: int | None = None
+    height: int | None = None
 
 
 class NotModified(NamedTuple):
@@ -255,6 +272,7 @@ class NotModified(NamedTuple):
     lifetime: Lifetime
     checked: float
     http_status: int = 304
+    final_url: str | None = None
 
 
 class Locked(NamedTuple):
@@ -296,7 +314,9 @@ class Outcome(NamedTuple):
     """How one line ended.
 
     ``file`` is relative to the directory; ``detail`` is text for people, free of secrets; ``bytes`` is the size of the
-    file saved; ``seconds`` is the time spent on attempts.
+    file saved; ``seconds`` is the time spent on attempts. ``final_url`` is where redirects led, None where there were
+    none, or nothing was asked. ``change`` is that of an image that was saved. ``width`` and ``height``, in pixels, are
+    known where it was decoded.
     """
 
     line: int
@@ -311,3 +331,7 @@ class Outcome(NamedTuple):
     sha256: str | None = None
     attempts: int = 0
     seconds: float = 0.0
+    final_url: str | None = None
+    change: Change | None = None
+    width: int | None = None
+    height: int | None = None

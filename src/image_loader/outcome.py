@@ -48,13 +48,25 @@ def of_task(task: Task, ignored: Container[int] = ()) -> Outcome:
     outcome = Outcome(job.line, job.url.text, file, Status.FAILED, attempts=task.attempts, seconds=task.seconds)
     match result:
         case Saved():
-            return _of_image(outcome._replace(status=Status.SAVED, http_status=result.http_status), result.image)
+            return _of_saved(_of_image(outcome, result.image), result)
         case NotModified():
-            return _of_image(outcome._replace(status=Status.FRESH, http_status=result.http_status), result.image)
+            outcome = outcome._replace(http_status=result.http_status, final_url=result.final_url)
+            return _of_image(outcome._replace(status=Status.FRESH), result.image)
         case Locked():
             return outcome._replace(status=Status.SKIPPED, reason=Reason.LOCKED, detail=result.detail)
         case Failure():
             return _of_failure(outcome, result, ignored)
+
+
+def _of_saved(outcome: Outcome, saved: Saved) -> Outcome:
+    return outcome._replace(
+        status=Status.SAVED,
+        http_status=saved.http_status,
+        final_url=saved.final_url,
+        change=saved.change,
+        width=saved.width,
+        height=saved.height,
+    )
 
 
 def _of_failure(outcome: Outcome, failure: Failure, ignored: Container[int]) -> Outcome:

@@ -187,7 +187,9 @@ class Planner:
         adopted = image is not None and not self._index_lost
         foreign = unknown and not adopted and not naming.has_hash(url, name.path)
         inode = None if state is None else state.st_ino
-        plan.jobs.append(Job(line.number, url, record.row, name, image, validators, inode, foreign=foreign))
+        sha256 = None if record.image is None else record.image.sha256
+        job = Job(line.number, url, record.row, name, image, validators, inode, foreign=foreign, sha256=sha256)
+        plan.jobs.append(job)
 
     def _as_recorded(self, image: Image, row: int, state: os.stat_result) -> Image | None:
         """Return the image that stands in place, if it is as it was recorded.
