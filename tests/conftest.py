@@ -32,6 +32,17 @@ if TYPE_CHECKING:
 
 SOURCES = Path(__file__).parents[1] / "src"
 MODULE = (sys.executable, "-m", "image_loader")
+IMPATIENT_FAILURES = 2
+"""How often in a row a host may fail or refuse before an impatient command looks at its patience."""
+
+
+def impatient(patience: float) -> tuple[str, ...]:
+    """Return the command with less patience for hosts; half a minute would be a long time for a test."""
+    code = "from image_loader import loader\n"
+    code += f"loader.HOST_PATIENCE, loader.HOST_FAILURES = {patience}, {IMPATIENT_FAILURES}\nloader.main()"
+    return (sys.executable, "-c", code)
+
+
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCES)}
 """That of a process of its own which imports the package."""
 SUMMARY = re.compile(r"(\d+) URLs?: (\d+) saved(?: \([^)]*\))?, (\d+) fresh, (\d+) skipped, (\d+) failed in [\d.]+ s")

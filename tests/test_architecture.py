@@ -36,7 +36,7 @@ OWNERS = {
     "argparse": {"cli"},
     "requests": {"transport"},
     "urllib3": {"transport"},
-    "socket": {"transport"},
+    "socket": {"transport", "decoding"},
     "selectors": {"transport"},
     "netrc": {"transport"},
     "http": {"transport", "model"},

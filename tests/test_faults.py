@@ -24,7 +24,7 @@ import pytest
 import trustme
 
 from behaviours import BEHAVIOURS
-from conftest import MODULE, SOURCES, Loader, Row, Run, leftovers, urls_of
+from conftest import IMPATIENT_FAILURES, MODULE, SOURCES, Loader, Row, Run, impatient, leftovers, urls_of
 from exchange import etag
 from server import Server, refusing_port, silent_port, unaccepting_port
 
@@ -60,6 +60,11 @@ def retried(*reasons: str) -> Expected:
 def refused(*reasons: str) -> Expected:
     """Fail, tried again or not."""
     return Expected(frozenset(reasons), 1, 1 + RETRIES)
+
+
+def busy(*reasons: str) -> Expected:
+    """Fail once the host is given up, which asks for one pause after the other."""
+    return Expected(frozenset(reasons), IMPATIENT_FAILURES + 1, IMPATIENT_FAILURES + 3)
 
 
 SAVED_AT_ONCE = failed(SAVED)
@@ -148,17 +153,18 @@ EXPECTED = {
     "other-success": failed("http-status"),
     "unasked-part": failed("http-status", "protocol"),
     "status": failed("http-status"),
-    **{f"status-{code}": retried("http-status") for code in (408, 425, 429, 500, 502, 503, 504)},
+    **{f"status-{code}": retried("http-status") for code in (408, 425, 500, 502, 504)},
+    **{f"status-{code}": busy("http-status") for code in (429, 503)},
     **{f"status-{code}": retried("http-status") for code in (509, 520, 521, 522, 523, 524, 529, 530)},
-    "retry-after": retried("http-status"),
+    "retry-after": busy("http-status"),
     "hostile-reason": failed("http-status", "protocol"),
     # Redirects.
     "hostile-redirect": failed("redirects", "protocol"),
     "bad-redirect": failed("redirects"),
-    "bad-redirect-empty": Expected(frozenset({"redirects"}), 1, 11),
+    "bad-redirect-empty": Expected(frozenset({"redirects"}), 1, 21),
     "redirect-nowhere": failed("redirects"),
     "two-locations": failed("redirects", "protocol"),
-    "redirect-loop": Expected(frozenset({"redirects"}), 1, 11),
+    "redirect-loop": Expected(frozenset({"redirects"}), 1, 21),
     "redirect-hops": failed("redirects"),
 }
 ELSEWHERE = {
@@ -230,7 +236,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         _be_well(servers, well=True)
         assert loader.run(urls, *AT_ONCE).counts == (len(urls), 0, 0, 0)
         _be_well(servers, well=False)
-        fault = loader.run(urls, *FAST, *AT_ONCE, "--max-size", str(MAX_SIZE))
+        options = (*FAST, *AT_ONCE, "--max-size", str(MAX_SIZE))
+        fault = loader.run(urls, *options, command=impatient(2.0))
         requests = {case: len(server.asked(_target(case))) - 1 for case, server in servers.items()}
         stood = {case: _state(loader.directory / f"{case}.png") for case in CASES}
         _be_well(servers, well=True)
@@ -420,10 +427,10 @@ def test_a_location_may_be_relative(server: Server, loader: Loader) -> None:
     assert [run.content(url) == server.image("/landed.png") for url in urls] == [True] * len(urls)
 
 
-def test_ten_redirects_are_followed_and_eleven_are_not(server: Server, loader: Loader) -> None:
-    ten, eleven = server.url("/redirect-hops/a.png?left=10"), server.url("/redirect-hops/b.png?left=11")
-    run = loader.run([ten, eleven])
-    assert [run.row(url)["reason"] for url in (ten, eleven)] == [None, "redirects"]
+def test_twenty_redirects_are_followed_and_more_are_not(server: Server, loader: Loader) -> None:
+    twenty, more = server.url("/redirect-hops/a.png?left=20"), server.url("/redirect-hops/b.png?left=21")
+    run = loader.run([twenty, more])
+    assert [run.row(url)["reason"] for url in (twenty, more)] == [None, "redirects"]
 
 
 def test_the_body_of_a_redirect_is_not_read(server: Server, loader: Loader) -> None:

@@ -117,8 +117,8 @@ def test_by_default_10_downloads_run_at_once_at_one_host(server: Server, loader:
 
 def test_retries_are_as_many_as_told(server: Server, loader: Loader) -> None:
     for retries in (0, 2):
-        loader.run([server.url(f"/status-503/{retries}.png")], "--retries", str(retries))
-    assert [len(server.asked(f"/status-503/{retries}.png")) for retries in (0, 2)] == [1, 3]
+        loader.run([server.url(f"/status-500/{retries}.png")], "--retries", str(retries))
+    assert [len(server.asked(f"/status-500/{retries}.png")) for retries in (0, 2)] == [1, 3]
 
 
 @pytest.mark.parametrize(("size", "status"), [("3999", "failed"), ("4k", "saved"), ("4K", "saved"), ("1M", "saved")])

@@ -70,7 +70,7 @@ def _sockets(process: int) -> int:
 
 def test_a_signal_ends_a_run_that_waits_to_try_again(server: Server, loader: Loader) -> None:
     server.headers.clear()
-    running = loader.start(urls_of(server, 20, "status-503"), "--retries", "10")
+    running = loader.start(urls_of(server, 20, "status-500"), "--retries", "10")
     server.wait_for(lambda: len(server.requests) >= 20 and not server.at_work)
     running.send(signal.SIGINT)
     assert running.finish(PROMPT).status == 130

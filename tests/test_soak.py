@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from behaviours import BEHAVIOURS
-from conftest import SOURCES, Loader, Running, leftovers, urls_of
+from conftest import SOURCES, Loader, Running, impatient, leftovers, urls_of
 from image_loader.model import Reason
 from server import Server, refusing_port, silent_port
 
@@ -150,14 +150,7 @@ def _assert_whole(rows: list[list[str]], servers: list[Server], directory: Path)
             assert (directory / file).read_bytes() == by_origin[url[: -len(target)]].image(target), url
 
 
-# The defaults are there to be edited: half a minute would be a long time for a test.
 PATIENCE = 4.0
-IMPATIENT = f"""
-import sys
-from image_loader import loader
-loader.HOST_PATIENCE = {PATIENCE}
-loader.main()
-"""
 
 
 def test_a_dead_host_in_front_is_given_up_and_hinders_nobody(new_server: Callable[..., Server], loader: Loader) -> None:
@@ -166,7 +159,7 @@ def test_a_dead_host_in_front_is_given_up_and_hinders_nobody(new_server: Callabl
     with refusing_port() as refusing, silent_port() as silent:
         dead = [f"http://127.0.0.1:{port}/{number}.png" for port in (refusing, silent) for number in range(2000)]
         began = time.monotonic()
-        run = loader.run([*dead, *good], "--timeout", "1", command=(sys.executable, "-c", IMPATIENT))
+        run = loader.run([*dead, *good], "--timeout", "1", command=impatient(PATIENCE))
         ended = time.monotonic()
     assert run.counts == (1000, 0, 0, 4000)
     assert Counter(row["reason"] for row in run.rows)["host-down"] > 3900

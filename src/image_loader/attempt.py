@@ -47,6 +47,8 @@ _UNCONDITIONAL = {"Cache-Control": "no-cache"}
 # What tells the caches to ask the server whether it has changed (RFC 9111, 5.2.1.1).
 _REVALIDATING = {"Cache-Control": "max-age=0"}
 _NONE: dict[str, str] = {}
+# Answers to a request for the rest of a body.
+_PART_STATUSES = frozenset({206, 416})
 _GZIP = b"\x1f\x8b\x08"
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
@@ -102,6 +104,8 @@ class Downloader:
         ``connection`` stands, to the host that is asked next. The attempt is unfinished where another one is needed.
         """
         result = self._result(job, connection)
+        if job.resume is not None and isinstance(result, Failure) and result.http_status in _PART_STATUSES:
+            self._directory.discard(job.resume.key)  # The next attempt asks for the whole.
         if isinstance(result, Failure) and result.blame is Blame.PROCESS and self._transport.drop_idle():
             # Connections that waited for their next request may have been what had the descriptors.
             return Unfinished(job)
@@ -155,8 +159,6 @@ class Downloader:
             part = resume if answer.status == 206 else None
             if part is not None or _is_whole(answer):
                 return self._receive(job, answer, part)
-            if resume is not None and answer.status == 416:
-                self._directory.discard(resume.key)
             raise _status_error(answer, ranged=resume is not None)
 
     def _not_modified(self, job: Job, answer: Answer) -> NotModified | None:

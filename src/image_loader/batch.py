@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _WANTED_LATER = ("encodings.unicode_escape", "idna.uts46data", "ipaddress")
 # How soon an interruption is noticed, and how long attempts that were cut off get to clean up, in seconds.
 _WAIT = 0.1
+_BRIEFLY = 0.01
 _GRACE = 1.5
 
 
@@ -107,11 +108,16 @@ class _Run:
                 break
             self._rest = read or ()
             yield from self._work_off(stop, _WAIT if read is None else 0.0)
+            yield from self._hand_over(stop)
         yield from self._advance(stop, 0, _WAIT)
         if stop.is_set():
             yield from self._cut_off()
-        if unreadable is not None:
-            raise unreadable
+        try:
+            if unreadable is not None:
+                raise unreadable
+        finally:
+            # It knows this frame by its traceback: such a circle would keep the directory open.
+            del unreadable
 
     def _work_off(self, stop: threading.Event, wait: float) -> Iterator[Outcome]:
         """Decide about the lines that were read, in several rounds where many files have to be read as well."""
@@ -158,6 +164,14 @@ class _Run:
                 raise scheduler.error
             if self._has_room(room):
                 return
+
+    def _hand_over(self, stop: threading.Event) -> Iterator[Outcome]:
+        """Have the few jobs that there are begin before the next line is waited for, which may take long."""
+        while self._downloads is not None and not stop.is_set():
+            scheduler = self._downloads.scheduler
+            if scheduler.pending > self._settings.threads or not scheduler.is_about_to_start:
+                return
+            yield from self._advance(stop, self._settings.window, _BRIEFLY)
 
     def _has_room(self, room: int) -> bool:
         pending = self._downloads.scheduler.pending if self._downloads is not None else 0

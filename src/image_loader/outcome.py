@@ -17,7 +17,9 @@ INTERRUPTED = "the run was ended"
 
 def fresh(line: Line, image: Image) -> Outcome:
     """Return the outcome of an image that needs no request."""
-    return _of_image(Outcome(line.number, line.text, None, Status.FRESH), image)
+    return Outcome(
+        line.number, line.text, image.file, Status.FRESH, None, None, None, image.media_type, image.size, image.sha256
+    )
 
 
 def duplicate(line: Line) -> Outcome:
@@ -28,7 +30,7 @@ def duplicate(line: Line) -> Outcome:
 def exists(line: Line, file: str, size: int, image: Image | None) -> Outcome:
     """Return the outcome of an image that is there, and is not asked about; None: the index does not know it."""
     outcome = Outcome(line.number, line.text, file, Status.SKIPPED, Reason.EXISTS, bytes=size)
-    return outcome if image is None else _of_image(outcome, image)
+    return outcome if image is None else outcome._replace(media_type=image.media_type, sha256=image.sha256)
 
 
 def failed(line: Line, reason: Reason, detail: str) -> Outcome:
@@ -44,43 +46,23 @@ def interrupted(line: Line) -> Outcome:
 def of_task(task: Task, ignored: Container[int] = ()) -> Outcome:
     """Return the outcome of a job that was downloaded, or not; answers with ``ignored`` statuses are no failures."""
     job, result = task.job, task.result
+    line, url, attempts, seconds = job.line, job.url.text, task.attempts, task.seconds
+    if isinstance(result, (Saved, NotModified)):
+        image, status = result.image, Status.SAVED if isinstance(result, Saved) else Status.FRESH
+        kept = (image.media_type, image.size, image.sha256, attempts, seconds, result.final_url)
+        more = (result.change, result.width, result.height) if isinstance(result, Saved) else ()
+        return Outcome(line, url, image.file, status, None, None, result.http_status, *kept, *more)
     file = job.name.path if job.name.complete else None
-    outcome = Outcome(job.line, job.url.text, file, Status.FAILED, attempts=task.attempts, seconds=task.seconds)
-    match result:
-        case Saved():
-            return _of_saved(_of_image(outcome, result.image), result)
-        case NotModified():
-            outcome = outcome._replace(http_status=result.http_status, final_url=result.final_url)
-            return _of_image(outcome._replace(status=Status.FRESH), result.image)
-        case Locked():
-            return outcome._replace(status=Status.SKIPPED, reason=Reason.LOCKED, detail=result.detail)
-        case Failure():
-            return _of_failure(outcome, result, ignored)
-
-
-def _of_saved(outcome: Outcome, saved: Saved) -> Outcome:
-    return outcome._replace(
-        status=Status.SAVED,
-        http_status=saved.http_status,
-        final_url=saved.final_url,
-        change=saved.change,
-        width=saved.width,
-        height=saved.height,
-    )
-
-
-def _of_failure(outcome: Outcome, failure: Failure, ignored: Container[int]) -> Outcome:
-    outcome = outcome._replace(reason=failure.reason, http_status=failure.http_status)
-    if failure.reason is Reason.HTTP_STATUS and failure.http_status in ignored:
-        return outcome._replace(status=Status.SKIPPED, reason=Reason.IGNORED_STATUS, detail=failure.detail)
-    return outcome._replace(detail=_with_hint(failure, outcome.url))
+    outcome = Outcome(line, url, file, Status.FAILED, attempts=attempts, seconds=seconds)
+    if isinstance(result, Locked):
+        return outcome._replace(status=Status.SKIPPED, reason=Reason.LOCKED, detail=result.detail)
+    outcome = outcome._replace(reason=result.reason, http_status=result.http_status)
+    if result.reason is Reason.HTTP_STATUS and result.http_status in ignored:
+        return outcome._replace(status=Status.SKIPPED, reason=Reason.IGNORED_STATUS, detail=result.detail)
+    return outcome._replace(detail=_with_hint(result, url))
 
 
 def _with_hint(failure: Failure, url: str) -> str:
     """Return the detail of a failure, and what may be wrong with a line that a server knows nothing of."""
     advice = hint(url) if failure.reason is Reason.HTTP_STATUS else ""
     return f"{failure.detail}; {advice}" if advice else failure.detail
-
-
-def _of_image(outcome: Outcome, image: Image) -> Outcome:
-    return outcome._replace(file=image.file, media_type=image.media_type, bytes=image.size, sha256=image.sha256)

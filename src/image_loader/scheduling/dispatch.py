@@ -89,6 +89,10 @@ class Dispatch:
         """Whether nothing is under way, nor about to be."""
         return not (self.turns or self._for_worker or self._for_connection or self._slots.in_use)
 
+    def is_about_to_start(self, now: float) -> bool:
+        """Tell whether a connection is being made that is likely to stand in a moment."""
+        return self._slots.expects(now)
+
     def next_at(self) -> float | None:
         """Return when a slot for a connection will be free at the latest, where a host waits for one."""
         return self._slots.next_at() if self._for_connection or self._for_connection_again else None
@@ -167,6 +171,9 @@ class Dispatch:
 
     def shrink(self, started: float, now: float, *, connecting: bool) -> None:
         """Do less at once for the time being, for want of descriptors: fewer connections, then fewer workers."""
+        for host in self._for_worker:
+            while host.connections:
+                host.connections.pop().close()
         if connecting and self._slots.shrink():
             return
         threads = max(1, int(_SHRINKS_TO * min(self._threads, len(self.turns) or 1)))
@@ -184,13 +191,26 @@ class Dispatch:
             self._threads, self._ended_well = self._threads + 1, 0
 
     def _connect(self, line: deque[Host], now: float, *, retry: bool) -> None:
-        while line and self._slots.has_room(now, len(self._for_worker), retry=retry):
+        while line and self._slots.has_room(now, standing := self._standing(), retry=retry):
             host = line.popleft()
             host.waits_for_connection = False
-            if host.may_start(now) and host.lacks > 0:
+            if not host.may_start(now) or host.lacks <= 0:
+                continue
+            idle = len(self.turns) + standing + self._slots.in_use < self._threads
+            if idle or host.connected < self._fair_share():
                 host.connecting.append(self._slots.begin(now, retry=retry))
                 self._connections.connect(host.origin)
                 self.line_up(host, now)
+
+    def _fair_share(self) -> int:
+        """Return how many connections each host needs to get its part of the workers."""
+        hosts = {turn.host for turn in self.turns}
+        hosts.update(self._for_worker)
+        return max(1, self._threads // max(1, len(hosts)))
+
+    def _standing(self) -> int:
+        """Return how many connections wait for a worker."""
+        return sum(len(host.connections) for host in self._for_worker)
 
     def _submit(self, host: Host, connection: Connection, now: float, clock: Clock) -> None:
         turn = Turn(host, connection, host.share(host.free))

@@ -82,6 +82,11 @@ class Host:
         return self.health.at_once - self.running - self.away
 
     @property
+    def connected(self) -> int:
+        """How many connections it has, those that are being made among them."""
+        return self.running + len(self.connections) + len(self.connecting)
+
+    @property
     def lacks(self) -> int:
         """How many connections more than there are can be used by jobs that wait."""
         most = 1 if self.health.policy.delay else self.free

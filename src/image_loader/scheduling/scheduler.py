@@ -108,6 +108,11 @@ class Scheduler:
         return 0.0 if at is None else max(0.0, at - self._clock())
 
     @property
+    def is_about_to_start(self) -> bool:
+        """Whether a connection is being made that is likely to stand in a moment."""
+        return self._dispatch.is_about_to_start(self._clock())
+
+    @property
     def known_hosts(self) -> int:
         """How many hosts something is known of."""
         return len(self._judge.hosts)

@@ -55,6 +55,11 @@ class Slots:
             return False
         return self.in_use < self._most and len(self._young) + standing < self._expected
 
+    def expects(self, now: float) -> bool:
+        """Tell whether one that is being made is likely to stand in a moment."""
+        self._grow_old(now)
+        return bool(self._young)
+
     def begin(self, now: float, *, retry: bool = False) -> int:
         """Take a slot; return its number."""
         self._number += 1
