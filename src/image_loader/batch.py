@@ -53,6 +53,11 @@ def run(
     lines = iter(lines)
     # Read before anything is made: a list that is not there leaves no directory behind.
     first = list(islice(lines, 1))
+    if settings.dry_run:
+        from image_loader import preview
+
+        yield from preview.run(chain(first, lines), settings, stop, tick)
+        return
     with ExitStack() as stack:
         directory = Directory(settings.directory)
         stack.callback(directory.close)
@@ -74,6 +79,7 @@ class _Run:
         self._planner = Planner(settings, directory, index)
         self._stack = stack
         self._tick = tick
+        self._known = index.known() if settings.delete else None
         self._downloads: _Downloads | None = None
         # Lines that were read and not yet decided about.
         self._rest: Sequence[Line] = ()
@@ -112,12 +118,22 @@ class _Run:
         yield from self._advance(stop, 0, _WAIT)
         if stop.is_set():
             yield from self._cut_off()
+        elif unreadable is None:
+            yield from self._delete(stop)
         try:
             if unreadable is not None:
                 raise unreadable
         finally:
             # It knows this frame by its traceback: such a circle would keep the directory open.
             del unreadable
+
+    def _delete(self, stop: threading.Event) -> Iterator[Outcome]:
+        """Delete what is no longer in the list, which was read to its end."""
+        if self._known is not None:
+            from image_loader import removal
+
+            self._index.flush()
+            yield from removal.delete(self._settings, self._directory, self._index, self._known, stop)
 
     def _work_off(self, stop: threading.Event, wait: float) -> Iterator[Outcome]:
         """Decide about the lines that were read, in several rounds where many files have to be read as well."""
