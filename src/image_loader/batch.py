@@ -53,6 +53,11 @@ def run(
     lines = iter(lines)
     # Read before anything is made: a list that is not there leaves no directory behind.
     first = list(islice(lines, 1))
+    if settings.dry_run:
+        from image_loader import preview
+
+        yield from preview.run(chain(first, lines), settings, stop, tick)
+        return
     with ExitStack() as stack:
         directory = Directory(settings.directory)
         stack.callback(directory.close)
@@ -74,6 +79,7 @@ class _Run:
         self._planner = Planner(settings, directory, index)
         self._stack = stack
         self._tick = tick
+        self._known = index.known() if settings.delete else None
         self._downloads: _Downloads | None = None
         # Lines that were read and not decided about yet.
         self._undecided: Sequence[Line] = ()
@@ -108,12 +114,22 @@ class _Run:
         yield from self._advance(stop, 0, _WAIT)
         if stop.is_set():
             yield from self._interrupted()
+        elif unreadable is None:
+            yield from self._delete(stop)
         try:
             if unreadable is not None:
                 raise unreadable
         finally:
             # It knows this frame by its traceback: such a circle would keep the directory open.
             del unreadable
+
+    def _delete(self, stop: threading.Event) -> Iterator[Outcome]:
+        """Delete what is no longer in the list, which was read to its end."""
+        if self._known is not None:
+            from image_loader import removal
+
+            self._index.flush()
+            yield from removal.delete(self._settings, self._directory, self._index, self._known, stop)
 
     def _take_on_all(self, stop: threading.Event, wait: float) -> Iterator[Outcome]:
         """Take on the lines that were read, in parts where much has to be compared; downloads go on in between."""
@@ -195,7 +211,7 @@ class _Run:
                 self._index.renew(job.row, result)
             else:
                 self._discard(job, result)
-        return [outcome.of_task(task) for task in finished]
+        return [outcome.of_task(task, self._settings.ignore_status) for task in finished]
 
     def _discard(self, job: Job, result: Result) -> None:
         """Remove what was kept to be resumed, and will not be."""
