@@ -82,6 +82,7 @@ class Scheduler:
         for host in list(self._judge.hosts):
             for task in host.take_all():
                 self._judge.finish(task, INTERRUPTED, now)
+            self._dispatch.release(host)
         self._dispatch.timers.clear()
         return self._taken()
 
