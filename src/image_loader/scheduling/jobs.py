@@ -16,10 +16,10 @@ INTERRUPTED = Failure(Reason.INTERRUPTED, "the run was ended")
 
 
 class Jobs:
-    """The jobs, by their hosts; used by the thread that schedules alone. All times are those of the scheduler's clock, in seconds.
+    """The jobs, by their hosts; used by the thread that schedules alone.
 
     ``finished`` are the tasks whose results are final and not yet handed back, ``pending`` is the number of the others.
-    Once it ``is_ending``, nothing is tried again.
+    Once it ``is_ending``, nothing is tried again. All times are those of the scheduler's clock, in seconds.
     """
 
     def __init__(self, policy: Policy, dispatch: Dispatch) -> None:
