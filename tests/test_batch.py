@@ -19,7 +19,7 @@ import pytest
 
 from conftest import ENVIRONMENT, SETTINGS, leftovers, urls_of
 from exchange import png
-from image_loader import batch, load
+from image_loader import batch, load, planner
 from image_loader.errors import DirectoryError, IndexFileError, LoaderError, OptionError, UrlFileError
 from image_loader.model import Line, Outcome, Reason, Status
 from image_loader.settings import Settings
@@ -50,6 +50,18 @@ def run(directory: Path, urls: Sequence[str], **options: Any) -> dict[int, Outco
 
 def statuses(outcomes: dict[int, Outcome]) -> list[Status]:
     return [outcomes[line].status for line in sorted(outcomes)]
+
+
+def test_lines_that_are_left_for_later_since_much_has_to_be_read_are_told(
+    server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.headers = {f"/image/{number:04}.png": {"Cache-Control": "max-age=3600"} for number in range(30)}
+    urls = urls_of(server, 30)
+    run(directory, urls)
+    for path in directory.glob("*.png"):
+        os.utime(path)
+    monkeypatch.setattr(planner, "_READ_MAX", 10_000)
+    assert statuses(run(directory, urls)) == [Status.FRESH] * 30
 
 
 # Names -------------------------------------------------------------------------------------------------------------

@@ -75,6 +75,8 @@ class _Run:
         self._stack = stack
         self._tick = tick
         self._downloads: _Downloads | None = None
+        # Lines that were read and not yet decided about.
+        self._rest: Sequence[Line] = ()
         self._new = 0
         self._size = 0
 
@@ -83,6 +85,7 @@ class _Run:
         try:
             yield from self._downloaded(lines, stop)
         except LoaderError:
+            yield from self._undecided()
             yield from self._cut_off()
             raise
         finally:
@@ -103,9 +106,8 @@ class _Run:
             if stop.is_set():
                 yield from map(outcome.interrupted, read or ())
                 break
-            yield from self._take_on(read or ())
-            wait = _WAIT if read is None else 0.0
-            yield from self._advance(stop, self._settings.window - self._settings.batch, wait)
+            self._rest = read or ()
+            yield from self._work_off(stop, _WAIT if read is None else 0.0)
             yield from self._hand_over(stop)
         yield from self._advance(stop, 0, _WAIT)
         if stop.is_set():
@@ -117,18 +119,29 @@ class _Run:
             # It knows this frame by its traceback: such a circle would keep the directory open.
             del unreadable
 
-    def _take_on(self, group: Sequence[Line]) -> Generator[Outcome, None, Sequence[Line]]:
-        """Yield the outcomes of the lines that need no request, and have the others downloaded; return what is left."""
-        try:
-            if self._downloads is None:
-                plan = self._planner.plan(group)
-            else:
-                plan = self._planner.plan(group, self._downloads.scheduler.down_failure)
-            if plan.jobs and self._downloads is None:
-                self._downloads = _Downloads(self._settings, self._directory, self._stack)
-        except LoaderError:
-            yield from map(outcome.interrupted, group)
-            raise
+    def _work_off(self, stop: threading.Event, wait: float) -> Iterator[Outcome]:
+        """Decide about the lines that were read, in several rounds where many files have to be read as well."""
+        while True:
+            yield from self._take_on(self._rest)
+            yield from self._advance(stop, self._settings.window - self._settings.batch, wait)
+            if stop.is_set() or not self._rest:
+                break
+        yield from self._undecided()
+
+    def _undecided(self) -> Iterator[Outcome]:
+        """Yield the outcomes of lines that the end of the run leaves undecided."""
+        rest, self._rest = self._rest, ()
+        return map(outcome.interrupted, rest)
+
+    def _take_on(self, group: Sequence[Line]) -> Iterator[Outcome]:
+        """Yield the outcomes of the lines that need no request, and have the others downloaded."""
+        if self._downloads is None:
+            plan = self._planner.plan(group)
+        else:
+            plan = self._planner.plan(group, self._downloads.scheduler.down_failure)
+        if plan.jobs and self._downloads is None:
+            self._downloads = _Downloads(self._settings, self._directory, self._stack)
+        self._rest = plan.rest
         if self._downloads is not None:
             self._downloads.scheduler.add(plan.jobs)
             self._new += sum(job.inode is None for job in plan.jobs)
@@ -137,7 +150,6 @@ class _Run:
         if self._downloads is not None:
             # Jobs that run may hold their inode already.
             self._directory.check_inodes(max(0, self._new - self._downloads.scheduler.running))
-        return plan.rest
 
     def _advance(self, stop: threading.Event, room: int, wait: float) -> Iterator[Outcome]:
         """Let downloads go on until at most ``room`` are left, and until one ends, for ``wait`` seconds at the most."""
@@ -188,7 +200,7 @@ class _Run:
                 self._index.renew(job.row, result)
             else:
                 self._discard(job, result)
-        return [outcome.of_task(task) for task in finished]
+        return [outcome.of_task(task, self._settings.ignore_status) for task in finished]
 
     def _discard(self, job: Job, result: Result) -> None:
         """Remove what was kept to be resumed, and will not be."""

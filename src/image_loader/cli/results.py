@@ -22,7 +22,8 @@ from image_loader.model import Outcome, Reason, Status
 from image_loader.url import parse, printable
 
 COLUMNS = (
-    "url", "file", "status", "reason", "detail", "http_status", "media_type", "bytes", "sha256", "attempts", "seconds"
+    "url", "file", "status", "reason", "detail", "http_status", "media_type", "bytes", "sha256", "attempts", "seconds",
+    "final_url", "change", "width", "height",
 )  # fmt: skip
 _cells = operator.attrgetter(*COLUMNS)
 STANDARD_OUTPUT = "-"
@@ -51,7 +52,7 @@ def csv_row(outcome: Outcome) -> str:
     r"""Return the outcome as one CSV record (RFC 4180, but lines end in LF); None is an empty cell.
 
     >>> csv_row(Outcome(1, "=1+1,a", None, Status.FAILED, Reason.BAD_URL, "no scheme"))
-    '"\'=1+1,a",,failed,bad-url,no scheme,,,,,0,0.0\n'
+    '"\'=1+1,a",,failed,bad-url,no scheme,,,,,0,0.0,,,,\n'
     """
     return _csv_record([_neutralised(cell) for cell in _row(outcome).values()])
 

@@ -60,13 +60,18 @@ class Dispatch:
         *,
         threads: int,
         connects: int,
+        ahead: bool = True,
     ) -> None:
-        """At most ``threads`` attempts run at once, and ``connects`` connections are made at once."""
+        """At most ``threads`` attempts run at once, and ``connects`` connections are made at once.
+
+        Unless turns are handed over ``ahead``, a turn begins at once, and not when a worker comes to it.
+        """
         self._workers = workers
         self._attempt = attempt
         self._connections = connections
         self._inbox = inbox
         self._all_threads = self._threads = threads
+        self._ahead = _AHEAD if ahead else 0.0
         self._shrunk_at = float("-inf")
         self._ended_well = 0
         self._slots = Slots(connects, threads)
@@ -110,7 +115,7 @@ class Dispatch:
         self._connect(self._for_connection, now, retry=False)
         self._connect(self._for_connection_again, now, retry=True)
         # Those ahead wait in the executor; with fewer threads than it has, they would not.
-        ahead = int(self._threads * _AHEAD) if self._threads == self._all_threads else 0
+        ahead = int(self._threads * self._ahead) if self._threads == self._all_threads else 0
         while self._for_worker and len(self.turns) < self._threads + ahead:
             host = self._for_worker.popleft()
             host.waits_for_worker = False

@@ -29,7 +29,13 @@ class Judge:
 
     def __init__(self, settings: Settings, dispatch: Dispatch, chance: Callable[[], float]) -> None:
         """``chance`` is the jitter of retries, from 0 to 1."""
-        policy = Policy(settings.per_host, settings.host_failures, settings.host_patience, settings.retry_after_cap)
+        policy = Policy(
+            settings.per_host,
+            settings.host_failures,
+            settings.host_patience,
+            settings.retry_after_cap,
+            settings.delay,
+        )
         self._settings = settings
         self._dispatch = dispatch
         self._chance = chance

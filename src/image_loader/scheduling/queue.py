@@ -89,7 +89,8 @@ class Host:
     @property
     def lacks(self) -> int:
         """How many connections more than there are can be used by jobs that wait."""
-        return min(len(self.waiting), self.free) - len(self.connecting) - len(self.connections)
+        most = 1 if self.health.policy.delay else self.free
+        return min(len(self.waiting), self.free, most) - len(self.connecting) - len(self.connections)
 
     def may_start(self, now: float) -> bool:
         """Tell whether one of its jobs may start."""

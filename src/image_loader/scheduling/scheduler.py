@@ -35,7 +35,13 @@ class Scheduler:
         self._clock = clock
         self._inbox = inbox
         self._dispatch = Dispatch(
-            workers, attempt, connections, inbox, threads=settings.threads, connects=connects_at_most(settings)
+            workers,
+            attempt,
+            connections,
+            inbox,
+            threads=settings.threads,
+            connects=connects_at_most(settings),
+            ahead=not settings.delay,
         )
         self._judge = Judge(settings, self._dispatch, chance)
         self.error: LoaderError | None = None

@@ -296,7 +296,7 @@ def _touch(row: int, image: Image) -> _Values:
 
 
 def _renewal(row: int, renewed: NotModified) -> _Values:
-    image, validators, lifetime, checked, _ = renewed
+    image, validators, lifetime, checked, *_ = renewed
     return (*validators, *lifetime, checked, row, image.size, _integer(image.mtime_ns))
 
 
