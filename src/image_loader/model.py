@@ -23,6 +23,8 @@ class Status(StrEnum):
     FRESH = "fresh"
     SKIPPED = "skipped"
     FAILED = "failed"
+    DELETED = "deleted"
+    """Of no line: an image that is no longer in the list."""
 
 
 class Reason(StrEnum):
@@ -48,6 +50,8 @@ class Reason(StrEnum):
     DUPLICATE = "duplicate"
     EXISTS = "exists"
     IGNORED_STATUS = "ignored-status"
+    WOULD_ASK = "would-ask"
+    WOULD_DELETE = "would-delete"
     PROTOCOL = "protocol"
 
 
@@ -252,7 +256,7 @@ class Saved(NamedTuple):
     """The attempt put a whole image in place.
 
     ``key`` is the key of its name, if this is another name than the job's. ``final_url`` is where redirects led,
-    without user or password. ``width`` and ``height`` are in pixels, None where nothing was decoded.
+    without user and password. ``width`` and ``height`` are in pixels, None where nothing was decoded.
     """
 
     image: Image
@@ -311,7 +315,7 @@ Result = Saved | NotModified | Locked | Failure
 
 
 class Outcome(NamedTuple):
-    """How one line ended.
+    """How one line ended; or, with the number 0 and no URL, what became of an image that is no longer in the list.
 
     ``file`` is relative to the directory; ``detail`` is text for people, free of secrets; ``bytes`` is the size of the
     file saved; ``seconds`` is the time spent on attempts. ``final_url`` is where redirects led, None where there were
@@ -335,3 +339,8 @@ class Outcome(NamedTuple):
     change: Change | None = None
     width: int | None = None
     height: int | None = None
+
+    @property
+    def is_of_line(self) -> bool:
+        """Whether it is that of a line, and not of an image that is no longer in the list."""
+        return self.line > 0 or self.url != ""

@@ -84,6 +84,22 @@ class Whole:
         return str(value)
 
 
+class Limit(Whole):
+    """A whole number within a range, or None: a limit that the program sets itself, which ``told`` describes."""
+
+    def __init__(self, least: int, most: int, told: str) -> None:
+        super().__init__(least, most)
+        self._told = told
+
+    def checked(self, value: object) -> int | None:  # type: ignore[override]
+        """Return the number or None."""
+        return None if value is None else super().checked(value)
+
+    def shown(self, _: object) -> str:
+        """Describe what holds by default."""
+        return self._told
+
+
 class Size(Whole):
     """A number of bytes."""
 

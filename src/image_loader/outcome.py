@@ -6,7 +6,7 @@ from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from image_loader.lists.forms import hint
-from image_loader.model import Failure, Image, Line, Locked, NotModified, Outcome, Reason, Saved, Status
+from image_loader.model import Failure, Image, Job, Line, Locked, NotModified, Outcome, Reason, Saved, Status
 
 if TYPE_CHECKING:
     from image_loader.scheduling.queue import Task
@@ -41,6 +41,28 @@ def failed(line: Line, reason: Reason, detail: str) -> Outcome:
 def interrupted(line: Line) -> Outcome:
     """Return the outcome of a line that the end of the run left undone."""
     return failed(line, Reason.INTERRUPTED, INTERRUPTED)
+
+
+def would_ask(job: Job) -> Outcome:
+    """Return the outcome of a job in a dry run."""
+    file = job.name.path if job.name.complete else None
+    detail = "to see whether it changed" if job.validators else "to download it"
+    return Outcome(job.line, job.url.text, file, Status.SKIPPED, Reason.WOULD_ASK, detail)
+
+
+def deleted(image: Image) -> Outcome:
+    """Return the outcome of an image that was deleted, since it is no longer in the list."""
+    return Outcome(0, "", image.file, Status.DELETED, None, None, None, image.media_type, image.size, image.sha256)
+
+
+def would_delete(image: Image) -> Outcome:
+    """Return the outcome of such an image in a dry run."""
+    return deleted(image)._replace(status=Status.SKIPPED, reason=Reason.WOULD_DELETE)
+
+
+def not_deleted(image: Image, detail: str) -> Outcome:
+    """Return the outcome of such an image that the file system does not let go."""
+    return deleted(image)._replace(status=Status.FAILED, reason=Reason.WRITE, detail=detail)
 
 
 def of_task(task: Task, ignored: Container[int] = ()) -> Outcome:

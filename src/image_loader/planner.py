@@ -24,7 +24,7 @@ from image_loader.model import (
     Validators,
 )
 from image_loader.settings import Settings
-from image_loader.store.directory import Directory, is_as_recorded
+from image_loader.store.directory import View, is_as_recorded
 from image_loader.store.index import Index
 from image_loader.url import Url
 
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 class Planner:
     """Decides, by what the index and the directory know; used by the main thread alone."""
 
-    def __init__(self, settings: Settings, directory: Directory, index: Index) -> None:
+    def __init__(self, settings: Settings, directory: View, index: Index) -> None:
         self._settings = settings
         self._directory = directory
         self._index = index

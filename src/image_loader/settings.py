@@ -19,6 +19,7 @@ from image_loader.option import (
     Flag,
     Headers,
     HeaderText,
+    Limit,
     Name,
     Option,
     Seconds,
@@ -98,6 +99,28 @@ class Settings(NamedTuple):
             Statuses(),
             IMAGES,
             "count answers with these HTTP statuses, such as 404,410, as skipped instead of failed",
+        ),
+    ]
+    delete: Annotated[
+        bool,
+        Option(
+            "--delete",
+            Flag(),
+            IMAGES,
+            "delete the images that are no longer in the list, after a run that read all of it",
+        ),
+    ]
+    max_delete: Annotated[
+        int | None,
+        Option("--max-delete", Limit(0, 10**9, "half of the images"), IMAGES, "delete nothing where it would be more"),
+    ]
+    dry_run: Annotated[
+        bool,
+        Option(
+            "--dry-run",
+            Flag(),
+            IMAGES,
+            "request and change nothing; log what would be asked for, what is fresh, and what would be deleted",
         ),
     ]
     sniff: Annotated[
@@ -240,6 +263,8 @@ def settings_from(values: Mapping[str, Any], constants: Mapping[str, Any]) -> Se
         raise OptionError("must come with the column of the URLs (--url-column, url_column)", "name_column")
     if settings.skip_existing and (settings.force or settings.revalidate):
         raise OptionError("contradicts --force and --revalidate (force, revalidate)", "skip_existing")
+    if settings.max_delete is not None and not settings.delete:
+        raise OptionError("must come with --delete (delete)", "max_delete")
     return settings
 
 

@@ -87,8 +87,8 @@ _INSTEAD = {
         "--http3"
     ),
     "end the command line with '&', or use cron or a systemd timer": "--background --daemon",
-    "files that are no longer in the list are kept": "--delete --delete-after --remove-source-files",
-    "there is no dry run": "--dry-run --simulate",
+    "use --delete": "--delete-after --delete-before --delete-during --delete-excluded --del --prune",
+    "use --dry-run": "--simulate --just-print",
     "not needed: an HTTP error is never saved as an image": "--fail --fail-with-body --fail-early",
     "use --version": "-V",
 }

@@ -78,6 +78,8 @@ class Report:
     def write(self, outcome: Outcome) -> None:
         """Take one outcome into the report."""
         self._summary.add(outcome)
+        if not outcome.is_of_line:
+            return
         if outcome.final_url is not None:
             self._targets.add(outcome.final_url)
         if outcome.status is Status.FAILED:
@@ -200,11 +202,15 @@ class _Summary:
     bytes_saved: int = 0
     statuses: Counter[Status] = field(default_factory=Counter)
     changes: Counter[Change] = field(default_factory=Counter)
+    deleted: int = 0
     interrupted: bool = False
     sizes: Histogram = field(default_factory=lambda: Histogram(least=100, decades=7))  # bytes
     times: Histogram = field(default_factory=lambda: Histogram(least=0.01, decades=5))  # seconds
 
     def add(self, outcome: Outcome) -> None:
+        if not outcome.is_of_line:
+            self.deleted += outcome.status is Status.DELETED
+            return
         self.statuses[outcome.status] += 1
         if outcome.change is not None:
             self.changes[outcome.change] += 1

@@ -102,7 +102,7 @@ class FailedFile:
     def write(self, outcome: Outcome) -> None:
         """Append the outcome's URL if it failed; ``ResultsFileError`` if the file does not take it."""
         self._file.begin()
-        if outcome.status is Status.FAILED:
+        if outcome.status is Status.FAILED and outcome.is_of_line:
             # Only a part of an overlong or undecodable line is known. If that part is a URL, it is not the line's.
             self._file.append(f"{'# ' if _is_remnant(outcome) else ''}{outcome.url}\n")
 
