@@ -20,7 +20,7 @@ from docutils.parsers.rst import roles
 from image_loader import __version__
 from image_loader.cli.parser import build
 from image_loader.loader import DEFAULTS
-from image_loader.option import Option, Switch
+from image_loader.option import Limit, Option, Switch
 from image_loader.settings import all_options
 
 _COMPLETIONS = {
@@ -97,7 +97,7 @@ def _names(option: Option) -> str:
 
 def _told(option: Option) -> str:
     default = DEFAULTS.get(option.keyword)
-    shown = "" if default is None else option.kind.shown(default)
+    shown = option.kind.shown(default) if default is not None or isinstance(option.kind, Limit) else ""
     return f"{option.help} (default: ``{shown}``)" if shown else option.help
 
 
