@@ -1,17 +1,27 @@
-"""Write the manual page and the completions of ``loader`` from its parser: ``share/generate.py [FOLDER]``."""
+"""Write the manual page, the completions and the README's table of options: ``share/generate.py [FOLDER]``.
+
+They are made from the parser and from the reference pages of the documentation.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
 from pathlib import Path
 
+import docutils.core
+import docutils.writers.manpage
 import shtab
 from argparse_manpage.manpage import Manpage  # type: ignore[import-untyped]
+from docutils import nodes
+from docutils.parsers.rst import roles
 
 from image_loader import __version__
 from image_loader.cli.parser import build
 from image_loader.loader import DEFAULTS
+from image_loader.option import Option, Switch
+from image_loader.settings import all_options
 
 _COMPLETIONS = {
     "bash": "bash-completion/completions/loader",
@@ -23,6 +33,15 @@ _VERSION_ENTRY = ".TP\n\\fB\\-\\-version\\fR\n"
 _HELP_ENTRY = ".TP\n\\fB\\-h\\fR, \\fB\\-\\-help\\fR\nshow the options and exit\n\n"
 # Bash completes file names itself where shtab's script knows nothing: after -vv, and after --option=.
 _BASH_FALLBACK = "complete -o bashdefault ", "complete -o bashdefault -o default "
+_README = Path(__file__).parents[1] / "README.rst"
+_TABLE_BEGIN = ".. options: written by share/generate.py"
+_TABLE_END = ".. end of options"
+_REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
+_PAGES = ("environment", "names", "freshness", "reasons")
+_SEE_ALSO = """\
+.SH SEE ALSO
+\\fBcurl\\fR(1), \\fBwget\\fR(1), \\fBjq\\fR(1), \\fBcrontab\\fR(5), \\fBsystemd.timer\\fR(5), \\fBnetrc\\fR(5)
+"""
 _COMPLETED = {"FILE": shtab.FILE, "URLFILE": shtab.FILE, "DIRECTORY": shtab.DIRECTORY}
 
 
@@ -39,25 +58,83 @@ def completion(shell: str) -> str:
 
 
 def manual() -> str:
-    """Return the manual page, the parser's epilog as sections of their own."""
+    """Return the manual page: the parser's options, then the pages of the reference."""
     command = build(DEFAULTS)
     epilog, command.epilog = command.epilog or "", None
     page = Manpage(command, {"project_name": "image_loader", "version": __version__, "manual_title": "User Commands"})
     page.date = ""  # a page that is generated anew is the same
     page.description = "turn a list of image URLs into a directory of whole, current images"
     text = str(page).replace(_VERSION_ENTRY, _HELP_ENTRY + _VERSION_ENTRY)
-    return text + "".join(map(_section, epilog.strip().split("\n\n")))
+    sections = dict(map(_section, epilog.strip().split("\n\n")))
+    del sections["ENVIRONMENT"]  # The reference has more of it.
+    examples = sections.pop("EXAMPLES")
+    heading, _, options = text.partition(".SH NAME\n")
+    macros, reference = _reference()
+    return f"{heading}{macros}.SH NAME\n{options}{''.join(sections.values())}{reference}{examples}{_SEE_ALSO}"
 
 
-def _section(paragraph: str) -> str:
+def options_table() -> str:
+    """Return the README's table of options."""
+    rows = [(_names(option), _told(option)) for option in all_options() if option.flags[0].startswith("-")]
+    rows += [("``-h``, ``--help``", "show all options and exit"), ("``--version``", "show the version and exit")]
+    border = " ".join("=" * max(map(len, column)) for column in zip(*rows, strict=True))
+    width = border.index(" ")
+    return "\n".join([border, *(f"{names:{width}} {told}" for names, told in rows), border])
+
+
+def readme(text: str) -> str:
+    """Return the README with its table of options anew."""
+    return re.sub(f"(?s)({_TABLE_BEGIN}\n\n).*?(\n*{_TABLE_END})", rf"\g<1>{options_table()}\n\n{_TABLE_END}", text)
+
+
+def _names(option: Option) -> str:
+    value = f" {option.kind.metavar or option.keyword.upper()}" if option.takes_value else ""
+    flags = [*option.flags[:-1], option.flags[-1] + value]
+    if isinstance(option.kind, Switch):
+        flags.append(f"--no-{option.keyword}")
+    return ", ".join(f"``{flag}``" for flag in flags)
+
+
+def _told(option: Option) -> str:
+    default = DEFAULTS.get(option.keyword)
+    shown = "" if default is None else option.kind.shown(default)
+    return f"{option.help} (default: ``{shown}``)" if shown else option.help
+
+
+def _section(paragraph: str) -> tuple[str, str]:
     title, _, text = paragraph.partition(":")
     text = textwrap.dedent(text).strip().replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq")
     body = f".nf\n{text}\n.fi" if "\n" in text else text
-    return f".SH {title.upper()}\n{body}\n"
+    return title.upper(), f".SH {title.upper()}\n{body}\n"
+
+
+def _reference() -> tuple[str, str]:
+    """Return the macros that docutils uses, and the pages of the reference as sections."""
+    for role in ("doc", "option", "ref"):
+        roles.register_local_role(role, _text_of_link)  # type: ignore[arg-type]  # The stubs want links alone.
+    source = "\n".join(["loader\n######\n", *map(_page, _PAGES)])
+    page = docutils.core.publish_string(
+        source, writer=docutils.writers.manpage.Writer(), settings_overrides={"output_encoding": "unicode"}
+    )
+    macros, _, text = page[page.index(".nr rst2man") :].partition(".TH ")
+    text = text[text.index(".SH", text.index(".SH Name") + 1) : text.rindex('.\\"')]
+    return macros, re.sub(r"(?m)^\.SH .*$", lambda match: match[0].upper(), text)
+
+
+def _page(name: str) -> str:
+    text = re.sub(r"(?m)^\.\. _.*:\n\n", "", (_REFERENCE / f"{name}.rst").read_text(encoding="utf-8"))
+    if name != "environment":
+        return text
+    # Its parts are sections of their own.
+    return re.sub(r"(?m)^-{3,}$", lambda match: "=" * len(match[0]), text.partition("\n\n")[2])
+
+
+def _text_of_link(_: str, raw: str, text: str, *__: object) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+    return [nodes.literal(raw, re.sub(r"\s*<[^>]*>$", "", text))], []
 
 
 def main() -> None:
-    """Write all of them below the folder, which is this one if none is named."""
+    """Write all of them below the folder, which is this one if none is named; and the README, if it is."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent, metavar="FOLDER")
     folder = arguments.parse_args().folder
@@ -66,6 +143,8 @@ def main() -> None:
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
+    if folder == Path(__file__).parent:
+        _README.write_text(readme(_README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

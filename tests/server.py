@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from behaviours import BEHAVIOURS
@@ -45,7 +45,7 @@ class Server:
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         """Serve."""
         return self
 
@@ -245,10 +245,14 @@ def connections_to(port: int) -> int:
     return sum(int(row[2].rpartition(":")[2], 16) == port and f"socket:[{row[9]}]" in ours for row in rows)
 
 
+ALL_ADDRESSES = "0.0.0.0"
+"""At one port of all addresses of this machine, 127.0.0.0/8 among them: many hosts."""
+
+
 @contextmanager
-def silent_port() -> Iterator[int]:
+def silent_port(address: str = "127.0.0.1") -> Iterator[int]:
     """Yield a port that takes connections (the kernel does) and never answers."""
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+    with socket.create_server((address, 0), backlog=1024) as listener:
         yield listener.getsockname()[1]
 
 
@@ -261,16 +265,16 @@ def refusing_port() -> Iterator[int]:
 
 
 @contextmanager
-def unaccepting_port() -> Iterator[int]:
+def unaccepting_port(address: str = "127.0.0.1") -> Iterator[int]:
     """Yield a port whose backlog is full: the handshake of TCP itself gets no answer."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, suppress(OSError):
-        address = listener.getsockname()
+    with socket.create_server((address, 0), backlog=0) as listener, suppress(OSError):
+        bound = listener.getsockname()
         filling = [socket.socket() for _ in range(4)]
         for each in filling:
             each.settimeout(0)
-            each.connect_ex(address)
+            each.connect_ex(bound)
         try:
-            yield address[1]
+            yield int(bound[1])
         finally:
             for each in filling:
                 each.close()

@@ -999,7 +999,7 @@ def test_a_run_that_gets_no_thread_for_its_downloads_ends_in_plain_words(
 ) -> None:
     run = loader.run(urls_of(server, 20), command=_room_for_threads(number))
     assert run.status == 2
-    assert "no thread can be had" in run.stderr
+    assert "no thread can be started" in run.stderr
     assert len(run.rows) == 20
     assert server.requests == []
 

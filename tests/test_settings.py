@@ -116,23 +116,26 @@ def test_every_option_has_an_entry_of_its_own() -> None:
 # The README -------------------------------------------------------------------------------------------------------
 
 
-def _entries() -> dict[str, str]:
-    """Return the README's paragraphs about options by the long flag of each."""
-    text = (CHECKOUT / "README.rst").read_text()
-    found = re.findall(r"^(``-[^\n]*)\n((?:    [^\n]*\n|\n(?=    ))+)", text, re.MULTILINE)
-    return {flag: " ".join(body.split()) for head, body in found for flag in re.findall(r"``(--[a-z-]+)", head)}
+def _rows() -> dict[str, str]:
+    """Return the rows of the README's table of options: what each of them says, by its long flag."""
+    table = (CHECKOUT / "README.rst").read_text().partition("\n.. options:")[2].partition("\n.. end of options")[0]
+    rows = re.findall(r"^(``-.*?``)  *([^`\s].*)$", table, re.MULTILINE)
+    return {flag: text for names, text in rows for flag in re.findall(r"``(--[a-z-]+)", names)}
 
 
 @pytest.mark.skipif(not (CHECKOUT / "README.rst").exists(), reason="there is no checkout here")
 def test_the_readme_has_every_option_with_its_default_and_no_other() -> None:
-    entries = _entries()
+    rows = _rows()
     flags = {option.flags[-1] for option in all_options() if option.flags[0].startswith("-")}
-    assert entries.keys() - flags == {"--no-progress", "--version", "--help"}
-    assert flags - entries.keys() == set()
+    assert rows.keys() - flags == {"--no-progress", "--version", "--help"}
+    assert flags - rows.keys() == set(), "run share/generate.py"
+    for option in all_options():
+        if option.flags[-1] in rows:
+            assert rows[option.flags[-1]].startswith(option.help), "run share/generate.py"
     for option in options(Settings).values():
         if isinstance(option.kind, Whole | Seconds | Choice):
             shown = option.kind.shown(DEFAULTS[option.keyword])
-            assert re.search(rf"\(default: `*{shown}`*\)", entries[option.flags[-1]]), option.flags
+            assert rows[option.flags[-1]].endswith(f" (default: ``{shown}``)"), "run share/generate.py"
 
 
 # What is refused --------------------------------------------------------------------------------------------------

@@ -96,7 +96,17 @@ def test_each_is_installed_where_it_is_looked_for() -> None:
 def test_the_manual_page_has_every_option_and_nothing_that_groff_warns_of() -> None:
     text = run("man", "--warnings", "--local-file", str(PAGE), MANWIDTH="120")
     assert re.search(r"loader [-‐] turn a list", text)
-    for title in ("SYNOPSIS", "EXAMPLES", "EXIT STATUS"):
+    for title in (
+        "SYNOPSIS",
+        "EXIT STATUS",
+        "ENVIRONMENT",
+        "FILES",
+        "NAMES",
+        "FRESHNESS",
+        "REASONS",
+        "EXAMPLES",
+        "SEE ALSO",
+    ):
         assert f"\n{title}\n" in text
     for option in options():
         assert ", ".join(option.option_strings) in re.sub(r" [A-Z]+(?=,)", "", text)

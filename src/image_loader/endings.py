@@ -1,4 +1,4 @@
-"""Whether an image goes on to its end, as far as its format tells where that is."""
+"""Whether a file holds the end of its image, for those formats that tell where it is."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class _Source:
 
 
 def is_whole(chunks: Iterable[bytes], size: int) -> bool:
-    """Whether a file of ``size`` bytes goes on to the end of its image; also where its format does not tell that.
+    """Whether a file of ``size`` bytes holds the end of its image. True if its format does not tell.
 
     What follows behind the end does no harm.
     """

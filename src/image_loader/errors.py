@@ -9,7 +9,7 @@ from image_loader.model import Blame, Failure, Reason, Resume
 
 
 class LoaderError(Exception):
-    """The run cannot start or cannot go on; the text is for people and names the way out."""
+    """The run cannot start or cannot go on; the text is for people, and says what to do."""
 
 
 class OptionError(LoaderError):
@@ -49,7 +49,7 @@ class ResultsFileError(LoaderError):
 
 
 class DirectoryError(LoaderError):
-    """The output directory cannot be used, or no longer."""
+    """The output directory cannot be used, or can no longer be used."""
 
 
 class OutOfInodesError(DirectoryError):
@@ -83,7 +83,7 @@ class OutOfThreadsError(LoaderError):
     """The system gives not even one thread."""
 
     def __init__(self) -> None:
-        super().__init__("no thread can be had (ulimit -u, ulimit -v, a container's limit)")
+        super().__init__("no thread can be started; see ulimit -u, ulimit -v, and the limits of the container")
 
 
 class LockedError(Exception):

@@ -1,4 +1,4 @@
-"""The image formats that the field knows: media types and their extensions."""
+"""The image formats that are known: their media types and extensions."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ EXTENSIONS: Final = {media_type: extension for extension, types in _TYPES.items(
 """Media type, in lower case, to the extension of its files."""
 
 UNKNOWN_EXTENSION: Final = ".img"
-"""For an image type that is not in the table: what the wire calls itself never becomes an extension."""
+"""For an image type that is not in the table: no text from a server becomes an extension."""
 
 IMAGE_EXTENSIONS: Final = frozenset(EXTENSIONS.values()) | {".cur", ".dib", ".jfif", ".jpe", ".jpeg", ".tiff"}
 """Extensions that mark a file as an image, in lower case."""

@@ -1,4 +1,4 @@
-"""What HTTP lets a client conclude from response headers: fresh or not, what to ask with, when to come back."""
+"""What response headers say by the rules of HTTP: whether an image is fresh, what to ask with, when to retry."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def lifetime(headers: Headers, requested: float, received: float, redirects_end:
 
 
 def redirects_end(redirects: Iterable[tuple[Headers, float, float]]) -> float | None:
-    """Return when the first of several redirects ends, which may lead elsewhere by then; None without any.
+    """Return when the first of these redirects expires: then it may lead elsewhere. None without redirects.
 
     Each is given by its headers and the times of ``lifetime``.
     """
@@ -90,7 +90,7 @@ def redirects_end(redirects: Iterable[tuple[Headers, float, float]]) -> float | 
 
 
 def validators(headers: Headers) -> Validators:
-    """Return the response's validators byte for byte, less what may not be sent back (RFC 9110, 8.8).
+    """Return the response's validators byte for byte, without those that may not be sent back (RFC 9110, 8.8).
 
     One that came twice is sent back once.
 
@@ -121,9 +121,9 @@ def condition(validators: Validators) -> dict[str, str]:
 
 
 def modified_time(last_modified: str | None, now: float) -> float | None:
-    """Return Last-Modified in seconds since the epoch, where it is a time that a file may bear (RFC 9110, 8.8.2).
+    """Return Last-Modified in seconds since the epoch, if a file can have this time (RFC 9110, 8.8.2).
 
-    Clocks at zero and servers that answer with a far future are passed over, like everything that is no date.
+    Times near the epoch and far in the future are ignored, like everything that is not a date.
 
     >>> modified_time("Sun, 06 Nov 1994 08:49:37 GMT", now=1e9)
     784111777.0
@@ -150,9 +150,9 @@ def renewed(
 ) -> NotModified | None:
     """Return what a 304 makes of what is stored with an image (RFC 9111, 4.3.4).
 
-    Fields that came replace the stored ones; those that did not come stay. None: the 304 is about another version than
-    ours (its ETag does not match by the weak comparison of RFC 9110, 8.8.3.2, or is none that we know, or without one
-    its Last-Modified: it may have gone back), so it tells nothing about our file.
+    Fields that came replace the stored ones; those that did not come stay. None if the 304 is about another version, so
+    that it says nothing about our file: its ETag differs from ours (by the weak comparison of RFC 9110, 8.8.3.2), or we
+    have none; or it has no ETag, and another Last-Modified.
     """
     ours = image.validators
     usual = ours.etag == headers.get("etag") and ours.last_modified == headers.get("last-modified")
@@ -188,8 +188,8 @@ def retry_after(headers: Headers, received: float) -> float | None:
 def is_resumable(headers: Headers) -> bool:
     """Whether a cut-off body may be continued: by a strong ETag, or without any by a strong date.
 
-    RFC 9110, 13.1.5 and 14.3; a date is strong where it is a minute older than the response (8.8.2.2), by which a file
-    that is written twice within a second has come to rest.
+    RFC 9110, 13.1.5 and 14.3; a date is strong where it is a minute older than the response (8.8.2.2), by then a
+    file that was written twice within a second is written no more.
 
     >>> [is_resumable({"accept-ranges": "bytes", "etag": etag}) for etag in ('"1a"', 'W/"1a"')]
     [True, False]

@@ -37,9 +37,9 @@ PER_HOST = 10
 DELAY = 0.0
 """Seconds between the starts of two requests to one host; 0: none."""
 POOL_HOSTS = 256
-"""Hosts whose connections are kept; with more at once, connections are thrown away instead of reused."""
+"""Hosts whose idle connections are kept; with more hosts, the oldest are closed."""
 CONNECTS = 512
-"""Connections that are being made at once, dead hosts' among them; each takes a socket, and no thread."""
+"""Connections that are made at once, those to dead hosts included; each takes a socket, and no thread."""
 TIMEOUT = 10.0
 """Seconds to connect, and between two bytes."""
 MAX_TIME = 300.0
@@ -65,16 +65,16 @@ BATCH = 100
 FLUSH_INTERVAL = 1.0
 """Seconds between two commits of the index: what a crash forgets, and the next run asks for again."""
 BACKOFF_CAP = 60.0
-"""Seconds that a retry waits at most; before that 1, 2, 4 …, each with full jitter."""
+"""Seconds that a retry waits at most: 1, 2, 4 …, of which half is random."""
 RETRY_AFTER_CAP = 120.0
-"""Seconds that a host is paused at most when it asks for it."""
+"""Seconds of the longest pause that a host can ask for (``Retry-After``)."""
 HOST_FAILURES = 5
-"""Connection-level failures in a row after which a host is only probed; pauses that it may ask for in a row."""
+"""Requests in a row without an answer after which a host is only probed; as many refusals it may send in a row."""
 HOST_PATIENCE = 30.0
-"""Seconds without any success after which such a host's images fail at once."""
+"""Seconds without a success after which the images of such a host fail at once."""
 ONE_PROCESSOR = True
-"""Whether the command stays on one processor once it downloads, but for large bodies. Only one thread runs Python at a
-time, and handing that right from one processor to another costs more than the other one brings; set it to False where
+"""Whether the command stays on one processor once it downloads, except for large bodies. Only one thread runs Python at
+a time, and passing the interpreter lock between processors costs more than a second one brings. Set it to False where
 that processor may be busy."""
 GARBAGE_INTERVAL = 100_000
 """Objects made between two searches for cyclic garbage, of which a run makes little: with Python's own 700, the command
@@ -84,11 +84,11 @@ REDIRECTS = 20
 USER_AGENT = f"image_loader/{__version__}"
 """The User-Agent header."""
 LAYOUT = Layout.FLAT
-"""The path of an image below the directory: flat, host or hash."""
+"""The path of an image below the directory: flat, host, hash or path."""
 # ---------------------------------------------------------------------------------------------------------------------
 
 _CONSTANTS = Settings.__annotations__.keys() - options(Settings).keys() - {"one_processor"}
-# Without any handler, logging prints warnings on standard error: those of ``load`` are for whom its caller says.
+# Without a handler, logging prints warnings on standard error; where they go is for the caller of ``load`` to say.
 logging.getLogger("image_loader").addHandler(logging.NullHandler())
 
 
@@ -127,8 +127,8 @@ def load(
     ``urls`` is the path of a list, or the URLs themselves. Times are in seconds, sizes in bytes. The options are those
     of the command. Nothing is printed, no signal handler set; closing the iterator early ends the downloads that run.
 
-    Raises ``OptionError`` for an option that makes no sense; when the first outcome is asked for or later, another
-    ``LoaderError`` (those in ``image_loader.errors``) if the run cannot start or cannot go on.
+    Raises ``OptionError`` at once for a value that makes no sense. Raises another ``LoaderError`` (see
+    ``image_loader.errors``) when the first outcome is asked for, or later, if the run cannot start or go on.
     """
     given = locals()  # Each option is a keyword of this function and an entry in ``settings``, and nothing else.
     urls = given.pop("urls")

@@ -1,4 +1,4 @@
-"""The values that travel through the house, from a line of the list to an outcome.
+"""The values that modules hand to one another, from a line of the list to an outcome.
 
 They are named tuples: with frozen dataclasses (Python 3.11), the start of the command took a third longer, and each
 fresh line a quarter.
@@ -123,7 +123,7 @@ class Name(NamedTuple):
 class Validators(NamedTuple):
     """What a conditional request carries, byte for byte as the server gave it (RFC 9110, 8.8).
 
-    They are good for one resource only: where redirects led to it, that whose ``Url.digest`` is ``target``, else the
+    They are valid for one resource only: that whose ``Url.digest`` is ``target`` if redirects led to it, otherwise the
     one that the list names.
     """
 
@@ -141,7 +141,7 @@ class Lifetime(NamedTuple):
     ``max_age`` is that of ``Cache-Control`` in seconds, negative where that forbids a lifetime or cannot be read, and
     None where ``expires`` decides. ``varies`` says that there was a ``Vary: *``. ``date`` is when the last answer was
     made, by its server's clock; ``age``, in seconds, how old it was when it came. ``redirects_end`` is when the first
-    of the redirects on the way ends, None where there was none. Times are in seconds since the epoch.
+    of the redirects on the way expires, None without redirects. Times are in seconds since the epoch.
     """
 
     max_age: float | None = None
@@ -186,8 +186,8 @@ class Record(NamedTuple):
 class Resume(NamedTuple):
     """A partial file that a cut-off body left behind, to be continued (RFC 9110, 14.2 and 13.1.5).
 
-    The ``ETag`` of ``validators`` is a strong one, or where there is none, ``last_modified`` is. ``media_type`` is that
-    of the image; ``length`` its size in bytes, None where it was not announced.
+    ``validators`` hold a strong ``ETag`` or, without one, a strong date. ``media_type`` is that of the image,
+    ``length`` its size in bytes; None if that was not announced.
     """
 
     key: str
@@ -226,12 +226,12 @@ class Hop(NamedTuple):
 class Job(NamedTuple):
     """One image to ask a server for.
 
-    ``row`` is its number in the index. ``image`` is what that knows of the file in place, where it is as it was
-    recorded; ``validators`` are sent with the request (none: an unconditional request). ``inode`` is that of the file
-    that stood under the name when this was planned, None where there was none, so that the image takes one more. Where
-    that file may be another's (``foreign``), it stays unless the image is the same, byte for byte. ``sha256`` is that
-    of the last image of this URL, whatever became of its file. ``hop`` is where
-    redirects have led the attempt that is under way; ``is_unconditional`` says that its condition led to nothing.
+    ``row`` is its number in the index. ``image`` is what the index knows of the file in place, if that file is as
+    recorded. ``validators`` are sent with the request; without them it is unconditional. ``inode`` is that of the file
+    that had the name when this was planned; None if there was no file, so that the image takes one more inode.
+    ``foreign`` says that this file may be another's: it stays unless the image is the same, byte for byte. ``sha256``
+    is that of the last image of this URL, whatever became of its file. ``hop`` is where redirects have led the current
+    attempt; ``is_unconditional`` says that a conditional request led to nothing.
     """
 
     line: int
@@ -255,8 +255,8 @@ class Job(NamedTuple):
 class Saved(NamedTuple):
     """The attempt put a whole image in place.
 
-    ``key`` is that of its name, where it got another name than the job had for it. ``final_url`` is where redirects
-    led, without user and password. ``width`` and ``height`` are in pixels, None where nothing was decoded.
+    ``key`` is the key of its name, if this is another name than the job's. ``final_url`` is where redirects led,
+    without user and password. ``width`` and ``height`` are in pixels, None if nothing was decoded.
     """
 
     image: Image

@@ -1,4 +1,4 @@
-"""Which processors a thread may run on: only one thread at a time runs Python, and that right travels badly."""
+"""Which processors a thread may run on: passing the interpreter lock from one to another is slow."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 def stay_on_one() -> frozenset[int]:
     """Bind this thread, and those that it will start, to the processor that it is on; return those it might have had.
 
-    It is the one that the kernel found for it: runs at once have different ones. None are returned where there is no
-    choice (``sched_setaffinity(2)`` is Linux's own).
+    The kernel has chosen it, so that runs at the same time have different ones. Returns an empty set where there is no
+    choice (``sched_setaffinity(2)`` exists on Linux alone).
     """
     if sys.platform == "linux":
         with suppress(OSError):
@@ -25,7 +25,7 @@ def stay_on_one() -> frozenset[int]:
 
 @contextmanager
 def spread(processors: frozenset[int]) -> Iterator[None]:
-    """Let this thread run on any of ``processors`` meanwhile; none: leave it where it is."""
+    """Let this thread run on any of ``processors`` during the block; without any, leave it where it is."""
     if sys.platform != "linux" or not processors:
         yield
         return

@@ -96,8 +96,7 @@ def image_type(first: bytes) -> str | None:
 def text_kind(first: bytes, *, svg: bool) -> str | None:
     """Return what kind of text these bytes begin, which no browser shows as an image; None for all else.
 
-    ``svg`` says that they were announced as SVG: then they may be so too where their root element is further away than
-    these bytes go.
+    ``svg`` says that they were announced as SVG. Then this is believed if their root element is not among these bytes.
 
     >>> text_kind(b"<!DOCTYPE html>", svg=False), text_kind(b"<Error><Code>", svg=True), text_kind(b"<svg>", svg=False)
     ('HTML', 'XML', None)
@@ -118,7 +117,7 @@ def text_kind(first: bytes, *, svg: bool) -> str | None:
 
 
 def is_chunked(first: bytes) -> bool:
-    """Whether an image begins only behind the size of a chunk, which is none of its own bytes (RFC 9112, 7.1)."""
+    """Whether these bytes begin with the size of a chunk, and the image only after it (RFC 9112, 7.1)."""
     chunk = _CHUNK.match(first)
     return chunk is not None and image_type(first[chunk.end() :]) is not None
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 LONGEST_SHOWN = 300
 """Characters of a URL, a host or a detail that people are shown."""
 
-# Most URLs are written in their canonical spelling; what matches this is, but for host, port and dot segments.
+# Most URLs are in their canonical spelling. One that matches this is, apart from host, port and dot segments.
 _ORDINARY = re.compile(
     r"(https?)://([0-9A-Za-z.-]+)(?::([0-9]*))?(/[!$-;=@-\[\]_a-z|~]*(?:\?[!$-&(-;=?-~]*)?)?(?:\#[!-~]*)?"
 )
@@ -24,7 +24,7 @@ _SHOWABLE = (
     r"([/\\][^?#]*)?(\?[^#]*)?(?:#.*)?"
 )
 _C0_AND_SPACE = "".join(map(chr, range(33)))
-# The percent-encode sets of the WHATWG for the parts of an http URL, as what is left alone.
+# The percent-encode sets of the WHATWG for the parts of an http URL, each by the characters that are left alone.
 _TO_ENCODE_IN_USERINFO = r"[^!$%&'()*+,\-.0-9A-Z_a-z~]"
 _TO_ENCODE_IN_PATH = r"[^!$-;=@-\[\]_a-z|~]"
 _TO_ENCODE_IN_QUERY = r"[^!$-&(-;=?-~]"
@@ -126,7 +126,7 @@ def parse(text: str) -> Url:
 
 
 def resolve(base: Url, reference: bytes) -> Url:
-    r"""Return where a reference leads that was found at ``base``; ``ValueError`` as from ``parse``.
+    r"""Return the URL that a reference found at ``base`` leads to; ``ValueError`` as from ``parse``.
 
     Bytes beyond ASCII are percent-encoded as they are, whatever their encoding. A reference that names no user has that
     of ``base`` as long as it names no host either.
@@ -162,7 +162,7 @@ def redacted(text: str) -> str:
     """
     match = re.fullmatch(_SHOWABLE, text)
     if match is None:
-        # Where the secrets of what is no URL begin and end, nobody can tell.
+        # It is not a URL: nobody can tell where its secrets begin and end.
         return "…" if "@" in text else printable(re.split(r"[?#]", text)[0]) + ("?…" if "?" in text else "")
     scheme, host, port, path, query = match.groups("")
     return printable(f"{scheme}://{host}{port if port != ':' else ''}{path}") + ("?…" if query[1:] else "")
@@ -180,7 +180,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return the beginning of a text that is longer than ``LONGEST_SHOWN``, and any other whole.
+    """Return the text, or its beginning if it is longer than ``LONGEST_SHOWN``.
 
     >>> shortened("a.jpg"), len(shortened(1000 * "a")), shortened(1000 * "a")[-3:]
     ('a.jpg', 300, 'aa…')

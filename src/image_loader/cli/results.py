@@ -103,7 +103,7 @@ class FailedFile:
         """Append the outcome's URL if it failed; ``ResultsFileError`` if the file does not take it."""
         self._file.begin()
         if outcome.status is Status.FAILED and outcome.is_of_line:
-            # An overlong or undecodable line is known in part only. Where that part makes a URL, it is another one.
+            # Only a part of an overlong or undecodable line is known. If that part is a URL, it is not the line's.
             self._file.append(f"{'# ' if _is_remnant(outcome) else ''}{outcome.url}\n")
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What a run is counted and told by: the log line of each outcome, and the summary."""
+"""How a run is reported: the log line of each outcome, and the summary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from image_loader.model import Outcome, Reason, Status
 from image_loader.url import printable, redacted, shortened
 
-_FAILURES_LOGGED = 10  # as warnings; a cron mail stays short, and the summary tells the rest
+_FAILURES_LOGGED = 10  # as warnings; a cron mail stays short, and the summary counts the rest
 _EXAMPLES_LOGGED = 3  # of each reason
 _COUNTED_HOSTS = 10_000  # pairs of reason and host, some 250 bytes each; hosts beyond are counted together
 _HOSTS_SHOWN = 3  # for each reason in the summary

@@ -16,7 +16,7 @@ from PIL import Image, ImageSequence
 from image_loader.decoding import png
 from image_loader.decoding.verdict import Decoded, Limits, MoreMemory, Refused
 
-# Not all that Pillow knows: it would hand an EPS from a hostile server to Ghostscript. README names what is left out.
+# Not all that Pillow knows: it would hand an EPS from a hostile server to Ghostscript.
 _MEDIA_TYPES = {
     "JPEG": "image/jpeg",
     "MPO": "image/jpeg",

@@ -1,4 +1,4 @@
-"""What is no list of URLs: other kinds of file, recognised by how they begin, and lines that hold more than a URL."""
+"""What is not a list of URLs: other kinds of files, known by their first bytes, and lines with more than a URL."""
 
 from __future__ import annotations
 

@@ -52,13 +52,13 @@ def candidates(
     >>> next(candidates(parse("http://example.com/photo.php"), Layout.FLAT, wanted="shoes/red 1"))
     Name(path='shoes/red 1', complete=False)
     """
-    parts = [part for part in (wanted or "").split("/") if part.strip() not in ("", ".", "..")]
+    parts = [part for part in wanted.split("/") if part.strip() not in ("", ".", "..")] if wanted else []
     if parts:
         folder, (stem, extension) = _folder(parts[:-1], max_bytes), _stem_and_extension(parts[-1])
         stem = stem if extension else _visible(_plain(parts[-1]))
     else:
-        folder = _layout_folder(url, layout, max_bytes)
-        stem, extension = _stem_and_extension(unquote(_segments(url)[-1]))
+        folder = "" if layout is Layout.FLAT else _layout_folder(url, layout, max_bytes)
+        stem, extension = _stem_and_extension(_last_segment(url))
     taken = stem
     if refused:
         folder, taken = (re.sub(f"[{re.escape(refused)}]", "_", part) for part in (folder, stem))
@@ -78,7 +78,7 @@ def spares(url: Url, layout: Layout, extension: str) -> Iterator[str]:
     >>> next(spares(parse("http://example.com/a:b.png"), Layout.FLAT, ".png"))
     'a_b-2c9d0ae54bf96449.png'
     """
-    stem, _ = _stem_and_extension(unquote(_segments(url)[-1]))
+    stem, _ = _stem_and_extension(_last_segment(url))
     folder, stem = (re.sub(r"[^A-Za-z0-9._/-]", "_", part) for part in (_layout_folder(url, layout, 255), stem))
     for digits in _HASH_DIGITS[1:]:
         yield f"{folder}{stem[:_SPARE_STEM]}-{url.sha256[:digits]}{extension}"
@@ -108,6 +108,10 @@ def key(path: str) -> str:
 def _folded(path: str) -> str:
     # upper() first: it joins what casefold() alone keeps apart, such as i and dotless i.
     return re.sub(_IGNORABLE, "", unicodedata.normalize("NFKD", path)).upper().casefold()
+
+
+def _last_segment(url: Url) -> str:
+    return unquote(url.path.partition("?")[0].rpartition("/")[2])
 
 
 def _segments(url: Url) -> list[str]:

@@ -26,7 +26,7 @@ _SEPARATOR_LINE = r"(?i)\s*sep=([,;|\t])\s*"  # Excel's
 
 
 class Row(NamedTuple):
-    """One row: what its cells hold, or the fault for which they cannot be told; ``number`` is its first line's."""
+    """One row: what its cells hold, or what is wrong with it; ``number`` is that of its first line."""
 
     number: int
     url: str

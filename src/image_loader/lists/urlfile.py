@@ -46,10 +46,11 @@ _SURROGATE = "[\ud800-\udfff]"  # compiled with the first bad line
 def read(path: str | os.PathLike[str], batch: int, columns: Columns | None = None) -> Iterator[list[Line] | None]:
     """Yield the lines of a list, at most ``batch`` at once; ``-`` is standard input.
 
-    With ``columns``, the list is a table, and its rows are the lines. So that the caller can get on with other things,
-    None stands for a pipe that has nothing to read yet, and an empty list for a part of the list in which no line to be
-    told ends: a long line, comments. What cannot be opened or read, or is cut off, raises ``UrlFileError`` after the
-    lines before it; what is no list, or has no such column, does before any line.
+    With ``columns``, the list is a table, and its rows are the lines. None and empty lists let the caller do other
+    things: None says that a pipe has nothing to read yet, an empty list that a part without a URL was read.
+
+    Raises ``UrlFileError``: before any line if the file is not a list or has no such column, after the lines before the
+    fault if it cannot be read to its end.
     """
     for lines in _lines(path) if columns is None else _rows(path, columns):
         if lines is None:

@@ -174,7 +174,7 @@ class Dispatch:
         for host in self._for_worker:
             while host.connections:
                 host.connections.pop().close()
-        if connecting and self._slots.shrink():
+        if connecting and self._slots.shrink(started, now):
             return
         threads = max(1, int(_SHRINKS_TO * min(self._threads, len(self.turns) or 1)))
         # Those that were already under way tell nothing new.

@@ -106,8 +106,11 @@ class Judge:
         task.result = result
         self.pending -= 1
         self.finished.append(task)
-        self._leave(task, now)
-        self.hosts.forget_if_idle(task.host, now)
+        if task.guest_of is not None:
+            self._leave(task, now)
+        host = task.host
+        if not (host.waiting or host.running):
+            self.hosts.forget_if_idle(host, now)
 
     def put_back(self, turn: Turn, now: float) -> None:
         """Have the jobs that a turn did not come to wait again, in front."""
@@ -197,8 +200,9 @@ class Judge:
     def _answered(self, host: Host, started: float, now: float) -> None:
         """Note that a host let a request through."""
         host.successes += 1
-        if not host.health.is_settled:
+        if not host.is_settled:
             self._change(host, host.health.answered(now, started, host.successes), now)
+            host.is_settled = host.health.is_settled
 
     def _note_failure(self, host: Host, failure: Failure, started: float, now: float) -> None:
         """Note that a host answered, though not with an image."""
@@ -246,6 +250,7 @@ class Judge:
     def _change(self, host: Host, health: Health, now: float) -> None:
         """Take over what is known of a host now."""
         former, host.health = host.health, health
+        host.is_settled = False
         if health.state is not former.state:
             _LOG.debug("%s: %s, for %.1f s", host.origin, health.state.value, max(0.0, health.opens_at - now))
         if health.opens_at > max(former.opens_at, now):
@@ -270,9 +275,9 @@ class Judge:
         tasks = list(host.take_all())
         is_busy = host.health.state is State.PAUSED
         if is_busy and all(task.seen >= 0 for task in tasks):
-            host.health = host.health.spared()
+            host.health, host.is_settled = host.health.spared(), False
         else:
-            host.health = host.health.given_up(now)
+            host.health, host.is_settled = host.health.given_up(now), False
             _LOG.debug("%s: given up", host.origin)
         for task in tasks:
             self.finish(task, task.result if is_busy and task.seen >= 0 else failure, now)

@@ -52,12 +52,14 @@ class Host:
     ``connections`` stand and wait for a worker; ``connecting`` has the slots of those that are being made.
     """
 
-    __slots__ = ("away", "connecting", "connections", "health", "origin", "pace", "retrying", "running", "successes",
-                 "waiting", "waits_for_connection", "waits_for_worker", "wakes_at")  # fmt: skip
+    __slots__ = ("away", "connecting", "connections", "health", "is_settled", "origin", "pace", "retrying", "running",
+                 "successes", "waiting", "waits_for_connection", "waits_for_worker", "wakes_at")  # fmt: skip
 
     def __init__(self, origin: str, health: Health) -> None:
         self.origin = origin
         self.health = health
+        # Whether another success changes nothing of its health: asked for each image.
+        self.is_settled = False
         self.waiting: deque[Task] = deque()
         self.retrying: set[Task] = set()
         self.connections: list[Connection] = []

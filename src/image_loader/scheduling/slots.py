@@ -7,23 +7,32 @@ import resource
 from image_loader.settings import Settings
 
 _YOUNG = 0.25
-"""Seconds: a connection that takes longer to make is not expected any more, and is not counted as one that comes."""
+"""Seconds; a connection that takes longer to make is no longer counted among those that will soon stand."""
 _AHEAD = 2
-"""How many times the threads may stand or be expected: a worker that is done finds the next one."""
+"""How many times as many as threads may stand or be expected, so that a worker that is done finds the next one."""
 _RETRY_SHARE = 2
 """The part of the slots that hosts which did not answer get: one half."""
 _PER_THREAD = 2
 """Descriptors that a worker needs, for its connection and for its file."""
+_PER_CONNECT = 2
+"""Descriptors that a connect may take, for two addresses of one host."""
+_GROWS_AFTER = 2
+"""How many connects for each slot come to their end before there is one slot more, after a want of descriptors."""
 _OTHERS = 32
 """Descriptors for the index, the list, the terminal and the like."""
 
 
 def connects_at_most(settings: Settings) -> int:
-    """Return how many connections may be made at once: as many as the settings say, or the descriptors allow."""
+    """Return how many connections may be made at once: as many as the settings say, or the descriptors allow.
+
+    Where the workers would take most of the descriptors, they have to share them: dead hosts hold connects for long.
+    """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return settings.connects
-    return max(1, min(settings.connects, (limit - _OTHERS - _PER_THREAD * settings.threads) // 2))
+    spare = limit - _OTHERS
+    share = max(spare - _PER_THREAD * settings.threads, spare // 2)
+    return max(1, min(settings.connects, share // _PER_CONNECT))
 
 
 class Slots:
@@ -31,7 +40,9 @@ class Slots:
 
     def __init__(self, most: int, threads: int) -> None:
         """``most`` are made at once."""
-        self._most = most
+        self._most = self._all = most
+        self._shrunk_at = float("-inf")
+        self._ended = 0
         self._expected = _AHEAD * threads
         self._young: dict[int, float] = {}
         self._old: set[int] = set()
@@ -69,7 +80,10 @@ class Slots:
         return self._number
 
     def end(self, number: int) -> None:
-        """Give a slot back."""
+        """Give a slot back; now and then, try one more: whoever had the descriptors may have given them back."""
+        self._ended += 1
+        if self._most < self._all and self._ended >= _GROWS_AFTER * self._most:
+            self._most, self._ended = self._most + 1, 0
         self._young.pop(number, None)
         self._old.discard(number)
         self._retries.discard(number)
@@ -78,10 +92,15 @@ class Slots:
         """Return when one that is expected no more makes room."""
         return next(iter(self._young.values())) + _YOUNG if self._young else None
 
-    def shrink(self) -> bool:
-        """Make fewer at once, for want of descriptors; False where it is one already."""
+    def shrink(self, started: float, now: float) -> bool:
+        """Make fewer at once, for want of descriptors; False where it is one already.
+
+        Those that were ``started`` before it shrank last tell nothing new.
+        """
         least = self._most <= 1
-        self._most = max(1, min(self._most, self.in_use) // 2)
+        if started > self._shrunk_at:
+            self._most = max(1, min(self._most, self.in_use) // 2)
+            self._shrunk_at, self._ended = now, 0
         return not least
 
     def _grow_old(self, now: float) -> None:

@@ -25,7 +25,7 @@ _READ_SIZE = 1 << 18
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MADE = (os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
 _RESTRICTED = '"*:<>?|'
-"""What exFAT, NTFS and SMB do not take in a name, beside what no name of ours has."""
+"""Characters that exFAT, NTFS and SMB refuse in a name, apart from those that no name of ours has."""
 
 
 def is_as_recorded(state: os.stat_result, image: Image) -> bool:
@@ -58,7 +58,7 @@ class View:
     def stat(self, file: str) -> os.stat_result | None:
         """Return the state of a regular file; None where there is none, or a link, directory or FIFO in its place."""
         try:
-            # Names are UTF-8, whatever the locale has, which may not have their letters.
+            # Names are UTF-8 in every locale, since its encoding may lack their letters.
             state = os.lstat(file.encode(), dir_fd=self._root.descriptor)
         except FileNotFoundError:
             return None
@@ -178,8 +178,8 @@ class Directory(View):
     def saved_meanwhile(self, file: str, inode: int | None) -> bool:
         """Whether another run has put ``file`` in place since this one saw ``inode`` there, or no such file (None).
 
-        Where it was edited, it still has its inode; where the file system gives out inodes anew each time, its ctime is
-        from before this run. A ctime to come tells nothing: the clock was set back.
+        A file that was edited still has its inode. On a file system that changes inodes, its ctime is from before this
+        run. A ctime in the future says nothing: the clock was set back.
         """
         state = self.stat(file)
         return state is not None and state.st_ino != inode and self._begun <= state.st_ctime_ns <= time.time_ns()

@@ -31,15 +31,15 @@ _INTEGER_MAX = 2**63 - 1
 _OF_DIGESTS = "rowid IN (SELECT rowid FROM image WHERE digest IN {})"
 _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
     WHERE NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ?) ON CONFLICT DO NOTHING"""
-# A file that another program saved is recorded without type; another run may know it by now. Or it has saved a later
-# file, and flushed before. A time to come is from before the clock was set back. A key that is another's by now leaves
-# the row as it was: without an image, or with one that is not the file's.
+# Another run may have written to the row meanwhile. Its media type is kept if we have none (a file of another program),
+# and its image if that was saved later than ours. A time in the future is from before the clock was set back. If the
+# key belongs to another URL by now, the row stays as it is: without an image, or with one that does not match the file.
 _RECORD = """UPDATE OR IGNORE image SET name = ?1, key = coalesce(?2, key), complete = 1,
     size = ?3, mtime_ns = ?4, ctime_ns = ?5, media_type = coalesce(?6, media_type), sha256 = coalesce(?7, sha256),
     etag = ?8, last_modified = ?9, target = ?10,
     max_age = ?11, expires = ?12, varies = ?13, date = ?14, age = ?15, redirects_end = ?16,
     saved = ?17, checked = ?18 WHERE rowid = ?19 AND (saved IS NULL OR saved <= ?17 OR saved > ?20)"""
-# Another run may have recorded a newer file by now, which these say nothing about.
+# Another run may have recorded a newer file by now. These statements are not about that one.
 _TOUCH = "UPDATE image SET mtime_ns = ?, ctime_ns = ? WHERE rowid = ? AND size = ? AND sha256 IS ? AND saved = ?"
 _RENEW = """UPDATE image SET etag = ?, last_modified = ?, target = ?,
     max_age = ?, expires = ?, varies = ?, date = ?, age = ?, redirects_end = ?,
@@ -168,10 +168,10 @@ class Index:
         return found
 
     def claim(self, wanted: Sequence[tuple[bytes, Iterable[Name]]], key: Callable[[str], str]) -> dict[bytes, Record]:
-        """Give each URL, for good, the first of its names that no other URL holds, from whatever process.
+        """Give each URL, for good, the first of its names that no other URL has, those of other processes included.
 
-        ``key`` maps paths that some file system takes for one to one key. A URL that has a name by now keeps that; one
-        all of whose names are taken is missing from the answer.
+        ``key`` returns the same for paths that some file system takes for one. A URL that already has a name keeps it.
+        A URL whose names are all taken is missing from the result.
         """
         records: dict[bytes, Record] = {}
         waiting = {digest: iter(names) for digest, names in wanted}

@@ -283,7 +283,7 @@ def inode(path: Path) -> int | None:
 
 
 def code(error: sqlite3.Error) -> int | None:
-    """Return SQLite's primary result code; the module's own complaint about text that is not UTF-8 bears none."""
+    """Return SQLite's primary result code; None for the Python module's own error, about text that is not UTF-8."""
     extended = getattr(error, "sqlite_errorcode", None)
     return None if extended is None else extended & 0xFF
 

@@ -162,7 +162,7 @@ class Partial:
         self.size += len(chunk)
 
     def keep(self, validators: Validators, media_type: str) -> Resume:
-        """Leave the file behind, for an attempt that continues the body which a strong ETag names."""
+        """Keep the file for an attempt that continues its body, whose ``validators`` are strong."""
         with self._translating:
             state = os.fstat(self._descriptor)
         self._stays = True

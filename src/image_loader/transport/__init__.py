@@ -1,4 +1,4 @@
-"""Request to response: connections, redirects by hand, deadlines, every failure a ``DownloadError``."""
+"""From a request to its response: connections, redirects and deadlines; every failure is a ``DownloadError``."""
 
 from __future__ import annotations
 

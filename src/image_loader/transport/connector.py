@@ -129,8 +129,8 @@ class Connector:
 
     def _wait(self) -> None:
         self._asleep = True
-        # Whoever posts appends first, and looks for a sleeper then.
-        events = self._selector.select(0 if self._inbox else self._pause())
+        # Whoever posts or closes does that first, and looks for a sleeper then.
+        events = self._selector.select(0 if self._inbox or self._closed else self._pause())
         self._asleep = False
         for key, _ in events:
             if isinstance(key.data, Dial):

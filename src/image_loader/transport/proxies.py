@@ -34,7 +34,7 @@ class Proxy(NamedTuple):
 
 
 def parse(text: str) -> Proxy:
-    """Return the proxy that an environment variable names; ``DownloadError`` where none can be made of it."""
+    """Return the proxy that an environment variable names; ``DownloadError`` if its URL cannot be used."""
     if text.lower().startswith("socks"):
         raise DownloadError(Reason.CONNECT, "SOCKS proxies are not supported; name an HTTP proxy, or unset ALL_PROXY")
     try:

@@ -50,7 +50,7 @@ class ClosedEarlyError(Exception):
 
 
 class NoStatusLineError(DownloadError):
-    """What came is no response; on a connection that was used before, it may be what was left of the last one."""
+    """What came is not a response. On a connection that was used before, it may be the rest of the last one."""
 
     def __init__(self, *, retryable: bool) -> None:
         super().__init__(Reason.PROTOCOL, "no HTTP/1.x status line", retryable=retryable)

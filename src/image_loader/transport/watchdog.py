@@ -60,7 +60,7 @@ class Watch:
 class Watchdog:
     """One daemon thread for all attempts of a run; each has ``max_time`` seconds, unless a deadline is given.
 
-    Raises ``OutOfThreadsError`` where no thread can be had: nothing else would keep the deadlines.
+    Raises ``OutOfThreadsError`` where no thread can be started: nothing else would keep the deadlines.
     """
 
     def __init__(self, max_time: float) -> None:

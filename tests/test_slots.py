@@ -1,0 +1,56 @@
+"""Promises of the number of connections that are made at once, where descriptors are few."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+
+import pytest
+
+from conftest import SETTINGS
+from image_loader.scheduling.slots import Slots, connects_at_most
+
+
+@pytest.fixture(autouse=True)
+def limits() -> Iterator[None]:
+    """Restore the limit of descriptors."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(("limit", "connects"), [(1024, 464), (256, 80), (128, 24), (64, 8), (40, 2)])
+def test_where_descriptors_are_few_connects_have_half_of_them(limit: int, connects: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    assert connects_at_most(SETTINGS._replace(threads=32, connects=512)) == connects
+
+
+def in_use(number: int, most: int = 8) -> Slots:
+    slots = Slots(most, threads=100)
+    for _ in range(number):
+        slots.begin(1.0)
+    return slots
+
+
+def test_a_burst_of_connects_that_lack_descriptors_halves_their_number_once() -> None:
+    slots = in_use(8)
+    for number in range(1, 5):
+        slots.end(number)
+        assert slots.shrink(started=1.0, now=1.5)
+    assert slots.most == 3
+    assert slots.shrink(started=2.0, now=2.5)
+    assert slots.most == 1
+    assert not slots.shrink(started=3.0, now=3.5)
+
+
+def test_the_number_of_connects_grows_again_up_to_what_it_was() -> None:
+    slots = in_use(8)
+    slots.shrink(started=1.0, now=1.5)
+    seen = []
+    for number in range(1, 100):
+        slots.end(number)
+        slots.begin(2.0)
+        seen.append(slots.most)
+    assert seen[:8] == [4] * 7 + [5]
+    assert max(seen) == 8
