@@ -256,7 +256,7 @@ class Saved(NamedTuple):
     """The attempt put a whole image in place.
 
     ``key`` is the key of its name, if this is another name than the job's. ``final_url`` is where redirects led,
-    without user and password. ``width`` and ``height`` are in pixels, None where nothing was decoded.
+    without user and password. ``width`` and ``height`` are in pixels, None if nothing was decoded.
     """
 
     image: Image
