@@ -15,7 +15,7 @@ from pathlib import Path
 from image_loader.errors import DirectoryError, DownloadError, OutOfInodesError
 from image_loader.model import Image, Resume
 from image_loader.store import locks
-from image_loader.store.partial import Partial, Partials
+from image_loader.store.partial import Partial, Partials, make_folders
 from image_loader.store.root import HIDDEN, PARTIALS, Root, available_inodes, directory_error
 
 __all__ = ["HIDDEN", "Directory", "Partial", "is_as_recorded"]
@@ -213,6 +213,16 @@ class Directory(View):
     def alone(self) -> AbstractContextManager[bool]:
         """Keep other runs from starting here meanwhile; False where one is under way."""
         return self._presence.alone()
+
+    def rename(self, file: str, new: str) -> os.stat_result:
+        """Give an image another name, under which nothing stands; return its state there."""
+        root = self._root.descriptor
+        with self._root.translating:
+            make_folders(new, root)
+            os.rename(file.encode(), new.encode(), src_dir_fd=root, dst_dir_fd=root)
+            state = os.lstat(new.encode(), dir_fd=root)
+        self.remove_folders(file)
+        return state
 
     def remove(self, file: str) -> None:
         """Remove an image, if it is there, and the folders above it that are empty then."""
