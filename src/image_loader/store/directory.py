@@ -24,6 +24,9 @@ _MAX_NAME_BYTES = 255
 _READ_SIZE = 1 << 18
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MADE = (os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+_LAYOUT = f"{HIDDEN}/layout"
+_OF_NOTE = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NOTE_SIZE = 64
 _RESTRICTED = '"*:<>?|'
 """Characters that exFAT, NTFS and SMB refuse in a name, apart from those that no name of ours has."""
 
@@ -209,6 +212,20 @@ class Directory(View):
     def discard(self, key: str) -> None:
         """Remove a partial file that was kept to be resumed, and will not be."""
         self._partials.discard(key)
+
+    def note_layout(self, layout: str) -> str:
+        """Remember the layout of a run; return that of the last one, or nothing where it is not known."""
+        with suppress(OSError):
+            descriptor = os.open(_LAYOUT, os.O_RDWR | _OF_NOTE, 0o666, dir_fd=self._root.descriptor)
+            try:
+                former = os.pread(descriptor, _NOTE_SIZE, 0).decode(errors="replace").strip()
+                if former != layout:
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"{layout}\n".encode(), 0)
+            finally:
+                os.close(descriptor)
+            return former
+        return ""
 
     def alone(self) -> AbstractContextManager[bool]:
         """Keep other runs from starting here meanwhile; False where one is under way."""
