@@ -23,6 +23,7 @@ LAYERS = (
     ("lists", "freshness", "transport", "store", "processors", "endings", "decoding"),
     ("scheduling",),
     ("outcome",),
+    ("renaming",),
     ("planner",),
     ("attempt", "removal"),
     ("preview",),

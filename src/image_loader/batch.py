@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from image_loader.errors import LoaderError
 from image_loader.model import (
     Failure,
     Job,
+    Layout,
     Line,
     NotModified,
     Outcome,
@@ -30,6 +32,7 @@ from image_loader.store.index import FILE, Index
 if TYPE_CHECKING:
     from image_loader.scheduling.queue import Task
 
+_LOG = logging.getLogger(__name__)
 # What would be imported later, when there may be no file descriptor left for it.
 _WANTED_LATER = ("encodings.unicode_escape", "idna.uts46data", "ipaddress")
 # How soon an interruption is noticed, and how long attempts that were cut off get to clean up, in seconds.
@@ -64,7 +67,17 @@ def run(
         named = settings.index_file
         path = named or directory.hidden / FILE
         index = stack.enter_context(Index(path, settings.flush_interval, stop.is_set, named=named is not None))
+        _compare_layouts(directory.note_layout(settings.layout.value), settings)
         yield from _Run(settings, directory, index, stack, tick).outcomes(chain(first, lines), stop)
+
+
+def _compare_layouts(former: str, settings: Settings) -> None:
+    """Say once that new images go elsewhere than those that are there; whatever else a note may hold says nothing."""
+    if former != settings.layout and former in list(Layout):
+        _LOG.warning(
+            "%s: --layout is %s, and was %s before: images that are there keep their places",
+            *(settings.directory, settings.layout.value, former),
+        )
 
 
 class _Run:

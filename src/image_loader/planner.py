@@ -24,7 +24,7 @@ from image_loader.model import (
     Validators,
 )
 from image_loader.settings import Settings
-from image_loader.store.directory import View, is_as_recorded
+from image_loader.store.directory import Directory, View, is_as_recorded
 from image_loader.store.index import Index
 from image_loader.url import Url
 
@@ -62,6 +62,11 @@ class Planner:
         # know are another's.
         self._first_run = index.is_empty() and not directory.is_empty()
         self._index_lost = self._first_run and not directory.is_new
+        self._renamer = None
+        if settings.name_column is not None and isinstance(directory, Directory):
+            from image_loader.renaming import Renamer
+
+            self._renamer = Renamer(settings, directory, index)
         self._claimed: frozenset[bytes] = frozenset()
         self._states: dict[str, os.stat_result | None] = {}
         self._read = 0
@@ -78,6 +83,9 @@ class Planner:
             elif urls.setdefault(line.url.digest, (line, line.url))[0] is not line:
                 plan.outcomes.append(outcome.duplicate(line))
         records = self._records(urls, verdict, plan)
+        if self._renamer is not None:
+            records = self._renamer.renamed(urls, records)
+            self._states.clear()
         now = time.time()
         for digest, (line, url) in urls.items():
             record = records.get(digest)

@@ -15,7 +15,7 @@ from pathlib import Path
 from image_loader.errors import DirectoryError, DownloadError, OutOfInodesError
 from image_loader.model import Image, Resume
 from image_loader.store import locks
-from image_loader.store.partial import Partial, Partials
+from image_loader.store.partial import Partial, Partials, make_folders
 from image_loader.store.root import HIDDEN, PARTIALS, Root, available_inodes, directory_error
 
 __all__ = ["HIDDEN", "Directory", "Partial", "is_as_recorded"]
@@ -24,6 +24,9 @@ _MAX_NAME_BYTES = 255
 _READ_SIZE = 1 << 18
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MADE = (os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+_LAYOUT = f"{HIDDEN}/layout"
+_OF_NOTE = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NOTE_SIZE = 64
 _RESTRICTED = '"*:<>?|'
 """Characters that exFAT, NTFS and SMB refuse in a name, apart from those that no name of ours has."""
 
@@ -210,9 +213,33 @@ class Directory(View):
         """Remove a partial file that was kept to be resumed, and will not be."""
         self._partials.discard(key)
 
+    def note_layout(self, layout: str) -> str:
+        """Remember the layout of a run; return that of the last one, or nothing where it is not known."""
+        with suppress(OSError):
+            descriptor = os.open(_LAYOUT, os.O_RDWR | _OF_NOTE, 0o666, dir_fd=self._root.descriptor)
+            try:
+                former = os.pread(descriptor, _NOTE_SIZE, 0).decode(errors="replace").strip()
+                if former != layout:
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"{layout}\n".encode(), 0)
+            finally:
+                os.close(descriptor)
+            return former
+        return ""
+
     def alone(self) -> AbstractContextManager[bool]:
         """Keep other runs from starting here meanwhile; False where one is under way."""
         return self._presence.alone()
+
+    def rename(self, file: str, new: str) -> os.stat_result:
+        """Give an image another name, under which nothing stands; return its state there."""
+        root = self._root.descriptor
+        with self._root.translating:
+            make_folders(new, root)
+            os.rename(file.encode(), new.encode(), src_dir_fd=root, dst_dir_fd=root)
+            state = os.lstat(new.encode(), dir_fd=root)
+        self.remove_folders(file)
+        return state
 
     def remove(self, file: str) -> None:
         """Remove an image, if it is there, and the folders above it that are empty then."""

@@ -34,6 +34,9 @@ _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
 # Another run may have written to the row meanwhile. Its media type is kept if we have none (a file of another program),
 # and its image if that was saved later than ours. A time in the future is from before the clock was set back. If the
 # key belongs to another URL by now, the row stays as it is: without an image, or with one that does not match the file.
+_RESERVE = """UPDATE OR IGNORE image SET key = ? WHERE rowid = ?
+    AND NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ? AND rowid <> ?)"""
+_RENAME = "UPDATE image SET name = ?, complete = ?, mtime_ns = ?, ctime_ns = ? WHERE rowid = ?"
 _RECORD = """UPDATE OR IGNORE image SET name = ?1, key = coalesce(?2, key), complete = 1,
     size = ?3, mtime_ns = ?4, ctime_ns = ?5, media_type = coalesce(?6, media_type), sha256 = coalesce(?7, sha256),
     etag = ?8, last_modified = ?9, target = ?10,
@@ -134,18 +137,13 @@ class Index:
         where = "rowid > ? AND rowid <= ? ORDER BY rowid LIMIT ?"
         with self._transaction("BEGIN"):
             rows = self._connection.execute(index_file.SELECT + where, (after, known.last_row, most)).fetchall()
-        records = [record for record in map(_record, rows) if not self._is_seen(record.row)]
+        records = [record for record in map(_record, rows) if not self.is_seen(record.row)]
         return [record for record in records if _is_from_before(record, known)], rows[-1][1] if rows else 0
 
     def forget(self, rows: Sequence[int]) -> None:
         """Forget the URLs of these rows, and what their names are. No other run may be under way: it knows the rows."""
         with self._transaction("BEGIN IMMEDIATE"):
             self._connection.executemany("DELETE FROM image WHERE rowid = ?", [(row,) for row in rows])
-
-    def _is_seen(self, row: int) -> bool:
-        byte = row >> 3
-        part = self._seen.get(byte // _SEEN_BYTES)
-        return part is not None and bool(part[byte % _SEEN_BYTES] & 1 << (row & 7))
 
     def first_seen(self, record: Record) -> bool:
         """Tell whether this run sees the record for the first time, and remember it, by one bit of memory."""
@@ -187,6 +185,29 @@ class Index:
             records |= self._insert(tries)
             waiting = {digest: waiting[digest] for digest, *_ in tries if digest not in records}
         return records
+
+    def reserve(self, wanted: Sequence[tuple[int, Name, str]]) -> set[int]:
+        """Reserve another name for each of some rows, by its key; return the rows whose names no other URL has."""
+        reserved = set()
+        with self._transaction("BEGIN IMMEDIATE"):
+            for row, name, key in wanted:
+                own, first, last = _reserved(key, complete=name.complete)
+                if self._connection.execute(_RESERVE, (own, row, first, last, row)).rowcount == 1:
+                    reserved.add(row)
+        return reserved
+
+    def rename(self, renamed: Sequence[tuple[int, Name, Image | None]]) -> None:
+        """Give rows the names that were reserved for them, which their images, if any, have by now."""
+        with self._transaction("BEGIN IMMEDIATE"):
+            for row, name, image in renamed:
+                times = (None, None) if image is None else (_integer(image.mtime_ns), _integer(image.ctime_ns))
+                self._connection.execute(_RENAME, (name.path, name.complete, *times, row))
+
+    def is_seen(self, row: int) -> bool:
+        """Whether this run has seen a row."""
+        byte = row >> 3
+        part = self._seen.get(byte // _SEEN_BYTES)
+        return part is not None and bool(part[byte % _SEEN_BYTES] & 1 << (row & 7))
 
     def record(self, row: int, image: Image, key: str | None = None) -> None:
         """Remember the image of a URL, which has a ``row`` since it has a name; it is written with the next flush.
