@@ -226,7 +226,7 @@ class _Downloads:
     def __init__(self, settings: Settings, directory: Directory, stack: ExitStack) -> None:
         from image_loader.attempt import Downloader
         from image_loader.processors import stay_on_one
-        from image_loader.scheduling.dispatch import Connected, Inbox
+        from image_loader.scheduling.dispatch import Connected, Inbox, close_delivered
         from image_loader.scheduling.scheduler import Scheduler
         from image_loader.scheduling.workers import Workers
         from image_loader.transport import Transport
@@ -235,6 +235,7 @@ class _Downloads:
             importlib.import_module(module)
         processors = stay_on_one() if settings.one_processor else frozenset()
         inbox: Inbox = SimpleQueue()
+        stack.callback(close_delivered, inbox)
         self.transport = Transport(settings, lambda *connected: inbox.put(Connected(*connected)))
         stack.callback(self.transport.close)
         workers = Workers(settings.threads)
