@@ -63,7 +63,7 @@ class State(Enum):
 class Policy(NamedTuple):
     """What holds for all hosts of a run; times are in seconds.
 
-    After ``failures`` requests in a row without an answer, a host is probed. After more refusals than that in a row, and
+    After ``failures`` requests in a row without an answer, a host is probed. After more refusals in a row, and
     ``patience`` without a success, it is given up. ``longest_pause`` is the longest that a server can ask for.
     ``delay`` is the shortest interval between the starts of two attempts, whatever the host allows.
     """
