@@ -15,7 +15,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from image_loader.cli.habits import HABITS
 from image_loader.loader import DEFAULTS, load
-from image_loader.option import Choice, Flag, Limit, Option, Seconds, Size, Switch, Whole
+from image_loader.option import Choice, Flag, Option, Seconds, Size, Switch, Whole
 from image_loader.settings import all_options
 
 
@@ -103,8 +103,8 @@ def _signature(option: Option) -> str:
 
 
 def _facts(option: Option) -> Iterator[str]:
-    kind, default = option.kind, DEFAULTS.get(option.keyword)
-    if (default is not None or isinstance(kind, Limit)) and (shown := kind.shown(default)):
+    kind = option.kind
+    if shown := option.shown(DEFAULTS.get(option.keyword)):
         yield f"Default: ``{shown}``"
     if isinstance(kind, Size):
         yield "in bytes, or with K, M or G for thousands, millions or thousands of millions"

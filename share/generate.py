@@ -20,7 +20,7 @@ from docutils.parsers.rst import roles
 from image_loader import __version__
 from image_loader.cli.parser import build
 from image_loader.loader import DEFAULTS
-from image_loader.option import Limit, Option, Switch
+from image_loader.option import Option, Switch
 from image_loader.settings import all_options
 
 _COMPLETIONS = {
@@ -96,8 +96,7 @@ def _names(option: Option) -> str:
 
 
 def _told(option: Option) -> str:
-    default = DEFAULTS.get(option.keyword)
-    shown = option.kind.shown(default) if default is not None or isinstance(option.kind, Limit) else ""
+    shown = option.shown(DEFAULTS.get(option.keyword))
     return f"{option.help} (default: ``{shown}``)" if shown else option.help
 
 

@@ -1,4 +1,4 @@
-"""Handing out: connections to the hosts whose jobs may start, and turns to the workers once a connection stands."""
+"""Hands out connections to the hosts whose jobs may start, and turns to workers once a connection stands."""
 
 from __future__ import annotations
 
