@@ -71,7 +71,9 @@ class Judge:
             self._jobs.move(task, self._jobs.hosts.get(origin, now), now)
         if self._jobs.is_ending:
             self._jobs.finish(task, INTERRUPTED, now)
-        elif not self._jobs.is_refused(task, task.host, now):
+        elif self._jobs.is_refused(task, task.host, now):
+            self._jobs.hosts.forget_if_idle(task.host, now)
+        else:
             task.host.waiting.appendleft(task)
             self._dispatch.line_up(task.host, now)
 
