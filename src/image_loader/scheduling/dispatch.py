@@ -137,7 +137,7 @@ class Dispatch:
 
     def connected(self, host: Host, connection: Connection | None) -> None:
         """Take note that making a connection came to its end."""
-        self._slots.end(host.connecting.popleft())
+        self._slots.end(host.connecting.pop(0))
         if connection is not None:
             host.connections.append(connection)
 

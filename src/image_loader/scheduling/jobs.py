@@ -73,7 +73,7 @@ class Jobs:
             elif host.health.ask_at is not None:
                 self.finish(task, host_down(), now)
             else:
-                host.waiting.appendleft(task)
+                host.waiting.insert(0, task)
         self._dispatch.line_up(host, now)
 
     def settle_host(self, host: Host, now: float) -> None:
@@ -88,9 +88,9 @@ class Jobs:
         for which in self._dispatch.timers.due(now):
             if isinstance(which, Task):
                 host = which.host
-                host.retrying.discard(which)
+                host.retrying.pop(which, None)
                 if not self.is_refused(which, host, now):
-                    host.waiting.appendleft(which)
+                    host.waiting.insert(0, which)
             else:
                 host = which
             self.give_up_if_over(host, now)
@@ -118,7 +118,7 @@ class Jobs:
         resume = failure.resume if isinstance(failure, Failure) else None
         task.job = task.job.anew(resume)
         home = self.hosts.get(task.job.url.origin, now)
-        home.retrying.add(task)
+        home.retrying[task] = None
         self.move(task, home, now)
         self._dispatch.timers.set_task(task, now + delay)
 
