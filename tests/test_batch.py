@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
@@ -20,11 +20,12 @@ import pytest
 from conftest import ENVIRONMENT, SETTINGS, leftovers, urls_of
 from exchange import png
 from image_loader import batch, load, planner
-from image_loader.errors import DirectoryError, IndexFileError, LoaderError, OptionError, UrlFileError
+from image_loader.errors import DirectoryError, IndexFileError, LoaderError, OptionError, OutOfInodesError, UrlFileError
 from image_loader.model import Line, Outcome, Reason, Status
 from image_loader.settings import Settings
+from image_loader.store.directory import Directory
 from image_loader.url import parse
-from server import Server, connections_to, refusing_port
+from server import SIZE, Server, connections_to, refusing_port
 
 
 @pytest.fixture
@@ -254,6 +255,48 @@ def test_an_event_ends_the_run_and_every_line_that_was_read_is_told(server: Serv
     assert leftovers(directory) == []
 
 
+@pytest.fixture
+def restored(server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Sequence[str]:
+    """URLs whose images were saved and have other times since; after three of them, the others wait to be read."""
+    urls = urls_of(server, 20)
+    run(directory, urls)
+    for path in directory.glob("*.png"):
+        os.utime(path)
+    monkeypatch.setattr(planner, "_READ_MAX", 3 * SIZE - 1)
+    return urls
+
+
+def test_files_that_have_to_be_read_in_several_parts_are_all_told(
+    server: Server, directory: Path, restored: Sequence[str]
+) -> None:
+    assert set(statuses(run(directory, restored))) == {Status.FRESH}
+
+
+def test_lines_that_wait_for_files_to_be_read_are_told_where_the_run_is_stopped(
+    server: Server, directory: Path, restored: Sequence[str]
+) -> None:
+    stop = threading.Event()
+    told = []
+    for outcome in batch.run([lines_of(restored)], settings_for(directory), stop):
+        told.append(outcome)
+        stop.set()
+    assert sorted(outcome.line for outcome in told) == list(range(1, len(restored) + 1))
+    assert {outcome.reason for outcome in told} == {None, Reason.INTERRUPTED}
+
+
+def test_lines_that_wait_for_files_to_be_read_are_told_where_an_error_ends_the_run(
+    server: Server, directory: Path, restored: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Directory, "check_inodes", _no_inodes_left)
+    told, error = _told_until_error([lines_of(restored)], settings_for(directory))
+    assert isinstance(error, OutOfInodesError)
+    assert sorted(outcome.line for outcome in told) == list(range(1, len(restored) + 1))
+
+
+def _no_inodes_left(directory: Directory, needed: int) -> None:
+    raise OutOfInodesError(directory.path, needed, 0)
+
+
 @pytest.mark.parametrize(("window_size", "ahead"), [(10_000, 2), (10**6, 8)])
 def test_very_long_urls_are_not_looked_at_far_ahead(
     server: Server, directory: Path, window_size: int, ahead: int
@@ -338,7 +381,7 @@ def test_an_error_of_the_list_itself_reaches_the_caller_and_leaves_nothing(serve
 # What ends the run -------------------------------------------------------------------------------------------------
 
 
-def _told_until_error(groups: Iterator[list[Line] | None], settings: Settings) -> tuple[list[Outcome], LoaderError]:
+def _told_until_error(groups: Iterable[list[Line] | None], settings: Settings) -> tuple[list[Outcome], LoaderError]:
     told: list[Outcome] = []
     with pytest.raises(LoaderError) as caught:
         for outcome in batch.run(groups, settings, threading.Event()):

@@ -10,7 +10,7 @@ from contextlib import nullcontext, suppress
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from image_loader import endings, freshness, media_types, sniffing
+from image_loader import freshness, media_types, sniffing
 from image_loader.errors import DownloadError, LoaderError, LockedError
 from image_loader.lists.naming import key, spares
 from image_loader.model import (
@@ -297,14 +297,14 @@ class Downloader:
         """Return what the image is; refuse what is not the whole image that was announced."""
         if body.size is not None and body.size != partial.size:
             raise _wrong_part()
-        unframed = body.size is None and answer.plain and not _is_chunked(answer)
-        if unframed and not endings.is_whole(partial.chunks(), partial.size):
-            detail = f"the connection ended after {partial.size} bytes, before the image did"
-            raise DownloadError(Reason.TRUNCATED, detail, http_status=answer.status, retryable=True)
+        # A proxy ends its chunks in good order, though the connection behind it broke off (nginx 1.22).
+        unmeasured = body.size is None and answer.plain
+        if unmeasured:
+            _check_end(partial, answer)
         try:
             return self._verify(partial, file, body.media_type, answer.deadline)
         except DownloadError as error:
-            if unframed and error.failure.reason is Reason.DAMAGED:
+            if unmeasured and error.failure.reason is Reason.DAMAGED:
                 error.may_pass()
             raise
 
@@ -316,6 +316,15 @@ class Downloader:
             return found._replace(media_type=media_type)
         _LOG.info("%s: sent as %s, is %s", file, media_type, found.media_type)
         return found
+
+
+def _check_end(partial: Partial, answer: Answer) -> None:
+    """Refuse an image of unannounced length that ends before its own end."""
+    from image_loader import endings
+
+    if not endings.is_whole(partial.chunks(), partial.size):
+        detail = f"the body ended after {partial.size} bytes, before the image did"
+        raise DownloadError(Reason.TRUNCATED, detail, http_status=answer.status, retryable=True)
 
 
 def _decoders(settings: Settings, processors: frozenset[int]) -> Decoders:
@@ -383,10 +392,6 @@ def _validators(answer: Answer, resume: Resume | None) -> Validators:
     if resume is not None:
         last_modified = last_modified or resume.validators.last_modified
     return Validators(etag, last_modified, answer.url.digest if answer.redirects else None)
-
-
-def _is_chunked(answer: Answer) -> bool:
-    return "chunked" in answer.fields.get("transfer-encoding", "").lower()
 
 
 def _is_whole(answer: Answer) -> bool:

@@ -94,8 +94,8 @@ class _Run:
         self._tick = tick
         self._known = index.known() if settings.delete else None
         self._downloads: _Downloads | None = None
-        # Lines that were read and not yet decided about.
-        self._rest: Sequence[Line] = ()
+        # Lines that were read and not decided about yet.
+        self._undecided: Sequence[Line] = ()
         self._new = 0
         self._size = 0
 
@@ -104,8 +104,7 @@ class _Run:
         try:
             yield from self._downloaded(lines, stop)
         except LoaderError:
-            yield from self._undecided()
-            yield from self._cut_off()
+            yield from self._interrupted()
             raise
         finally:
             # Where nobody takes outcomes any more, there is nothing left to yield, but still something to record.
@@ -122,15 +121,12 @@ class _Run:
             except Exception as error:  # noqa: BLE001 (the caller's own iterable may raise anything; raised below)
                 unreadable = error
                 break
-            if stop.is_set():
-                yield from map(outcome.interrupted, read or ())
-                break
-            self._rest = read or ()
-            yield from self._work_off(stop, _WAIT if read is None else 0.0)
+            self._undecided = read or ()
+            yield from self._take_on_all(stop, _WAIT if read is None else 0.0)
             yield from self._hand_over(stop)
         yield from self._advance(stop, 0, _WAIT)
         if stop.is_set():
-            yield from self._cut_off()
+            yield from self._interrupted()
         elif unreadable is None:
             yield from self._delete(stop)
         try:
@@ -148,29 +144,23 @@ class _Run:
             self._index.flush()
             yield from removal.delete(self._settings, self._directory, self._index, self._known, stop)
 
-    def _work_off(self, stop: threading.Event, wait: float) -> Iterator[Outcome]:
-        """Decide about the lines that were read, in several rounds where many files have to be read as well."""
-        while True:
-            yield from self._take_on(self._rest)
+    def _take_on_all(self, stop: threading.Event, wait: float) -> Iterator[Outcome]:
+        """Take on the lines that were read, in parts where much has to be compared; downloads go on in between."""
+        while not stop.is_set():
+            yield from self._take_on()
             yield from self._advance(stop, self._settings.window - self._settings.batch, wait)
-            if stop.is_set() or not self._rest:
-                break
-        yield from self._undecided()
+            if not self._undecided:
+                return
 
-    def _undecided(self) -> Iterator[Outcome]:
-        """Yield the outcomes of lines that the end of the run leaves undecided."""
-        rest, self._rest = self._rest, ()
-        return map(outcome.interrupted, rest)
-
-    def _take_on(self, group: Sequence[Line]) -> Iterator[Outcome]:
+    def _take_on(self) -> Iterator[Outcome]:
         """Yield the outcomes of the lines that need no request, and have the others downloaded."""
         if self._downloads is None:
-            plan = self._planner.plan(group)
+            plan = self._planner.plan(self._undecided)
         else:
-            plan = self._planner.plan(group, self._downloads.scheduler.down_failure)
+            plan = self._planner.plan(self._undecided, self._downloads.scheduler.down_failure)
         if plan.jobs and self._downloads is None:
             self._downloads = _Downloads(self._settings, self._directory, self._stack)
-        self._rest = plan.rest
+        self._undecided = plan.rest
         if self._downloads is not None:
             self._downloads.scheduler.add(plan.jobs)
             self._new += sum(job.inode is None for job in plan.jobs)
@@ -205,6 +195,11 @@ class _Run:
     def _has_room(self, room: int) -> bool:
         pending = self._downloads.scheduler.pending if self._downloads is not None else 0
         return pending <= room and (self._size <= self._settings.window_size or not pending)
+
+    def _interrupted(self) -> Iterator[Outcome]:
+        """Yield the outcomes of all lines that were read and not told yet: the run ends."""
+        yield from map(outcome.interrupted, self._undecided)
+        yield from self._cut_off()
 
     def _cut_off(self) -> list[Outcome]:
         """Give up the downloads that wait, end those that run, and return how each ended."""
@@ -244,7 +239,7 @@ class _Downloads:
     def __init__(self, settings: Settings, directory: Directory, stack: ExitStack) -> None:
         from image_loader.attempt import Downloader
         from image_loader.processors import stay_on_one
-        from image_loader.scheduling.dispatch import Connected, Inbox
+        from image_loader.scheduling.dispatch import Connected, Inbox, close_delivered
         from image_loader.scheduling.scheduler import Scheduler
         from image_loader.scheduling.workers import Workers
         from image_loader.transport import Transport
@@ -253,6 +248,7 @@ class _Downloads:
             importlib.import_module(module)
         processors = stay_on_one() if settings.one_processor else frozenset()
         inbox: Inbox = SimpleQueue()
+        stack.callback(close_delivered, inbox)
         self.transport = Transport(settings, lambda *connected: inbox.put(Connected(*connected)))
         stack.callback(self.transport.close)
         workers = Workers(settings.threads)

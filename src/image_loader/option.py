@@ -339,6 +339,10 @@ class Option(NamedTuple):
         """Whether a word follows the option on the command line."""
         return not isinstance(self.kind, Flag)
 
+    def shown(self, default: Any) -> str:
+        """Return its default as the help shows it; nothing where there is none."""
+        return self.kind.shown(default) if default is not None or isinstance(self.kind, Limit) else ""
+
     def read(self, word: str) -> Any:
         """Return the value of a word of the command line; raise ``OptionError`` that names this option."""
         if isinstance(self.kind, Flag):

@@ -63,7 +63,7 @@ complete -c loader -n _shtab_loader_using -l revalidate -d 'ask the server about
 complete -c loader -n _shtab_loader_using -l skip-existing -d 'skip images that are there, whatever their headers say; damaged ones are downloaded again'
 complete -c loader -n _shtab_loader_using -l ignore-status -x -d 'count answers with these HTTP statuses, such as 404,410, as skipped instead of failed'
 complete -c loader -n _shtab_loader_using -l delete -d 'delete the images that are no longer in the list, after a run that read all of it'
-complete -c loader -n _shtab_loader_using -l max-delete -x -d 'delete nothing where it would be more'
+complete -c loader -n _shtab_loader_using -l max-delete -x -d 'delete nothing where it would be more (default: half of the images)'
 complete -c loader -n _shtab_loader_using -l dry-run -d 'request and change nothing; log what would be asked for, what is fresh, and what would be deleted'
 complete -c loader -n _shtab_loader_using -l sniff -d 'decide by the first bytes where Content-Type is missing or generic (--verify implies it)'
 complete -c loader -n _shtab_loader_using -l verify -d 'decode each image and refuse damaged ones (needs the extra '"'"'verify'"'"')'

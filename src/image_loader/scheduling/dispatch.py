@@ -1,10 +1,11 @@
-"""Handing out: connections to the hosts whose jobs may start, and turns to the workers once a connection stands."""
+"""Hands out connections to the hosts whose jobs may start, and turns to workers once a connection stands."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol
 
 from image_loader.errors import DownloadError, LoaderError
@@ -33,6 +34,15 @@ class Connected(NamedTuple):
 Message = Connected | TurnOver | TurnNearlyOver
 Inbox = SimpleQueue[Message]
 """What other threads tell the one that schedules; it wakes that thread."""
+
+
+def close_delivered(inbox: Inbox) -> None:
+    """Close the connections that were delivered and that nobody asks for any more."""
+    with suppress(Empty):
+        while True:
+            message = inbox.get_nowait()
+            if isinstance(message, Connected) and isinstance(message.result, Connection):
+                message.result.close()
 
 
 class Connections(Protocol):

@@ -18,19 +18,19 @@ _GROWTH = 4
 _FIRST_INTERVAL = 0.03
 """Seconds between two requests after the first refusal."""
 _SHORTEST_INTERVAL = 0.004
-"""Seconds; a shorter interval is none."""
+"""Seconds; a shorter interval counts as none."""
 _GENTLY = 1.25
-"""What a refusal multiplies the interval by: it may be one image's own."""
+"""Factor of the interval after a refusal, which may be about one image only."""
 _FIRMLY = 2.0
-"""What a second one in a row does."""
+"""Factor of the interval after a second refusal in a row."""
 _NARROWS_TO = 0.7
-"""What a refusal leaves of the attempts at once."""
+"""Factor of the attempts at once after a refusal."""
 _LONGEST_INTERVAL = 2.0
 """Seconds; a host that allows less than that is paused again and again."""
 _SHRINKS_TO = 0.95
-"""What a success leaves of the interval."""
+"""Factor of the interval after a success."""
 _WIDENS_BY = 0.5
-"""What a success adds to the limit, divided by the limit."""
+"""Added to the limit with each success, divided by the limit."""
 _OPTIMISM = 0.5
 """Part of the average interval of the last cycle, from one refusal to the next, at which a host is asked again."""
 _LONGEST_ESTIMATE = 0.5
@@ -42,7 +42,7 @@ _LONGEST_PAUSE = 32.0
 _LONGEST_PROBE_PAUSE = 8.0
 """Seconds between two probes of a host that does not answer."""
 _KNOWN_PATIENCE = 2
-"""How many times the patience a host gets that has let images through: limits are often those of a minute."""
+"""Factor of the patience with a host that has let images through: many limits are those of a minute."""
 
 
 class State(Enum):
@@ -57,13 +57,13 @@ class State(Enum):
     PROBING = "probing"
     """It does not answer: it is asked by one at a time, at growing intervals."""
     DOWN = "down"
-    """It is given up, but for one request now and then."""
+    """It is given up, except for one request now and then."""
 
 
 class Policy(NamedTuple):
     """What holds for all hosts of a run; times are in seconds.
 
-    After ``failures`` without an answer in a row a host is probed, and after as many refusals in a row, and
+    After ``failures`` requests in a row without an answer, a host is probed. After more refusals in a row, and
     ``patience`` without a success, it is given up. ``longest_pause`` is the longest that a server can ask for.
     ``delay`` is the shortest interval between the starts of two attempts, whatever the host allows.
     """
@@ -217,7 +217,7 @@ class Health(NamedTuple):
         return health._replace(limit=1.0, refusals=0, ask_at=now + health._rest, given_up_at=now)
 
     def spared(self) -> Self:
-        """Return what is known of a host that was not given up, since it refused none but the images that failed."""
+        """Return what is known of a host that is kept, since it refused only the images that failed."""
         return self._replace(refusals=0)
 
     def asked(self, now: float) -> Self:

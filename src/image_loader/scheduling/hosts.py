@@ -47,7 +47,7 @@ class Hosts:
         return None if due else host_down()
 
     def forget_if_idle(self, host: Host, now: float) -> bool:
-        """Forget a host that has nothing to do, but for what still matters of its health."""
+        """Forget a host that has nothing to do, except for what still matters of its health."""
         if not host.is_idle or self._active.get(host.origin) is not host:
             return False
         del self._active[host.origin]
