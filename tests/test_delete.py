@@ -381,3 +381,14 @@ def test_after_a_kill_at_any_moment_the_next_run_makes_index_and_directory_agree
         _check_agreement(loader.directory, {"mine.png"})
         loader.run(urls, *options[:2])
     assert in_mid_deletion >= 10
+
+
+def test_a_lock_file_of_a_run_that_may_only_read_it_is_shared_nevertheless(
+    server: Server, loader: Loader, saved: list[str], ordinary: tuple[str, ...]
+) -> None:
+    (loader.directory / ".image_loader" / "runs").chmod(0o444)
+    other = loader.start(urls_of(server, 1, "held"), results=False, command=ordinary)
+    server.wait_for(lambda: server.at_work == 1)
+    assert "another run is under way" in loader.run(saved[1:], "--delete").stderr
+    other.end()
+    assert deleted(loader.run(saved[1:], "--delete")) == names(0)

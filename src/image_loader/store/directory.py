@@ -168,8 +168,8 @@ class Directory(View):
         self.hidden = Path(self._root.resolved) / HIDDEN
         try:
             self.is_new = self._make_hidden()
-            self._presence = locks.Presence(f"{HIDDEN}/runs", self._root.descriptor)
             self._partials = Partials(self._root)
+            self._presence = locks.Presence(f"{HIDDEN}/runs", self._root.descriptor)
             if not self._root.is_usable():
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             self.max_name_bytes = _max_name_bytes(self._root.descriptor)

@@ -43,9 +43,12 @@ class Presence:
 
         Where the file cannot be opened, this run is never alone.
         """
-        self._descriptor = _opened(path, folder)
+        self._path = path
+        self._folder = folder
+        # Open for writing, it would keep the file system from being made read-only.
+        self._descriptor = _opened(path, folder, os.O_RDONLY | os.O_CREAT)
         give_up = time.monotonic() + _PATIENCE
-        while self._descriptor is not None and not self._locks(fcntl.LOCK_SH):
+        while self._descriptor is not None and not _locks(self._descriptor, fcntl.LOCK_SH):
             if time.monotonic() > give_up:
                 self.close()
                 raise TimeoutError(errno.ETIMEDOUT, "another run deletes images there, and does not go on", path)
@@ -55,14 +58,18 @@ class Presence:
     def alone(self) -> Iterator[bool]:
         """Keep other runs from starting meanwhile; False where one is under way.
 
-        The lock that is shared may be lost then: it is of use only as long as there is something to do.
+        The lock is shared again afterwards, unless another run was under way.
         """
-        is_alone = self._descriptor is not None and self._locks(fcntl.LOCK_EX)
+        shared = self._descriptor is not None
+        self.close()
+        # Network file systems lock alone only what is open for writing.
+        self._descriptor = _opened(self._path, self._folder, os.O_RDWR) if shared else None
+        is_alone = self._descriptor is not None and _locks(self._descriptor, fcntl.LOCK_EX)
         try:
             yield is_alone
         finally:
-            if is_alone:
-                self._locks(fcntl.LOCK_SH)
+            if is_alone and self._descriptor is not None:
+                _locks(self._descriptor, fcntl.LOCK_SH)
 
     def close(self) -> None:
         """Give the lock up."""
@@ -70,18 +77,18 @@ class Presence:
         if descriptor is not None:
             os.close(descriptor)
 
-    def _locks(self, how: int) -> bool:
-        try:
-            fcntl.flock(self._descriptor or 0, how | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
+
+def _locks(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
-def _opened(path: str, folder: int) -> int | None:
-    for access in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
-        with suppress(OSError):
-            return os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
+def _opened(path: str, folder: int, access: int) -> int | None:
+    with suppress(OSError):
+        return os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
     return None
 
 
