@@ -628,6 +628,85 @@ def test_a_host_that_was_given_up_and_asks_for_a_pause_gets_it() -> None:
     assert house.on("dead") == 1
 
 
+def test_a_job_of_a_host_that_was_forgotten_while_it_is_probed_runs_when_the_next_probe_is_due() -> None:
+    house = House({"host_failures": 1, "retries": 0})
+    house.add("http://host/a.jpg")
+    house.answer(RESET)
+    house.add("http://host/b.jpg")
+    assert not house.running
+    house.advance(1.0)
+    assert house.on("host") == 1
+
+
+def test_a_job_of_a_host_that_was_forgotten_while_it_is_paused_runs_after_the_pause() -> None:
+    house = House()
+    house.add("http://host/a.jpg")
+    redirect(house, "http://target/a.jpg", "host")
+    house.answer(asks_for(20.0), "target")
+    house.advance(10.0)
+    house.add("http://target/b.jpg")
+    assert not house.running
+    house.advance(10.0)
+    assert house.on("target") == 1
+
+
+def test_a_host_that_is_given_up_with_its_last_job_is_remembered_as_down() -> None:
+    house = House({"host_patience": 0.0, "host_failures": 1, "retries": 0})
+    house.refusing["http://host"] = RESET
+    house.add("http://host/a.jpg")
+    house.add("http://host/b.jpg")
+    assert house.reasons() == [Reason.CONNECT, Reason.HOST_DOWN]
+
+
+def test_a_name_that_does_not_exist_is_remembered_without_jobs() -> None:
+    house = House()
+    house.refusing["http://host"] = Failure(Reason.DNS, "unknown name", blame=Blame.HOST)
+    house.add("http://host/a.jpg")
+    house.add("http://host/b.jpg")
+    assert house.reasons() == [Reason.DNS, Reason.HOST_DOWN]
+
+
+def test_jobs_that_come_back_to_a_host_that_was_given_up_meanwhile_fail_at_once() -> None:
+    house = House({"host_failures": 1, "retries": 1, "per_host": 4})
+    house.add("http://target/first.jpg")
+    house.add(*urls("dead", 20))
+    for number in range(3):
+        redirect(house, f"http://target/{number}.jpg", "dead")
+    while house.scheduler.down_failure("http://dead") is None:
+        while house.on("dead"):
+            house.answer(RESET, "dead")
+        house.advance(1.0)
+    while house.on("target"):
+        house.answer(FAULTY, "target")
+    house.advance(1.0)
+    assert not house.on("dead")
+    assert house.reasons()[-3:] == [Reason.HOST_DOWN] * 3
+
+
+def test_a_job_that_is_redirected_back_to_its_host_goes_on_there() -> None:
+    house = House({"per_host": 1})
+    house.add(*urls("target", 2))
+    house.answer()
+    house.add("http://host/a.jpg")
+    redirect(house, "http://target/b.jpg", "host")
+    house.answer(host="target")
+    house.kept.clear()
+    redirect(house, "http://host/c.jpg", "target")
+    house.answer(host="host")
+    assert [end.result for end in house.finished] == [ANSWER] * 3
+    assert house.scheduler.known_hosts == 0
+
+
+def test_a_host_that_was_only_passed_on_the_way_is_forgotten() -> None:
+    house = House()
+    house.add("http://host/a.jpg")
+    for number in range(5):
+        redirect(house, f"http://way{number}/a.jpg", "host" if number == 0 else f"way{number - 1}")
+        assert house.scheduler.known_hosts == 1
+    house.answer()
+    assert house.scheduler.known_hosts == 0
+
+
 def test_without_any_patience_a_host_that_was_given_up_is_asked_no_more_often_than_one_that_is_probed() -> None:
     house = House({"host_failures": 1, "host_patience": 0.0, "retries": 0})
     house.add("http://dead/a.jpg")

@@ -35,6 +35,7 @@ _READ_MAX = 64_000_000
 """Bytes of images that are compared before downloads go on; reading them takes some tenths of a second."""
 _HEAD = 16384
 """Bytes by which an image is known: the root of an SVG may stand behind long comments."""
+_NO_VALIDATORS = Validators()
 
 Verdict = Callable[[str], Failure | None]
 """Tells of an origin that it is down, and what becomes of its images; None where it may be asked."""
@@ -188,7 +189,7 @@ class Planner:
                 _LOG.debug("line %d: %s: fresh for another %.0f s by its headers", line.number, image.file, left)
             plan.outcomes.append(outcome.fresh(line, image))
             return
-        validators = image.validators if image is not None and not settings.force else Validators()
+        validators = image.validators if image is not None and not settings.force else _NO_VALIDATORS
         if _LOG.isEnabledFor(logging.DEBUG):
             why = _request_shown(validators, state, changed=image is None and record.image is not None)
             _LOG.debug("line %d: %s: %s", line.number, name.path, "asked for, by force" if settings.force else why)

@@ -108,8 +108,10 @@ class Dispatch:
         return self._slots.next_at() if self._for_connection or self._for_connection_again else None
 
     def line_up(self, host: Host, now: float) -> None:
-        """Have a host wait for a worker or for a connection, as it needs."""
+        """Have a host wait for a worker or for a connection, as it needs; or for the end of its pause."""
         if not host.may_start(now):
+            if host.waiting and host.health.opens_at > now:
+                self.timers.set_host(host, host.health.opens_at)
             return
         while host.lacks > 0 and (connection := self._connections.take(host.origin)):
             host.connections.append(connection)
@@ -135,7 +137,7 @@ class Dispatch:
 
     def connected(self, host: Host, connection: Connection | None) -> None:
         """Take note that making a connection came to its end."""
-        self._slots.end(host.connecting.popleft())
+        self._slots.end(host.connecting.pop(0))
         if connection is not None:
             host.connections.append(connection)
 

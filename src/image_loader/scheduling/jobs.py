@@ -34,7 +34,9 @@ class Jobs:
         self.pending += 1
         host = self.hosts.get(job.url.origin, now)
         task = Task(job, host)
-        if not self.is_refused(task, host, now):
+        if self.is_refused(task, host, now):
+            self.hosts.forget_if_idle(host, now)
+        else:
             host.waiting.append(task)
             self._dispatch.line_up(host, now)
 
@@ -57,11 +59,10 @@ class Jobs:
         task.result = result
         self.pending -= 1
         self.finished.append(task)
-        if task.guest_of is not None:
-            self._leave(task, now)
-        host = task.host
-        if not (host.waiting or host.running):
-            self.hosts.forget_if_idle(host, now)
+        home, task.guest_of = task.guest_of, None
+        if home is not None:
+            home.away -= 1
+            self.settle_host(home, now)
 
     def put_back(self, turn: Turn, now: float) -> None:
         """Have the jobs that a turn did not come to wait again, in front."""
@@ -72,7 +73,7 @@ class Jobs:
             elif host.health.ask_at is not None:
                 self.finish(task, host_down(), now)
             else:
-                host.waiting.appendleft(task)
+                host.waiting.insert(0, task)
         self._dispatch.line_up(host, now)
 
     def settle_host(self, host: Host, now: float) -> None:
@@ -87,8 +88,9 @@ class Jobs:
         for which in self._dispatch.timers.due(now):
             if isinstance(which, Task):
                 host = which.host
-                host.retrying.discard(which)
-                host.waiting.appendleft(which)
+                host.retrying.pop(which, None)
+                if not self.is_refused(which, host, now):
+                    host.waiting.insert(0, which)
             else:
                 host = which
             self.give_up_if_over(host, now)
@@ -97,21 +99,18 @@ class Jobs:
 
     def move(self, task: Task, host: Host, now: float) -> None:
         """Have another host be asked next; while that one answers, the place at the one of the list stays taken."""
-        former, home = task.host, self.hosts.get(task.job.url.origin, now)
-        self._leave(task, now)
-        task.host = host
-        if host is not home and host.successes:
-            task.guest_of = home
-            home.away += 1
-        if former is not host:
-            self.settle_host(former, now)
-
-    def _leave(self, task: Task, now: float) -> None:
-        """Give up the place that a task keeps at the host of the list."""
-        if task.guest_of is not None:
-            home, task.guest_of = task.guest_of, None
-            home.away -= 1
-            self.settle_host(home, now)
+        former, task.host = task.host, host
+        former_home, task.guest_of = task.guest_of, None
+        if host.origin != task.job.url.origin and host.successes:
+            task.guest_of = self.hosts.get(task.job.url.origin, now)
+            task.guest_of.away += 1
+        if former_home is not None:
+            former_home.away -= 1
+            self._dispatch.line_up(former_home, now)
+        for each in (former, former_home):
+            # The host itself has nothing to do until the task waits for it: it must not be forgotten now.
+            if each is not None and each is not host:
+                self.settle_host(each, now)
 
     def retry_later(self, task: Task, delay: float, now: float) -> None:
         """Have a task begin anew after so many seconds; meanwhile it holds no worker."""
@@ -119,7 +118,7 @@ class Jobs:
         resume = failure.resume if isinstance(failure, Failure) else None
         task.job = task.job.anew(resume)
         home = self.hosts.get(task.job.url.origin, now)
-        home.retrying.add(task)
+        home.retrying[task] = None
         self.move(task, home, now)
         self._dispatch.timers.set_task(task, now + delay)
 

@@ -71,8 +71,10 @@ class Judge:
             self._jobs.move(task, self._jobs.hosts.get(origin, now), now)
         if self._jobs.is_ending:
             self._jobs.finish(task, INTERRUPTED, now)
-        elif not self._jobs.is_refused(task, task.host, now):
-            task.host.waiting.appendleft(task)
+        elif self._jobs.is_refused(task, task.host, now):
+            self._jobs.hosts.forget_if_idle(task.host, now)
+        else:
+            task.host.waiting.insert(0, task)
             self._dispatch.line_up(task.host, now)
 
     def _fail(self, task: Task, failure: Failure, now: float) -> None:
@@ -121,7 +123,8 @@ class Judge:
             host.waiting.insert(0 if first else retry.LATER, task)
             if host.health.refusals > 1:
                 # Neighbours in the list are often refused alike: ask for another part of it.
-                host.waiting.rotate(int(self._chance() * len(host.waiting)))
+                at = len(host.waiting) - int(self._chance() * len(host.waiting))
+                host.waiting[:] = host.waiting[at:] + host.waiting[:at]
             self._jobs.settle_host(host, now)
         else:
             self._jobs.retry_later(task, max(_FIRST_PAUSE, host.health.opens_at - now), now)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 
 from image_loader.model import Job, Result
@@ -60,10 +59,11 @@ class Host:
         self.health = health
         # Whether another success changes nothing of its health: asked for each image.
         self.is_settled = False
-        self.waiting: deque[Task] = deque()
-        self.retrying: set[Task] = set()
+        # Lists and a dict: in a list of ten thousand hosts, an empty deque for each would take 0.7 kB, a set 0.2 kB.
+        self.waiting: list[Task] = []
+        self.retrying: dict[Task, None] = {}
         self.connections: list[Connection] = []
-        self.connecting: deque[int] = deque()
+        self.connecting: list[int] = []
         self.running = 0
         # Jobs that redirects have led to hosts which answer: they keep their places here.
         self.away = 0
@@ -101,10 +101,13 @@ class Host:
     def share(self, slots: int) -> list[Task]:
         """Take the jobs that one worker is to do next, where so many ``slots`` share what waits."""
         if self.health.interval:
-            return [self.waiting.popleft()]
+            return [self.waiting.pop(0)]
         size = 1 if self.pace is None else int(SHARE_TIME / max(self.pace, SHARE_TIME / _LONGEST_SHARE))
         fair = -(-len(self.waiting) // slots)
-        return [self.waiting.popleft() for _ in range(min(max(1, size), fair))]
+        size = min(max(1, size), fair)
+        shared = self.waiting[:size]
+        del self.waiting[:size]
+        return shared
 
     def connection(self) -> Connection | None:
         """Take one of its connections that the server has not closed meanwhile."""
@@ -122,6 +125,6 @@ class Host:
     def take_all(self) -> Iterator[Task]:
         """Yield all jobs that wait, here or for their next attempt; they are the host's no more."""
         waiting, retrying = self.waiting, self.retrying
-        self.waiting, self.retrying = deque(), set()
+        self.waiting, self.retrying = [], {}
         yield from waiting
         yield from retrying

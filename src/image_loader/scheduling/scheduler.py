@@ -184,7 +184,7 @@ class Scheduler:
             self.error = self.error or result
         elif isinstance(result, DownloadError) and host.waiting and not self._jobs.is_ending:
             # The job that has waited longest is charged with it.
-            task = host.waiting.popleft()
+            task = host.waiting.pop(0)
             task.attempts += 1
             task.seconds += now - connected.started
             self._judge.judge(task, result.failure, connected.started, now, connecting=True)
