@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from image_loader import outcome
 from image_loader.errors import DownloadError, LoaderError, TooManyDeletionsError
@@ -16,6 +18,13 @@ from image_loader.store.index import Index, Known
 _LOG = logging.getLogger(__name__)
 _ROWS = 100
 """Rows that are decided about together; other runs wait so long with their start."""
+
+
+class _Look(NamedTuple):
+    """What was ``seen`` of the file of an ``image``, if it is as it was saved; nothing if it is not."""
+
+    image: Image | None
+    seen: tuple[int, ...]
 
 
 def delete(
@@ -31,13 +40,14 @@ def delete(
         raise error
     row, more = 0, index.has_seen()
     while more and not stop.is_set():
+        looks = {record.row: _look_at(directory, record.image) for record in index.unseen(known, row, _ROWS)[0]}
         with directory.alone() as is_alone:
             if not is_alone:
                 _LOG.warning("--delete: another run is under way in %s; the next run deletes the rest", directory.path)
                 return
             records, row = index.unseen(known, row, _ROWS)
             more = row > 0
-            ended, fault = _delete(directory, index, records)
+            ended, fault = _delete(directory, index, records, looks)
         yield from ended
         if fault is not None:
             raise fault
@@ -51,7 +61,7 @@ def preview(
     while more and not stop.is_set():
         records, row = index.unseen(known, row, _ROWS)
         more = row > 0
-        yield from (outcome.would_delete(image) for image in _images(records) if _is_ours(directory, image))
+        yield from (outcome.would_delete(image) for image in _images(records) if _look_at(directory, image).seen)
     if error := _refusal(settings, index, known):
         raise error
 
@@ -71,13 +81,18 @@ def _refusal(settings: Settings, index: Index, known: Known) -> TooManyDeletions
     return TooManyDeletionsError(count, known.images, settings.max_delete) if count > most else None
 
 
-def _delete(directory: Directory, index: Index, records: Iterable[Record]) -> tuple[list[Outcome], LoaderError | None]:
+def _delete(
+    directory: Directory, index: Index, records: Iterable[Record], looks: Mapping[int, _Look]
+) -> tuple[list[Outcome], LoaderError | None]:
     """Delete some images and their rows; return the outcomes, and what ends the run."""
     ended, gone, fault = [], [], None
     for record in records:
-        image = record.image
+        image, look = record.image, looks.get(record.row)
+        seen = () if image is None else _seen_of(directory, image.file)
+        if look is None or look.image != image or (look.seen and look.seen != seen):
+            continue  # Another program was there meanwhile: the next run decides.
         try:
-            if image is not None and _is_ours(directory, image):
+            if image is not None and look.seen:
                 directory.remove(image.file)
                 ended.append(outcome.deleted(image))
             elif image is not None:
@@ -104,12 +119,24 @@ def _images(records: Iterable[Record]) -> Iterator[Image]:
     return (record.image for record in records if record.image is not None)
 
 
-def _is_ours(directory: View, image: Image) -> bool:
-    """Whether a file is the image as it was saved. Unlike elsewhere, an unknown ctime proves nothing."""
-    state = directory.stat(image.file)
-    if state is None or state.st_size != image.size:
-        return False
+def _look_at(directory: View, image: Image | None) -> _Look:
+    """Look whether a file is the image as it was saved. Unlike elsewhere, an unknown ctime proves nothing.
+
+    Other runs are not kept from starting meanwhile: large files may have to be read.
+    """
+    state = None if image is None else directory.stat(image.file)
+    if image is None or state is None or state.st_size != image.size:
+        return _Look(image, ())
     if image.ctime_ns is not None and is_as_recorded(state, image):
-        return True
+        return _Look(image, _seen(state))
     read = directory.digest(image.file) if image.sha256 is not None else None
-    return read is not None and read[0] == image.sha256
+    return _Look(image, _seen(read[1]) if read is not None and read[0] == image.sha256 else ())
+
+
+def _seen_of(directory: View, file: str) -> tuple[int, ...]:
+    state = directory.stat(file)
+    return () if state is None else _seen(state)
+
+
+def _seen(state: os.stat_result) -> tuple[int, ...]:
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
