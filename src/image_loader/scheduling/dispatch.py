@@ -131,8 +131,8 @@ class Dispatch:
         while self._for_worker and len(self.turns) < self._threads + ahead:
             host = self._for_worker.popleft()
             host.waits_for_worker = False
-            if host.may_start(now) and (connection := host.connection()):
-                self._submit(host, connection, now, clock)
+            if host.may_start(now) and host.connections:
+                self._submit(host, host.connection(), now, clock)
             self.line_up(host, now)
 
     def connected(self, host: Host, connection: Connection | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from image_loader.model import Failure, Job, Reason, Result
 from image_loader.scheduling.dispatch import Dispatch
@@ -29,16 +30,20 @@ class Jobs:
         self.pending = 0
         self.is_ending = False
 
-    def add(self, job: Job, now: float) -> None:
-        """Take a job; it fails at once where its host is down."""
+    def add(self, jobs: Iterable[Job], now: float) -> None:
+        """Take jobs; those whose host is down fail at once."""
+        hosts = {self._add(job, now): None for job in jobs}
+        for host in hosts:
+            self._dispatch.line_up(host, now)
+            self.hosts.forget_if_idle(host, now)
+
+    def _add(self, job: Job, now: float) -> Host:
         self.pending += 1
         host = self.hosts.get(job.url.origin, now)
         task = Task(job, host)
-        if self.is_refused(task, host, now):
-            self.hosts.forget_if_idle(host, now)
-        else:
+        if host.health.ask_at is None or not self.is_refused(task, host, now):
             host.waiting.append(task)
-            self._dispatch.line_up(host, now)
+        return host
 
     def is_refused(self, task: Task, host: Host, now: float) -> bool:
         """Finish a task whose host is down; let one through where the host is to be asked again."""

@@ -109,14 +109,9 @@ class Host:
         del self.waiting[:size]
         return shared
 
-    def connection(self) -> Connection | None:
-        """Take one of its connections that the server has not closed meanwhile."""
-        while self.connections:
-            connection = self.connections.pop()
-            if connection.alive:
-                return connection
-            connection.close()
-        return None
+    def connection(self) -> Connection:
+        """Take the connection that was used last; whether it still stands, its worker sees before it asks."""
+        return self.connections.pop()
 
     def keep_pace(self, seconds: float) -> None:
         """Note how long an answer took."""

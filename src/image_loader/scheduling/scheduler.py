@@ -56,9 +56,7 @@ class Scheduler:
 
     def add(self, jobs: Sequence[Job]) -> None:
         """Take jobs; each runs as soon as the limits let it."""
-        now = self._clock()
-        for job in jobs:
-            self._jobs.add(job, now)
+        self._jobs.add(jobs, self._clock())
 
     def down_failure(self, origin: str) -> Failure | None:
         """Return what becomes of the jobs of a host that is down; None for any other, and once it is to be asked."""
