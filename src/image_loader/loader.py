@@ -36,7 +36,7 @@ PER_HOST = 10
 """Downloads at once from one host, and idle connections kept for it."""
 DELAY = 0.0
 """Seconds between the starts of two requests to one host; 0: none."""
-POOL_HOSTS = 256
+POOL_HOSTS = 64
 """Hosts whose idle connections are kept; with more hosts, the oldest are closed."""
 CONNECTS = 512
 """Connections that are made at once, those to dead hosts included; each takes a socket, and no thread."""
