@@ -228,6 +228,8 @@ class Judge:
                 # Neighbours in the list are often refused alike: ask for another part of it.
                 host.waiting.rotate(int(self._chance() * len(host.waiting)))
             self.settle_host(host, now)
+        elif host.health.is_over(now):
+            self.finish(task, failure, now)
         else:
             self._retry(task, max(_FIRST_PAUSE, host.health.opens_at - now), now)
         self._give_up_if_over(host, now)
@@ -269,7 +271,7 @@ class Judge:
                 self.put_back(turn, now)
         tasks = list(host.take_all())
         is_busy = host.health.state is State.PAUSED
-        if is_busy and all(task.seen >= 0 for task in tasks):
+        if is_busy and tasks and all(task.seen >= 0 for task in tasks):
             host.health, host.is_settled = host.health.spared(), False
         else:
             host.health, host.is_settled = host.health.given_up(now), False
