@@ -11,6 +11,7 @@ import pytest
 from asking import BODY, Asking, get, refusal, served, transport
 from conftest import SETTINGS
 from exchange import End, Request, head, whole
+from image_loader.errors import DownloadError
 from image_loader.model import Hop, Reason, Redirect
 from image_loader.transport import Answer, redirects
 from image_loader.url import parse
@@ -218,6 +219,20 @@ def test_a_connection_that_went_stale_on_the_way_costs_no_redirect(asking: Askin
         assert get(asking, server.url("/a")).body == BODY
     assert [request.target for request in server.requests] == ["/a", "/b", "/b"]
     assert cookies_sent(server)[2] == "seen=1"
+
+
+def test_a_chain_whose_connection_went_stale_still_ends_at_its_deadline(asking: Asking) -> None:
+    with Scripted(plays(whole(BODY), End.CLOSE)) as server:
+        url = parse(server.url("/a"))
+        connection = asking.connected(server.origin)
+        found = asking.exchange(url, {}, {}, None, connection)
+        assert isinstance(found, Answer)
+        with found as answer:
+            assert b"".join(answer.chunks(SETTINGS.chunk)) == BODY
+        server.wait_for(lambda: not connection.alive)
+        late = Hop(url, (Redirect({}, 0.0, 0.0),), time.monotonic(), None)
+        with pytest.raises(DownloadError, match="not done within the time"):
+            asking.exchange(url, {}, {}, None, connection, late)
 
 
 def test_a_connection_that_a_redirect_closes_is_not_used_for_the_next_hop(asking: Asking) -> None:

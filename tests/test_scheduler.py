@@ -413,6 +413,22 @@ def test_a_busy_host_behind_redirects_is_slowed_down_and_its_images_wait() -> No
     assert not house.reasons()
 
 
+@pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.parametrize("busy", [BUSY, BUSY._replace(retry_after=1.0)])
+def test_a_host_behind_redirects_that_is_busy_for_ever_is_given_up(busy: Failure, count: int) -> None:
+    house = House({"retries": 0, "host_patience": 10.0})
+    house.add(*urls("host", count))
+    while house.scheduler.pending:
+        while house.on("host"):
+            redirect(house, "http://target/a.jpg", "host")
+        if house.on("target"):
+            house.answer(busy, "target")
+        house.advance(0.5)
+        assert house.now < 100.0
+    assert set(house.reasons()) <= {Reason.HTTP_STATUS, Reason.HOST_DOWN}
+    assert Reason.HTTP_STATUS in house.reasons()
+
+
 def test_jobs_that_were_redirected_to_a_host_which_answers_keep_their_places_at_home() -> None:
     house = House({"per_host": 2})
     house.add("http://target/first.jpg")

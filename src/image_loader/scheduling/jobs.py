@@ -155,7 +155,7 @@ class Jobs:
                 self.put_back(turn, now)
         tasks = list(host.take_all())
         is_busy = host.health.state is State.PAUSED
-        if is_busy and all(task.seen >= 0 for task in tasks):
+        if is_busy and tasks and all(task.seen >= 0 for task in tasks):
             host.health, host.is_settled = host.health.spared(), False
         else:
             host.health, host.is_settled = host.health.given_up(now), False

@@ -126,6 +126,8 @@ class Judge:
                 at = len(host.waiting) - int(self._chance() * len(host.waiting))
                 host.waiting[:] = host.waiting[at:] + host.waiting[:at]
             self._jobs.settle_host(host, now)
+        elif host.health.is_over(now):
+            self._jobs.finish(task, failure, now)
         else:
             self._jobs.retry_later(task, max(_FIRST_PAUSE, host.health.opens_at - now), now)
         self._jobs.give_up_if_over(host, now)

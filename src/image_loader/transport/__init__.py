@@ -252,6 +252,7 @@ class _Chain:
                 if not hop.redirects:
                     raise
                 connection.close()
+                watch.check()
                 return hop
             if answer.status not in redirects.STATUSES:
                 answer.redirects = hop.redirects
