@@ -321,6 +321,27 @@ def test_very_long_urls_are_not_looked_at_far_ahead(
     assert [outcome.status for outcome in told] == [Status.SAVED] * 8
 
 
+def test_long_urls_that_are_done_leave_room_for_others(server: Server, directory: Path) -> None:
+    read = []
+
+    def lines() -> Iterator[list[Line] | None]:
+        yield lines_of(urls_of(server, 3, "image", "?" + "x" * 9000))
+        for number in range(8):
+            read.append(number)
+            yield lines_of(urls_of(server, 1, f"gated/{number}"), number + 4)
+
+    def waiting() -> Iterator[Outcome]:
+        yield from batch.run(lines(), settings_for(directory, window_size=10_000), threading.Event())
+
+    run = threading.Thread(target=lambda: told.extend(waiting()))
+    told: list[Outcome] = []
+    run.start()
+    server.wait_for(lambda: len(read) == 8)
+    server.gate.set()
+    run.join()
+    assert [outcome.status for outcome in told] == [Status.SAVED] * 11
+
+
 @pytest.mark.parametrize("filler", [b"#" * 65535 + b"\n", b"x" * 65536])
 def test_what_has_no_urls_is_read_without_waiting_for_downloads(
     server: Server, directory: Path, tmp_path: Path, filler: bytes

@@ -986,3 +986,27 @@ def test_too_many_open_files_is_a_passing_failure(directory: Directory, left: in
     assert (caught.value.failure.retryable, caught.value.failure.blame) == (True, Blame.PROCESS)
     directory.close()
     assert is_old(directory)
+
+
+# What another run has saved
+
+
+def test_only_what_was_put_in_place_since_this_run_began_was_saved_meanwhile(directory: Directory) -> None:
+    old = directory.path / "a.jpg"
+    later = Directory(directory.path)
+    time.sleep(CLOCK_STEP)
+    assert not later.saved_meanwhile("a.jpg", None), "it was there before"
+    (directory.path / "new.jpg").write_bytes(b"new")
+    (directory.path / "new.jpg").rename(old)
+    assert later.saved_meanwhile("a.jpg", None)
+    assert not later.saved_meanwhile("a.jpg", old.stat().st_ino)
+    assert not later.saved_meanwhile("b.jpg", None)
+
+
+def test_what_was_put_in_place_in_a_time_to_come_was_not_saved_meanwhile(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was set back."""
+    hour_ago = time.time_ns() - 3600 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: hour_ago)
+    assert not Directory(directory.path).saved_meanwhile("a.jpg", None)

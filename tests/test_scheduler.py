@@ -36,6 +36,7 @@ class Link:
 
     usable = True
     alive = True
+    closed = False
     seconds = 0.0
 
     def __init__(self, origin: str) -> None:
@@ -43,6 +44,7 @@ class Link:
 
     def close(self) -> None:
         self.usable = self.alive = False
+        self.closed = True
 
 
 class Worker:
@@ -106,6 +108,7 @@ class House:
         self.refusing: dict[str, Failure] = {}
         self.connecting: list[tuple[str, float]] = []
         self.kept: list[Connection] = []
+        self.links: list[Link] = []
         self.spend_connections = False
         self.meanwhile: Callable[[], None] = lambda: None
         self.inbox: Inbox = SimpleQueue()
@@ -147,6 +150,8 @@ class House:
         self.connected.append(origin)
         failure = result or self.refusing.get(origin)
         link = Link(origin) if failure is None else _error(failure)
+        if isinstance(link, Link):
+            self.links.append(link)
         self.inbox.put(Connected(origin, cast(Connection, link), pending[1]))
 
     def begin(self) -> None:
@@ -1139,3 +1144,123 @@ def test_with_a_delay_a_redirect_waits_for_its_turn() -> None:
     house.advance(2.0)
     assert len(house.running) == 1
     assert house.running[0].job.hop is not None
+
+
+def test_a_connection_is_kept_for_the_next_job_of_its_host_and_used_again() -> None:
+    house = House()
+    house.add("http://host/a.jpg")
+    house.answer()
+    assert house.kept
+    house.add("http://host/b.jpg")
+    house.answer()
+    assert house.connected == ["http://host"]
+
+
+def test_a_connection_that_is_spent_is_closed() -> None:
+    house = House()
+    house.spend_connections = True
+    house.add("http://host/a.jpg")
+    house.answer()
+    assert [link.closed for link in house.links] == [True]
+
+
+def test_connections_that_wait_for_a_worker_are_closed_where_descriptors_run_out() -> None:
+    house = House({"threads": 2})
+    house.add("http://host/a.jpg", "http://other/b.jpg", "http://third/c.jpg")
+    (waiting,) = (link for link in house.links if link.origin == "http://third")
+    house.answer(OUT_OF_DESCRIPTORS, "host")
+    assert waiting.closed
+    finish(house)
+    assert len(house.finished) == 3
+
+
+def test_what_ends_the_run_may_come_of_connecting() -> None:
+    house = House()
+    house.silent.add("http://host")
+    house.add("http://host/a.jpg")
+    house.inbox.put(Connected("http://host", DirectoryError("gone"), 0.0))
+    house.advance(0)
+    assert isinstance(house.scheduler.error, DirectoryError)
+
+
+def test_once_the_run_is_to_end_nothing_is_tried_again() -> None:
+    house = House()
+    house.add("http://host/a.jpg", "http://other/b.jpg")
+    house.answer(DirectoryError("gone"), "host")
+    house.answer(FAULTY, "other")
+    assert house.scheduler.pending == 0
+    assert house.reasons() == [Reason.INTERRUPTED, Reason.HTTP_STATUS]
+
+
+def test_once_the_run_is_to_end_an_image_that_is_refused_waits_no_more() -> None:
+    house = House()
+    house.add("http://host/a.jpg")
+    house.scheduler.abandon()
+    house.answer(BUSY)
+    assert house.scheduler.pending == 0
+    assert house.reasons() == [Reason.HTTP_STATUS]
+
+
+def test_the_time_that_connecting_takes_counts_where_it_fails() -> None:
+    house = House({"retries": 0})
+    house.silent.add("http://host")
+    house.add("http://host/a.jpg")
+    house.advance(2.0)
+    house.come("http://host", RESET)
+    house.advance(0)
+    assert [end.seconds for end in house.finished] == [2.0]
+
+
+def test_a_redirect_is_an_answer_of_the_host_that_sends_it() -> None:
+    house = House({"host_failures": 1})
+    house.add(*urls("host", 4))
+    house.answer(RESET, "host")
+    house.advance(1.0)
+    redirect(house, "http://target/a.jpg", "host")
+    assert house.on("host") > 1
+
+
+def test_a_place_that_a_redirected_job_leaves_is_taken_at_once() -> None:
+    house = House({"per_host": 1})
+    house.add(*urls("target", 2))
+    house.answer()
+    house.add(*urls("host", 2))
+    redirect(house, "http://target/b.jpg", "host")
+    house.answer(host="target")
+    assert not house.on("host")
+    house.answer(FAULTY, "target")
+    assert house.on("host") == 1
+
+
+def test_jobs_of_a_slowed_host_are_taken_singly() -> None:
+    house = House(pace=0.001)
+    house.add(*urls("host", 60))
+    while len(house.finished) < 40:
+        house.answer()
+    house.step(BUSY)
+    while house.scheduler.pending:
+        house.advance(0.05)
+        if house.running:
+            assert house.answer() == 1
+
+
+def test_failures_of_a_host_that_has_one_job_at_a_time_are_counted() -> None:
+    house = House({"host_failures": 2, "retries": 0})
+    house.refusing["http://host"] = RESET
+    house.add("http://host/a.jpg")
+    house.add("http://host/b.jpg")
+    house.add("http://host/c.jpg")
+    assert len(house.finished) == 2, "it is probed"
+
+
+def test_an_image_that_is_refused_for_ever_alone_brings_no_verdict_on_its_host() -> None:
+    house = House({"host_failures": 1, "host_patience": 5.0})
+    house.add("http://host/a.jpg")
+    while house.scheduler.pending:
+        if house.running:
+            house.answer(BUSY)
+        house.advance(0.5)
+    assert house.reasons() == [Reason.HTTP_STATUS]
+    house.add("http://host/b.jpg")
+    finish(house)
+    assert house.reasons() == [Reason.HTTP_STATUS]

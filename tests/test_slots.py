@@ -54,3 +54,26 @@ def test_the_number_of_connects_grows_again_up_to_what_it_was() -> None:
         seen.append(slots.most)
     assert seen[:8] == [4] * 7 + [5]
     assert max(seen) == 8
+
+
+def test_hosts_that_did_not_answer_before_have_half_of_the_slots() -> None:
+    slots = Slots(8, threads=100)
+    numbers = []
+    while slots.has_room(1.0, 0, retry=True):
+        numbers.append(slots.begin(1.0, retry=True))
+    assert len(numbers) == 4
+    assert slots.has_room(1.0, 0)
+    slots.end(numbers[0])
+    assert slots.has_room(1.0, 0, retry=True)
+
+
+def test_no_more_are_begun_than_workers_will_use_soon_but_those_that_take_long_do_not_count() -> None:
+    slots = Slots(6, threads=2)
+    assert not slots.has_room(1.0, standing=4)
+    numbers = [slots.begin(1.0) for _ in range(4)]
+    assert not slots.has_room(1.1, standing=0)
+    assert slots.has_room(1.3, standing=0)
+    assert not slots.has_room(1.3, standing=4)
+    assert slots.in_use == 4
+    slots.end(numbers[0])
+    assert slots.in_use == 3

@@ -230,7 +230,6 @@ class Dispatch:
         host.running += 1
         if host.health.interval:
             host.health = host.health.started(now)
-            self.timers.set_host(host, host.health.opens_at)
         try:
             self._workers.submit(turn.work, self._attempt, clock, self.ended, self._inbox.put)
         except LoaderError as error:

@@ -104,18 +104,18 @@ class Jobs:
 
     def move(self, task: Task, host: Host, now: float) -> None:
         """Have another host be asked next; while that one answers, the place at the one of the list stays taken."""
-        former, task.host = task.host, host
+        task.host = host
         former_home, task.guest_of = task.guest_of, None
         if host.origin != task.job.url.origin and host.successes:
             task.guest_of = self.hosts.get(task.job.url.origin, now)
             task.guest_of.away += 1
         if former_home is not None:
             former_home.away -= 1
-            self._dispatch.line_up(former_home, now)
-        for each in (former, former_home):
-            # The host itself has nothing to do until the task waits for it: it must not be forgotten now.
-            if each is not None and each is not host:
-                self.settle_host(each, now)
+            if former_home is host:
+                # It may have nothing to do until the task waits for it: it must not be forgotten now.
+                self._dispatch.line_up(host, now)
+            else:
+                self.settle_host(former_home, now)
 
     def retry_later(self, task: Task, delay: float, now: float) -> None:
         """Have a task begin anew after so many seconds; meanwhile it holds no worker."""

@@ -1,0 +1,52 @@
+"""Promises of the timers: one that holds no more is passed over."""
+
+from __future__ import annotations
+
+import pytest
+
+from image_loader.model import Job, Name, Validators
+from image_loader.scheduling.health import Health, Policy
+from image_loader.scheduling.queue import Host, Task
+from image_loader.scheduling.timers import Timers
+from image_loader.url import parse
+
+
+@pytest.fixture
+def host() -> Host:
+    """Return a host of which nothing is known."""
+    return Host("http://host", Health.unknown(Policy(4, 5, 30.0, 120.0), 0.0))
+
+
+@pytest.fixture
+def task(host: Host) -> Task:
+    """Return a task of the host."""
+    return Task(Job(1, parse("http://host/a.jpg"), 1, Name("a.jpg", complete=True), None, Validators(), None), host)
+
+
+def test_a_task_whose_timer_is_set_anew_is_due_then_alone(task: Task) -> None:
+    timers = Timers()
+    timers.set_task(task, 1.0)
+    timers.set_task(task, 2.0)
+    assert timers.next_at() == 2.0
+    assert list(timers.due(1.5)) == []
+    assert list(timers.due(2.0)) == [task]
+    assert timers.next_at() is None
+
+
+def test_a_task_that_is_finished_is_due_no_more(task: Task) -> None:
+    timers = Timers()
+    timers.set_task(task, 1.0)
+    task.finished = True
+    assert timers.next_at() is None
+    assert list(timers.due(2.0)) == []
+
+
+def test_a_host_is_looked_at_at_the_earliest_time_that_was_set(host: Host) -> None:
+    timers = Timers()
+    timers.set_host(host, 3.0)
+    timers.set_host(host, 1.0)
+    timers.set_host(host, 2.0)
+    assert list(timers.due(5.0)) == [host]
+    assert host.wakes_at is None
+    timers.set_host(host, 6.0)
+    assert timers.next_at() == 6.0
