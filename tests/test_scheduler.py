@@ -1110,6 +1110,28 @@ def test_a_connection_is_kept_for_the_next_job_of_its_host_and_used_again() -> N
     assert house.connected == ["http://host"]
 
 
+def test_a_run_that_is_cut_off_gives_back_the_connections_that_wait_for_a_worker() -> None:
+    house = House({"threads": 1})
+    house.silent.add("http://late")
+    house.add("http://host/a.jpg", "http://other/b.jpg", "http://late/c.jpg")
+    house.scheduler.abandon()
+    house.come("http://late")
+    house.scheduler.drop_running()
+    assert {connection.origin for connection in house.kept} == {"http://other", "http://late"}
+
+
+def test_a_host_that_is_given_up_gives_back_the_connections_that_wait_for_a_worker() -> None:
+    house = House({"threads": 3, "host_failures": 1, "host_patience": 0.0, "retries": 0})
+    house.silent.add("http://other")
+    house.add(*urls("host", 3), *urls("other", 2))
+    house.come("http://other")
+    house.come("http://other", RESET)
+    house.advance(0)
+    assert len(house.finished) == 2
+    house.answer(host="host")
+    assert "http://other" in {connection.origin for connection in house.kept}
+
+
 def test_a_connection_that_is_spent_is_closed() -> None:
     house = House()
     house.spend_connections = True
