@@ -1074,18 +1074,20 @@ def test_the_jobs_of_a_name_that_does_not_exist_fail_at_once() -> None:
     assert house.reasons()[-1] is Reason.HOST_DOWN
 
 
-def test_one_image_that_is_refused_for_ever_among_others_fails_alone() -> None:
-    house = House({"retries": 1, "per_host": 2})
+@pytest.mark.parametrize("busy", [BUSY, asks_for(1000.0)])
+def test_one_image_that_is_refused_for_ever_among_others_fails_alone(busy: Failure) -> None:
+    house = House({"retries": 1, "per_host": 2, "retry_after_cap": 5.0})
     house.add(*urls("host", 100))
     while house.scheduler.pending:
         while house.running:
             bad = house.running[0].job.url.path == "/7.jpg"
-            house.step(BUSY if bad else ANSWER)
+            house.step(busy if bad else ANSWER)
         house.advance(0.01)
+        assert house.now < 60.0
     assert [end.job.url.path for end in house.finished if isinstance(end.result, Failure)] == ["/7.jpg"]
     assert house.reasons() == [Reason.HTTP_STATUS]
     house.add("http://host/later.jpg")
-    house.answer()
+    finish(house)
     assert house.reasons() == [Reason.HTTP_STATUS], "the host is not given up for it"
 
 
