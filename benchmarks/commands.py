@@ -22,7 +22,8 @@ class Task:
     """What one run is to do: ``urls`` (one a line) into ``directory``.
 
     ``again`` says that the directory holds the images of an earlier run. ``options`` are for image_loader alone: none
-    means its defaults, and then ``concurrency`` is what these come to.
+    means its defaults, and then ``concurrency`` is what these come to. ``tries`` are those of the peers. ``authority``
+    is the file of the certificate authority that is to be trusted, where there is TLS.
     """
 
     urls: Path
@@ -30,6 +31,12 @@ class Task:
     concurrency: int
     options: tuple[str, ...]
     again: bool
+    tries: int
+    authority: Path | None
+
+    def trust(self, option: str) -> list[str]:
+        """Return the option that names the authority, with its file."""
+        return [option, str(self.authority)] if self.authority else []
 
 
 @dataclass(frozen=True)
@@ -46,29 +53,32 @@ class Command:
 def _image_loader(task: Task) -> list[str]:
     """Do what the console script does, which may not be installed."""
     script = "from image_loader.__main__ import main; main()"
-    return [sys.executable, "-c", script, *task.options, str(task.urls), str(task.directory)]
+    trust = task.trust("--ca-bundle")
+    return [sys.executable, "-c", script, *task.options, *trust, str(task.urls), str(task.directory)]
 
 
 def _wget(task: Task) -> list[str]:
     """Call wget, which has one connection only."""
-    patience = [f"--timeout={TIMEOUT}", f"--tries={TRIES}"]
+    patience = [f"--timeout={TIMEOUT}", f"--tries={task.tries}", *task.trust("--ca-certificate")]
     times = ["--timestamping"] if task.again else []
     return ["wget", "--quiet", "--no-config", *patience, *times, f"--input-file={task.urls}", "-P", str(task.directory)]
 
 
 def _wget2(task: Task) -> list[str]:
-    patience = [f"--timeout={TIMEOUT}", f"--tries={TRIES}", f"--max-threads={task.concurrency}"]
-    times = ["--timestamping"] if task.again else []
+    patience = [f"--timeout={TIMEOUT}", f"--tries={task.tries}", f"--max-threads={task.concurrency}"]
+    times = [*(["--timestamping"] if task.again else []), *task.trust("--ca-certificate")]
     return ["wget2", "--quiet", *patience, *times, f"--input-file={task.urls}", "-P", str(task.directory)]
 
 
 def _aria2c(task: Task) -> list[str]:
     """Follow its manual's advice for long lists and small files; one connection for each image."""
     advice = ["--quiet", "--no-conf", "--deferred-input=true", "--file-allocation=none", "--remote-time=true"]
-    patience = [f"--connect-timeout={TIMEOUT}", f"--timeout={TIMEOUT}", f"--max-tries={TRIES}"]
+    patience = [f"--connect-timeout={TIMEOUT}", f"--timeout={TIMEOUT}", f"--max-tries={task.tries}"]
     connections = [f"--max-concurrent-downloads={task.concurrency}", "--max-connection-per-server=1", "--split=1"]
     times = ["--conditional-get=true", "--allow-overwrite=true"] if task.again else []
-    return ["aria2c", *advice, *patience, *connections, *times, f"--input-file={task.urls}", f"--dir={task.directory}"]
+    files = [f"--input-file={task.urls}", f"--dir={task.directory}"]
+    trust = [f"--ca-certificate={task.authority}"] if task.authority else []  # it takes no space in between
+    return ["aria2c", *advice, *patience, *connections, *times, *trust, *files]
 
 
 def _curl(task: Task) -> list[str]:
@@ -80,7 +90,7 @@ def _curl(task: Task) -> list[str]:
             file.write(_curl_transfer(line.strip(), task))
     parallel = ["--parallel", "--parallel-immediate", "--parallel-max", str(task.concurrency)]
     files = [] if task.again else ["--remote-name-all", "--create-dirs", "--output-dir", str(task.directory)]
-    times = ["--remote-time", "--connect-timeout", str(TIMEOUT)]
+    times = ["--remote-time", "--connect-timeout", str(TIMEOUT), *task.trust("--cacert")]
     return ["curl", "--disable", "--silent", *parallel, *files, *times, "--config", str(transfers)]
 
 
@@ -93,13 +103,16 @@ def _curl_transfer(url: str, task: Task) -> str:
 
 def _script(name: str) -> Callable[[Task], list[str]]:
     script = str(_PEERS / name)
-    return lambda task: [sys.executable, script, str(task.urls), str(task.directory), str(task.concurrency)]
+    return lambda task: [
+        *(sys.executable, script, *task.trust("--ca-bundle")),
+        *(str(task.urls), str(task.directory), str(task.concurrency)),
+    ]
 
 
 def _img2dataset(task: Task) -> list[str]:
     """Have the bytes kept as they came, which is not its default."""
     bytes_kept = ["--output_format=files", "--disable_all_reencoding=True", "--resize_mode=no"]
-    patience = [f"--timeout={TIMEOUT}", f"--retries={TRIES - 1}", f"--thread_count={task.concurrency}"]
+    patience = [f"--timeout={TIMEOUT}", f"--retries={task.tries - 1}", f"--thread_count={task.concurrency}"]
     return [
         str(Path(sys.executable).with_name("img2dataset")),
         *bytes_kept,

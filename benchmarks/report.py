@@ -51,7 +51,7 @@ def _heading(scenario: Scenario) -> list[str]:
         "ratio",
         *limit,
         "CPU s",
-        "µs/line",
+        f"µs/{scenario.unit}",
         "peak MiB",
         "requests",
         "last image",

@@ -104,11 +104,15 @@ def _run(command: Command, scenario: Scenario, bench: Bench, limit: float) -> Us
     """Run the command, with nothing of the user's own settings, and say how it went."""
     directory = _output(command, bench)
     again = scenario.again and directory.exists()
-    task = Task(scenario.urls, directory, scenario.concurrency, scenario.options, again)
-    home = {"HOME": str(bench.directory), "LANG": "C.UTF-8", "PYTHONPATH": str(SOURCE)}
+    task = Task(
+        scenario.urls, directory, scenario.concurrency, scenario.options, again, scenario.tries, scenario.authority
+    )
+    trust = {"SSL_CERT_FILE": str(scenario.authority)} if scenario.authority and command.name == "img2dataset" else {}
+    home = {**trust, "HOME": str(bench.directory), "LANG": "C.UTF-8", "PYTHONPATH": str(SOURCE)}
     environment = {"PATH": os.environ.get("PATH", os.defpath), **home}
     log = bench.directory / f"{command.name}.log"
-    usage = measure.run(command.line(task), environment=environment, log=log, limit=limit)
+    line = [*scenario.enter, *command.line(task)]
+    usage = measure.run(line, environment=environment, log=log, limit=limit)
     last_words = (
         log.read_bytes()[-500:].decode(errors="replace").strip().rpartition("\n")[2] if usage.exit_status else ""
     )

@@ -8,8 +8,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+from commands import TRIES
 from images import FIRST_MODIFIED, make_images, write_image
-from servers import GOOD_HOSTS, HOST, SLOW_DELAY, SLOW_HOSTS, Server, hanging_host, refusing_host
+from names import resolver
+from servers import (
+    GOOD_HOSTS,
+    HOST,
+    SILENT_HOSTS,
+    SLOW_DELAY,
+    SLOW_HOSTS,
+    TLS_HOST,
+    MissingError,
+    Server,
+    hanging_host,
+    hanging_hosts,
+    refusing_host,
+)
 
 KIB, MIB = 1 << 10, 1 << 20
 DEFAULT_CONCURRENCY = 10  # image_loader's default for one host
@@ -20,6 +34,9 @@ AT_ONCE_PEERS = ("wget2", "aria2c", "curl", "requests", "urllib3")  # wget has o
 LIST_PEERS = ("wget2", "aria2c", "curl")  # those that might get there
 DEAD_LINES = 1000
 GOOD_LINES = 1000
+WIDE = "wide.test"  # the domain of the many hosts, each of them with a name of its own below it
+WIDE_PEERS = ("wget", "wget2", "aria2c", "curl", "requests", "img2dataset")
+FAR_PEERS = ("wget2", "aria2c", "curl", "requests", "img2dataset")
 DAY = 86_400
 
 
@@ -29,7 +46,9 @@ class Scenario:
 
     ``originals`` are the images that must stand in the directory afterwards (none: only times count). Where ``again``,
     they stand there from an earlier run of the same command, and ``change`` is called with the number of each round.
-    ``ideal`` is what the server's latency alone takes, in seconds. ``peers`` are the only ones to take part, if given.
+    ``ideal`` is what the server's latency alone takes, in seconds. ``peers`` are the only ones to take part, if given,
+    and have so many ``tries``. ``unit`` is what a line stands for. ``authority`` is the file of the certificate
+    authority to trust, and ``enter`` stands before each command, to have it run where the names of the list are known.
     """
 
     name: str
@@ -44,6 +63,10 @@ class Scenario:
     change: Callable[[int], None] = lambda _: None
     ideal: float | None = None
     peers: tuple[str, ...] | None = None
+    tries: int = TRIES
+    unit: str = "line"
+    authority: Path | None = None
+    enter: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,7 @@ class Bench:
     images: int
     limit: float
     list_limit: float
+    wide_limit: float
     list_lengths: tuple[int, ...]
 
     @cached_property
@@ -68,6 +92,13 @@ class Bench:
         """Make images of 2 to 10 MB, 300 for 5,000 small ones."""
         return make_images(self.root / "large", self.images * 6 // 100, 2 * MIB, 10 * MIB)
 
+    @property
+    def authority(self) -> Path:
+        """The file of the server's certificate authority."""
+        if self.server.certificates is None:
+            raise MissingError("trustme is missing: pip install '.[benchmark]'")
+        return self.server.certificates.authority
+
     def write_list(self, name: str, urls: Iterable[str]) -> Path:
         """Write ``urls`` one by one: a list of a million never stands in memory here either."""
         path = self.directory / f"{name}.txt"
@@ -77,7 +108,7 @@ class Bench:
 
     def address(self, original: Path, prefix: str = "", host: str = HOST) -> str:
         """Return the URL of one of the images; ``prefix`` is one of the server's locations."""
-        return self.server.url(f"{prefix}{original.parent.name}/{original.name}", host)
+        return self.server.url(prefix + _path(original), host)
 
     def download(self, name: str, title: str, originals: tuple[Path, ...], prefix: str = "") -> Scenario:
         """Make the scenario that the others are variants of: images from one host, with image_loader's defaults."""
@@ -190,6 +221,77 @@ def list_of_one(bench: Bench) -> Iterator[Scenario]:
     yield bench.download("list-of-one", "start to end of a list of one", bench.small[:1])
 
 
+def tls_one(bench: Bench) -> Iterator[Scenario]:
+    """Show what TLS adds where a few connections carry all."""
+    urls = bench.write_list("tls-one", (bench.server.tls_url(_path(original)) for original in bench.small))
+    title = f"first download, one host over TLS: {len(bench.small)} images"
+    yield Scenario(
+        "tls-one", title, urls, len(bench.small), bench.limit, bench.small, peers=WIDE_PEERS, authority=bench.authority
+    )
+
+
+def wide(bench: Bench) -> Iterator[Scenario]:
+    """Show what a host costs: each image from another one, over TLS."""
+    with resolver(bench.directory, {WIDE: TLS_HOST}) as enter:
+        title = f"{len(bench.small)} hosts over TLS, an image each"
+        yield replace(_hosts(bench, "wide", title, bench.small), peers=WIDE_PEERS, enter=enter)
+
+
+def wide_50(bench: Bench) -> Iterator[Scenario]:
+    """Show the same at the latency of a near server."""
+    with resolver(bench.directory, {WIDE: TLS_HOST}) as enter:
+        title = f"{len(bench.small)} hosts over TLS, an image each, 50 ms to the first byte"
+        yield replace(_hosts(bench, "wide-50", title, bench.small, "50ms/"), enter=enter)
+
+
+def wide_memory(bench: Bench) -> Iterator[Scenario]:
+    """Show whether memory grows with the hosts: ours alone, images of 100 bytes over TLS."""
+    make_images(bench.root / "pixel", 1, 100, 100)
+    with resolver(bench.directory, {WIDE: TLS_HOST}) as enter:
+        for count in (bench.images // 5, bench.images * 12):
+            hosts = (bench.server.tls_url(f"many/{n:05d}.png", f"h{n:05d}.{WIDE}") for n in range(count))
+            urls = bench.write_list(f"wide-memory-{count}", hosts)
+            scenario = Scenario(f"wide-memory-{count}", f"memory with {count} hosts", urls, count, bench.wide_limit)
+            yield replace(scenario, peers=(), unit="host", authority=bench.authority, enter=enter)
+
+
+def dead(bench: Bench) -> Iterator[Scenario]:
+    """Show whether dead hosts hold up live ones: first the live ones alone, for comparison."""
+    live, silent = bench.small[: bench.images * 2 // 5], SILENT_HOSTS[: bench.images // 25]
+    unknown = [f"u{n:05d}.unknown.test" for n in range(bench.images // 50)]
+    names = {f"s{n:05d}.silent.test": address for n, address in enumerate(silent)}
+    without = _hosts(bench, "dead-none", f"{len(live)} live hosts over TLS, an image each", live)
+    lines = without.urls.read_text().splitlines()
+    lines += [bench.server.tls_url(f"{host.partition('.')[0]}.png", host) for host in (*names, *unknown)]
+    random.Random(0).shuffle(lines)
+    title = (
+        f"{len(live)} live hosts shuffled with {len(silent)} that swallow every SYN and {len(unknown)} unknown names"
+    )
+    urls = bench.write_list("dead", lines)
+    mixed = replace(without, name="dead", title=title, urls=urls, lines=len(lines), limit=bench.list_limit, tries=1)
+    with (
+        resolver(bench.directory, {WIDE: TLS_HOST, **names}) as enter,
+        hanging_hosts(silent, bench.server.port),
+    ):
+        for scenario in (without, mixed):
+            yield replace(scenario, enter=enter)
+
+
+def _hosts(bench: Bench, name: str, title: str, originals: tuple[Path, ...], prefix: str = "") -> Scenario:
+    """Make a scenario in which each image comes from a host of its own."""
+    urls = bench.write_list(
+        name,
+        (bench.server.tls_url(prefix + _path(original), f"h{original.stem}.{WIDE}") for original in originals),
+    )
+    concurrency, peers = DEFAULT_CONCURRENCY_OF_MANY_HOSTS, FAR_PEERS
+    scenario = Scenario(name, title, urls, len(originals), bench.limit, originals, concurrency, peers=peers)
+    return replace(scenario, unit="host", authority=bench.authority)
+
+
+def _path(original: Path) -> str:
+    return f"{original.parent.name}/{original.name}"
+
+
 def _at_once(scenario: Scenario, latency: float) -> Scenario:
     ideal = scenario.lines / AT_ONCE * latency
     return replace(scenario, concurrency=AT_ONCE, options=AT_ONCE_OPTIONS, ideal=ideal, peers=AT_ONCE_PEERS)
@@ -215,4 +317,9 @@ SCENARIOS: dict[str, Callable[[Bench], Iterator[Scenario]]] = {
     "list-fresh": list_fresh,
     "list-refused": list_refused,
     "list-of-one": list_of_one,
+    "tls-one": tls_one,
+    "wide": wide,
+    "wide-50": wide_50,
+    "wide-memory": wide_memory,
+    "dead": dead,
 }

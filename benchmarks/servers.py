@@ -9,10 +9,12 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from certificates import Certificates
 
 HOST = "127.0.0.1"
 SLOW_HOSTS = tuple(f"127.0.1.{number}" for number in range(1, 41))
@@ -20,6 +22,8 @@ SLOW_DELAY = 0.005  # seconds; the host numbered N answers after N times that
 GOOD_HOSTS = tuple(f"127.0.2.{number}" for number in range(1, 21))
 HANGING_HOST = "127.0.3.1"
 REFUSING_HOST = "127.0.3.2"
+TLS_HOST = "127.0.0.2"
+SILENT_HOSTS = tuple(f"127.0.5.{number}" for number in range(1, 201))
 
 _MODULES = Path("/usr/lib/nginx/modules")
 _NDK_MODULE = _MODULES / "ndk_http_module.so"  # the lua module needs it loaded first
@@ -35,7 +39,7 @@ load_module {lua};
 daemon off;
 worker_processes 1;
 pid {work}/nginx.pid;
-events {{ worker_connections 4096; }}
+events {{ worker_connections 8192; }}
 http {{
     types {{ image/png png; }}
     sendfile on;
@@ -61,7 +65,18 @@ http {{
         {listen_slow}
         access_by_lua_block {{ ngx.sleep(tonumber(ngx.var.server_addr:match("%d+$")) * {slow_delay}) }}
     }}
+    {tls}
 }}
+"""
+_TLS_CONFIGURATION = """
+    server {{
+        listen {host}:{port} ssl;
+        ssl_certificate {certificates.chain};
+        ssl_certificate_key {certificates.key};
+        ssl_protocols TLSv1.2 TLSv1.3;
+        location /50ms/ {{ access_by_lua_block {{ ngx.sleep(0.05) }} alias {root}/; }}
+        location /many/ {{ rewrite ^ /pixel/00000.png break; }}
+    }}
 """
 
 
@@ -78,15 +93,20 @@ class Answers:
 
 
 class Server:
-    """A running nginx; ``port`` is the same on each of its addresses."""
+    """A running nginx; ``port`` is the same on each of its addresses, ``certificates`` are those of the TLS one."""
 
-    def __init__(self, port: int, log: Path) -> None:
+    def __init__(self, port: int, log: Path, certificates: Certificates | None) -> None:
         self.port = port
+        self.certificates = certificates
         self._log = log
 
     def url(self, path: str, host: str = HOST) -> str:
         """Return the URL of ``path``."""
         return f"http://{host}:{self.port}/{path}"
+
+    def tls_url(self, path: str, host: str = TLS_HOST) -> str:
+        """Return the URL of ``path`` at the TLS address."""
+        return f"https://{host}:{self.port}/{path}"
 
     def forget(self) -> None:
         """Empty the access log."""
@@ -106,21 +126,21 @@ class Server:
 
     def _wait_for_log(self) -> None:
         """Wait until no connection is left but the one that asks: nginx has then written a line for each answer."""
-        _wait_until(lambda: _active_connections(self.port) == 1, "nginx is not done with its clients")
+        wait_until(lambda: _active_connections(self.port) == 1, "nginx is not done with its clients")
 
 
 @contextmanager
-def running_server(work: Path, root: Path) -> Iterator[Server]:
-    """Run an nginx that serves ``root`` and keeps its own files in ``work``."""
+def running_server(work: Path, root: Path, certificates: Certificates | None) -> Iterator[Server]:
+    """Run an nginx that serves ``root`` and keeps its own files in ``work``; over TLS as well, given certificates."""
     program = _nginx()
     port = _free_port()
     log = work / "access.log"
-    (work / "nginx.conf").write_text(_configuration(work, root, log, port))
+    (work / "nginx.conf").write_text(_configuration(work, root, log, port, certificates))
     command = [program, "-p", str(work), "-e", str(work / "error.log"), "-c", str(work / "nginx.conf")]
     with subprocess.Popen(command) as nginx:
         try:
-            _wait_until(lambda: _accepts(port), f"nginx does not start: see its messages above and {work}/error.log")
-            yield Server(port, log)
+            wait_until(lambda: _accepts(port), f"nginx does not start: see its messages above and {work}/error.log")
+            yield Server(port, log, certificates)
         finally:
             nginx.terminate()
 
@@ -133,15 +153,17 @@ def version() -> str:
 @contextmanager
 def hanging_host() -> Iterator[str]:
     """Give a host and port whose listener never accepts: connections to it neither succeed nor fail."""
+    with _hanging_listener(HANGING_HOST) as port:
+        yield f"{HANGING_HOST}:{port}"
+
+
+@contextmanager
+def hanging_hosts(addresses: Sequence[str], port: int) -> Iterator[None]:
+    """Have connections to a port of these addresses neither succeed nor fail."""
     with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind((HANGING_HOST, 0))
-        listener.listen(0)
-        for _ in range(3):  # the first fills the queue; from then on Linux drops each SYN
-            waiting = stack.enter_context(socket.socket())
-            waiting.settimeout(0)
-            waiting.connect_ex(listener.getsockname())
-        yield f"{HANGING_HOST}:{listener.getsockname()[1]}"
+        for address in addresses:
+            stack.enter_context(_hanging_listener(address, port))
+        yield
 
 
 @contextmanager
@@ -150,6 +172,28 @@ def refusing_host() -> Iterator[str]:
     with socket.socket() as bound:
         bound.bind((REFUSING_HOST, 0))
         yield f"{REFUSING_HOST}:{bound.getsockname()[1]}"
+
+
+@contextmanager
+def _hanging_listener(address: str, port: int = 0) -> Iterator[int]:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind((address, port))
+        listener.listen(0)
+        for _ in range(3):  # the first fills the queue; from then on Linux drops each SYN
+            waiting = stack.enter_context(socket.socket())
+            waiting.settimeout(0)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+def wait_until(condition: Callable[[], bool], complaint: str) -> None:
+    """Wait for a condition; ``MissingError`` with the complaint if it does not come true in time."""
+    deadline = time.monotonic() + _PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise MissingError(complaint)
+        time.sleep(0.01)
 
 
 def _nginx() -> str:
@@ -162,7 +206,7 @@ def _nginx() -> str:
     return program
 
 
-def _configuration(work: Path, root: Path, log: Path, port: int) -> str:
+def _configuration(work: Path, root: Path, log: Path, port: int, certificates: Certificates | None) -> str:
     return _CONFIGURATION.format(
         user=pwd.getpwuid(os.geteuid()).pw_name,
         ndk=_NDK_MODULE,
@@ -174,6 +218,9 @@ def _configuration(work: Path, root: Path, log: Path, port: int) -> str:
         listen_slow=" ".join(f"listen {host}:{port};" for host in SLOW_HOSTS),
         slow_delay=SLOW_DELAY,
         status=_STATUS,
+        tls=""
+        if certificates is None
+        else _TLS_CONFIGURATION.format(host=TLS_HOST, port=port, certificates=certificates, root=root),
     )
 
 
@@ -195,11 +242,3 @@ def _active_connections(port: int) -> int:
     answer = connection.getresponse().read().decode()
     connection.close()
     return int(answer.split()[2])  # "Active connections: 1 ..."
-
-
-def _wait_until(condition: Callable[[], bool], complaint: str) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise MissingError(complaint)
-        time.sleep(0.01)

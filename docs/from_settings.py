@@ -103,8 +103,8 @@ def _signature(option: Option) -> str:
 
 
 def _facts(option: Option) -> Iterator[str]:
-    kind, default = option.kind, DEFAULTS.get(option.keyword)
-    if default is not None and (shown := kind.shown(default)):
+    kind = option.kind
+    if shown := option.shown(DEFAULTS.get(option.keyword)):
         yield f"Default: ``{shown}``"
     if isinstance(kind, Size):
         yield "in bytes, or with K, M or G for thousands, millions or thousands of millions"

@@ -96,8 +96,7 @@ def _names(option: Option) -> str:
 
 
 def _told(option: Option) -> str:
-    default = DEFAULTS.get(option.keyword)
-    shown = "" if default is None else option.kind.shown(default)
+    shown = option.shown(DEFAULTS.get(option.keyword))
     return f"{option.help} (default: ``{shown}``)" if shown else option.help
 
 

@@ -71,6 +71,11 @@ Urls = Sequence[str] | bytes | Path
 Row = Mapping[str, Any]
 
 
+def is_of_line(row: Row) -> bool:
+    """Whether a row is that of a line, and not of an image that is no longer in the list."""
+    return bool(row["url"]) or row["file"] is None
+
+
 @dataclass(frozen=True)
 class Run:
     """One run of the command that has ended; ``rows`` are those of ``--results``.
@@ -88,7 +93,7 @@ class Run:
     @property
     def counts(self) -> tuple[int, int, int, int]:
         """Saved, fresh, skipped, failed, as the rows have it."""
-        statuses = [row["status"] for row in self.rows]
+        statuses = [row["status"] for row in self.rows if is_of_line(row)]
         saved, fresh, skipped, failed = map(statuses.count, ("saved", "fresh", "skipped", "failed"))
         return saved, fresh, skipped, failed
 
@@ -212,7 +217,7 @@ class Loader:
         """Run the command to its end, and see that every line was told."""
         run = self.start(urls, *options, **settings).finish(seconds)
         if run.summary and run.rows and run.status in (0, 1):
-            assert run.summary == (len(run.rows), *run.counts), run.stderr
+            assert run.summary == (len([*filter(is_of_line, run.rows)]), *run.counts), run.stderr
         return run
 
     def bare(self, *arguments: str, environment: Mapping[str, str] | None = None, **popen: Any) -> Run:

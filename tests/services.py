@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,9 @@ from pathlib import Path
 import pytest
 
 _STARTED_WITHIN = 60.0
-_LINE = re.compile(r'"?\b(?:GET|CONNECT) (\S+)(?: HTTP/[\d.]+")? (\d{3})\b')
+_LOGGED_WITHIN = 20.0  # lighttpd writes its log every few seconds
+_ANSWERED = re.compile(r"(?m)\b(?:GET|CONNECT) (\S+) HTTP/[\d.]+\"? (\d{3})\b|\[(\d{3})\]: GET (\S+)$")
+"""A line of an access log, or of what PHP logs."""
 
 
 class Service:
@@ -53,14 +56,18 @@ class Service:
         os.utime(path, (modified, modified))
 
     def asked(self) -> list[tuple[str, int]]:
-        """Return the paths and statuses of all requests that were answered so far."""
-        return [(found[1].removeprefix(self.origin), int(found[2])) for found in _LINE.finditer(self.log.read_text())]
+        """Return the paths and statuses of the requests that were answered, as far as they are logged."""
+        found = _ANSWERED.findall(self.log.read_text())
+        return [((path or other).removeprefix(self.origin), int(status or code)) for path, status, code, other in found]
 
-    def statuses(self) -> set[int]:
-        """Return the statuses of the answers since it was last asked for them."""
-        statuses = {status for _, status in self.asked()}
+    def statuses(self, requests: int) -> Counter[int]:
+        """Wait until so many requests are logged, forget them, and return how often there was each status."""
+        give_up = time.monotonic() + _LOGGED_WITHIN
+        while len(asked := self.asked()) < requests:
+            assert time.monotonic() < give_up, asked
+            time.sleep(0.05)
         os.truncate(self.log, 0)
-        return statuses
+        return Counter(status for _, status in asked)
 
     def configuration(self, text: str) -> str:
         """Write a configuration; return its path."""
@@ -84,6 +91,10 @@ class Service:
     def kill(self) -> None:
         """Kill it and all its processes, in the middle of what they do."""
         self._end(signal.SIGKILL)
+        give_up = time.monotonic() + _STARTED_WITHIN
+        while _listens(self.port):  # Varnish's child has a group of its own, and ends when it finds itself alone.
+            assert time.monotonic() < give_up, "it listens on"
+            time.sleep(0.02)
 
     def close(self) -> None:
         """End it in an orderly way, or in any way."""
@@ -174,6 +185,7 @@ def lighttpd(home: Path) -> Service:
             server.document-root = "{service.www}"
             server.bind = "127.0.0.1"
             server.port = {service.port}
+            server.stat-cache-engine = "disable"
             server.errorlog = "{home}/error.log"
             accesslog.filename = "{home}/access.log"
             accesslog.format = "\\"%r\\" %s"
@@ -248,7 +260,7 @@ def varnish(home: Path, behind: int) -> Service:
         configuration = f'vcl 4.1; backend default {{ .host = "127.0.0.1"; .port = "{behind}"; }}'
         return [
             service.program, "-F", "-j", "none", "-a", f"127.0.0.1:{service.port}", "-f",
-            service.configuration(configuration), "-n", str(home / "varnish"), "-s", "malloc,64m", "-T", "none",
+            service.configuration(configuration), "-n", str(home / "varnish"), "-s", "malloc,400m", "-T", "none",
         ]  # fmt: skip
 
     return Service("varnishd", home, configure)

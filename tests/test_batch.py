@@ -53,6 +53,18 @@ def statuses(outcomes: dict[int, Outcome]) -> list[Status]:
     return [outcomes[line].status for line in sorted(outcomes)]
 
 
+def test_lines_that_are_left_for_later_since_much_has_to_be_read_are_told(
+    server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.headers = {f"/image/{number:04}.png": {"Cache-Control": "max-age=3600"} for number in range(30)}
+    urls = urls_of(server, 30)
+    run(directory, urls)
+    for path in directory.glob("*.png"):
+        os.utime(path)
+    monkeypatch.setattr(planner, "_READ_MAX", 10_000)
+    assert statuses(run(directory, urls)) == [Status.FRESH] * 30
+
+
 # Names -------------------------------------------------------------------------------------------------------------
 
 

@@ -110,6 +110,10 @@ KEYS = [
     "sha256",
     "attempts",
     "seconds",
+    "final_url",
+    "change",
+    "width",
+    "height",
 ]
 
 

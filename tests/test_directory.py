@@ -331,8 +331,12 @@ def test_file_system_without_locks_is_an_error_at_the_start(tmp_path: Path, erro
     assert list((tmp_path / ".image_loader" / "partial").iterdir()) == []
 
 
-def test_two_runs_that_start_at_once_do_not_take_each_other_for_a_want_of_locks(tmp_path: Path) -> None:
-    refusing("flock", errno.EWOULDBLOCK, lambda: Directory(tmp_path))
+def test_two_runs_that_start_at_once_do_not_take_each_other_for_a_want_of_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_PATIENCE", 0.0)
+    with pytest.raises(DirectoryError, match="another run deletes images there"):  # It comes behind the probe.
+        refusing("flock", errno.EWOULDBLOCK, lambda: Directory(tmp_path))
 
 
 def test_start_does_not_import_filelock(tmp_path: Path) -> None:

@@ -192,3 +192,44 @@ def test_it_is_told_when_to_look_again() -> None:
     probed = missed(NEW, *[0.0] * 5)
     assert probed.wakes_at(0.5) == 1.0
     assert probed.wakes_at(1.0) == 30.0
+
+
+# A delay that the user wants -----------------------------------------------------------------------------------------
+
+SLOWLY = POLICY._replace(delay=3.0)
+
+
+def test_without_a_delay_there_is_no_interval() -> None:
+    assert NEW.interval == settled().interval == 0.0
+    assert NEW.started(5.0) is NEW
+
+
+def test_a_delay_is_the_least_interval_whatever_happens() -> None:
+    health = Health.unknown(SLOWLY, 0.0)
+    assert health.interval == 3.0
+    for number in range(1, 20):
+        health = health.started(4.0 * number)
+        assert health.opens_at == 4.0 * number + 3.0
+        health = health.answered(4.0 * number + 1, 4.0 * number, number)
+        assert health.interval == 3.0
+    assert health.is_settled
+    assert health.state is State.READY
+    assert refused(health, 100.0, 101.0, 102.0).interval >= 3.0
+    assert refused(health, 100.0)._resumed(110.0, 109.0, 21).interval >= 3.0
+
+
+def test_a_refusal_makes_the_interval_longer_than_a_short_delay() -> None:
+    health = Health.unknown(POLICY._replace(delay=0.01), 0.0)
+    slower = refused(health, 1.0, 2.0)
+    assert slower.interval > 0.01
+    for number in range(1, 200):
+        slower = slower.answered(3.0 + number, 2.5 + number, number)
+    assert slower.interval == 0.01
+
+
+def test_a_host_that_does_not_answer_is_probed_at_growing_intervals_with_a_delay_as_well() -> None:
+    health = Health.unknown(POLICY._replace(delay=0.5), 0.0)
+    for second in range(POLICY.failures):
+        health = health.started(float(second)).missed(second + 0.1, float(second))
+    assert health.state is State.PROBING
+    assert health.probe_at > health.next_at

@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from conftest import SETTINGS
 from exchange import png
 from image_loader import planner as planner_module
 from image_loader.lists import naming
 from image_loader.model import Image, Job, Lifetime, Line, Record, Status, Validators
-from image_loader.planner import Plan, Planner, _is_image
+from image_loader.planner import Plan, Planner
 from image_loader.store.directory import Directory
 from image_loader.store.index import FILE, Index
 from image_loader.url import parse
@@ -284,22 +282,6 @@ def test_where_the_index_was_lost_a_file_with_a_hash_is_its_urls_own(opened: Cal
     job = opened().job(url)
     assert (job.name.path, job.foreign) == (f"photo-{parse(url).sha256[:8]}.png", False)
     assert job.image is not None
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        *(b"\xff\xd8\xff\xe0", BODY, b"GIF89a", b"RIFF\0\0\0\0WEBP", b"BM", b"II*\0", b"MM\0*", b"\0\0\1\0\1\0"),
-        *(b"\0\0\0\x20ftypavif", b"<svg xmlns", b"\xef\xbb\xbf\r\n<?xml version", b"\xff\x0a", b"\0\0\0\x0cJXL \r\n"),
-    ],
-)
-def test_an_image_is_known_by_its_first_bytes(head: bytes) -> None:
-    assert _is_image(head)
-
-
-@given(st.text(st.characters(categories=["L", "N", "Z"]), max_size=40))
-def test_a_text_is_no_image(text: str) -> None:
-    assert not _is_image(text.encode()) or text.startswith("BM")
 
 
 # Names that the file system refuses

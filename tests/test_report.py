@@ -23,7 +23,7 @@ from PIL import Image
 from conftest import Loader, urls_of
 from image_loader.cli.report import Report, require_report
 from image_loader.errors import DirectoryError, OptionError, ResultsFileError
-from image_loader.model import Outcome, Reason, Status
+from image_loader.model import Change, Outcome, Reason, Status
 from server import Server
 
 CHROMIUM = shutil.which("chromium")
@@ -93,7 +93,8 @@ def images(tmp_path: Path) -> Path:
 
 def saved(file: str, line: int = 1, size: int = 20_100) -> Outcome:
     url = f"https://user:SECRET@host/{file}?SECRET#SECRET"
-    return Outcome(line, url, file, Status.SAVED, None, None, 200, "image/png", size, "ab" * 32, 1, 0.05)
+    outcome = Outcome(line, url, file, Status.SAVED, None, None, 200, "image/png", size, "ab" * 32, 1, 0.05)
+    return outcome._replace(change=Change.NEW)
 
 
 def fresh(file: str) -> Outcome:
@@ -142,10 +143,10 @@ def test_failures_are_grouped_by_host_and_reason_with_the_worst_host_first(image
     page = report(images, outcomes)
     groups = re.findall(r"<summary><span.*?>(.*?)</span><span.*?>(.*?)</span><b>(\d+)</b>", page.source)
     assert groups == [
-        ("bad", "http-status", "12"),
+        ("bad", "HTTP status 404", "12"),
         ("bad", "timeout", "1"),
-        ("good:8443", "http-status", "2"),
-        ("no valid URL", "http-status", "1"),
+        ("good:8443", "HTTP status 404", "2"),
+        ("no valid URL", "HTTP status 404", "1"),
     ]
     assert "line 7: http://bad/0.png" in page.text
     assert "404 Not Found" in page.text
@@ -156,6 +157,34 @@ def test_images_of_this_run_come_first_and_marked_the_later_ones_before_the_earl
     page = report(images, [saved("a.png"), fresh("b.png"), saved("c.png"), fresh("d.png")])
     assert page.names == ["c.png", "a.png", "d.png", "b.png"]
     assert page.values("span", "class").count("new") == 2
+
+
+def test_new_and_changed_images_are_marked_apart_and_those_with_the_same_bytes_not_at_all(images: Path) -> None:
+    outcomes = [saved(f"{change}.png")._replace(change=change) for change in Change]
+    page = report(images, [*outcomes, outcomes[0]])
+    classes = page.values("span", "class")
+    assert (classes.count("new"), classes.count("changed"), classes.count("same")) == (2, 1, 0)
+    assert "(2 new, 1 changed, 1 the same as before)" in page.text
+
+
+def test_failures_of_a_host_are_grouped_by_status(images: Path) -> None:
+    statuses = (404, 404, 403)
+    page = report(images, [failed(f"http://h/{status}.png")._replace(http_status=status) for status in statuses])
+    assert re.findall(r'<span class="reason quiet">(.*?)</span><b>(\d+)', page.source) == [
+        ("HTTP status 404", "2"),
+        ("HTTP status 403", "1"),
+    ]
+
+
+def test_what_redirects_of_several_images_led_to_is_shown_with_its_count(images: Path) -> None:
+    led = [("http://cdn/none.png?SECRET", 3), ("http://cdn/a.png", 1), ("http://cdn/sold-out.png", 2)]
+    page = report(images, [saved("x.png")._replace(final_url=url) for url, count in led for _ in range(count)])
+    assert re.findall(r"<li><b>(\d+)</b> (?:<a [^>]*>)?(.*?)(?:</a>)?</li>", page.source) == [
+        ("3", "http://cdn/none.png?…"),
+        ("2", "http://cdn/sold-out.png"),
+    ]
+    assert "SECRET" not in page.source
+    assert "placeholders" not in report(images, [saved("x.png")._replace(final_url="http://cdn/a.png")]).text
 
 
 def test_sizes_and_times_are_plotted(images: Path) -> None:
@@ -202,7 +231,7 @@ def test_what_ended_the_run_counts_more_than_a_page_that_cannot_be_written(
 def test_memory_stays_flat(images: Path) -> None:
     def outcomes(start: int, number: int) -> Iterator[Outcome]:
         for count in range(start, start + number):
-            yield saved(f"{count:07}.png")
+            yield saved(f"{count:07}.png")._replace(final_url=f"http://host{count}/" + "a" * (count % 2000))
             yield failed(f"http://host{count}/" + "a" * 1000, detail="x" * 1000)
 
     with Report(images.parent / "report.html", images) as file:

@@ -49,6 +49,7 @@ def test_jsonl_has_one_object_per_outcome_with_the_promised_keys_in_order(tmp_pa
     assert rows[0] == {
         "url": SIGNED, "file": "a.jpg", "status": "saved", "reason": None, "detail": None, "http_status": 200,
         "media_type": "image/jpeg", "bytes": 20100, "sha256": "ab" * 32, "attempts": 1, "seconds": 0.051,
+        "final_url": None, "change": None, "width": None, "height": None,
     }  # fmt: skip
     assert [row["status"] for row in rows] == ["saved", "failed", "failed", "skipped"]
     assert rows[2]["url"] == BAD.url

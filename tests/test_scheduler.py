@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -1100,6 +1101,51 @@ def test_being_refused_uses_up_no_retry() -> None:
             house.advance(0.5)
     house.answer()
     assert [(end.attempts, end.result) for end in house.finished] == [(5, ANSWER)]
+
+
+# A delay that the user wants -----------------------------------------------------------------------------------------
+
+
+def test_with_a_delay_requests_to_a_host_start_one_after_the_other() -> None:
+    house = House({"delay": 2.0, "threads": 8})
+    house.add(*urls("one", 5), *urls("two", 5))
+    started: dict[str, list[float]] = {"one": [], "two": []}
+    seen: list[Worker] = []
+    while house.scheduler.pending:
+        for worker in house.running:
+            if worker not in seen:
+                seen.append(worker)
+                started["one" if "one" in asked(worker.job) else "two"].append(house.now)
+        if house.now % 1 < 0.1 and house.running:
+            house.answer()
+        else:
+            house.advance(0.1)
+    for times in started.values():
+        assert len(times) == 5
+        assert all(later - earlier >= 2.0 - 1e-6 for earlier, later in pairwise(times))
+        assert times[-1] < 8.5, "and no later than that"
+
+
+def test_with_a_delay_nothing_is_handed_over_ahead() -> None:
+    house = House({"delay": 1.0, "threads": 2})
+    house.add(*(f"http://host{number}/a.jpg" for number in range(10)))
+    assert house.most_handed_over == 2
+
+
+def test_with_a_delay_no_more_connections_are_made_than_are_needed() -> None:
+    house = House({"delay": 5.0})
+    house.add(*urls("host", 20))
+    assert house.connected == ["http://host"]
+
+
+def test_with_a_delay_a_redirect_waits_for_its_turn() -> None:
+    house = House({"delay": 2.0})
+    house.add(*urls("host", 2))
+    redirect(house, "http://host/b.jpg", "host")
+    assert house.running == []
+    house.advance(2.0)
+    assert len(house.running) == 1
+    assert house.running[0].job.hop is not None
 
 
 def test_a_connection_is_kept_for_the_next_job_of_its_host_and_used_again() -> None:

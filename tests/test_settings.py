@@ -25,9 +25,12 @@ OTHER = {
     "url_column": (2, "2"),
     "name_column": ("id", "id"),
     "directory": ("images", Path("images")),
+    "ignore_status": ([404, 410], frozenset({404, 410})),
+    "max_delete": (5, 5),
     "max_size": (1234, 1234),
     "threads": (7, 7),
     "per_host": (6, 6),
+    "delay": (2.5, 2.5),
     "timeout": (5, 5),
     "max_time": (0.5, 0.5),
     "retries": (9, 9),
@@ -37,7 +40,10 @@ OTHER = {
     "layout": ("hash", Layout.HASH),
     "index": ("own.sqlite3", Path("own.sqlite3")),
 }
+
 """For each option that is no flag a value other than its default, and what it is in the settings."""
+NEEDED: dict[str, dict[str, Any]] = {"name_column": {"url_column": 2}, "max_delete": {"delete": True}}
+"""What an option has to come with."""
 
 
 def _settings(*arguments: Any, **options: Any) -> Settings:
@@ -67,7 +73,7 @@ def test_every_parameter_of_load_has_a_type() -> None:
 def test_load_hands_every_option_over(field: str) -> None:
     option = options(Settings)[field]
     value, stored = (True, True) if isinstance(option.kind, Flag) else OTHER[option.keyword]
-    others = {"directory": "x"} | ({"url_column": 2} if field == "name_column" else {})
+    others = {"directory": "x"} | NEEDED.get(field, {})
     settings = _settings("list", **{**others, option.keyword: value})
     assert getattr(settings, field) == stored
     assert type(getattr(settings, field)) is type(stored)

@@ -20,10 +20,13 @@ def main() -> None:
     parser.add_argument("urls", type=Path)
     parser.add_argument("directory", type=Path)
     parser.add_argument("threads", type=int)
+    parser.add_argument("--ca-bundle")
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
     with requests.Session() as session, ThreadPoolExecutor(options.threads) as pool:
-        session.mount("http://", HTTPAdapter(pool_maxsize=options.threads))
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(pool_maxsize=options.threads))
+        session.verify = options.ca_bundle or session.verify
         lines = options.urls.read_text().split()
         futures = [pool.submit(download, session, url, options.directory / url.rpartition("/")[2]) for url in lines]
         failures = sum(future.exception() is not None for future in futures)

@@ -20,9 +20,11 @@ def main() -> None:
     parser.add_argument("urls", type=Path)
     parser.add_argument("directory", type=Path)
     parser.add_argument("threads", type=int)
+    parser.add_argument("--ca-bundle")
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
-    with urllib3.PoolManager(maxsize=options.threads) as manager, ThreadPoolExecutor(options.threads) as pool:
+    pools = urllib3.PoolManager(maxsize=options.threads, ca_certs=options.ca_bundle)
+    with pools as manager, ThreadPoolExecutor(options.threads) as pool:
         lines = options.urls.read_text().split()
         futures = [pool.submit(download, manager, url, options.directory / url.rpartition("/")[2]) for url in lines]
         failures = sum(future.exception() is not None for future in futures)

@@ -10,13 +10,14 @@ from contextlib import nullcontext, suppress
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from image_loader import endings, freshness, media_types, sniffing
+from image_loader import freshness, media_types, sniffing
 from image_loader.errors import DownloadError, LoaderError, LockedError
 from image_loader.lists.naming import key, spares
 from image_loader.model import (
     BEING_SAVED,
     SAVED_MEANWHILE,
     Blame,
+    Change,
     Failure,
     Hop,
     Image,
@@ -66,6 +67,14 @@ class _Range(NamedTuple):
     first: int
     last: int
     size: int
+
+
+class _Found(NamedTuple):
+    """What an image is: its type, and its size in pixels where it was decoded."""
+
+    media_type: str
+    width: int | None = None
+    height: int | None = None
 
 
 class Downloader:
@@ -132,7 +141,8 @@ class Downloader:
         if job.is_unconditional:
             raise DownloadError(Reason.PROTOCOL, "304 Not Modified to an unconditional request", http_status=304)
         job = job._replace(hop=None, is_unconditional=True)
-        stays = connection.usable and connection.origin == job.url.origin
+        # With a delay, every request has to wait for its turn.
+        stays = connection.usable and connection.origin == job.url.origin and not self._settings.delay
         return self._attempt(job, connection) if stays else Unfinished(job)
 
     def _ask(self, job: Job, condition: Mapping[str, str], connection: Connection) -> Result | Unfinished | None:
@@ -169,7 +179,9 @@ class Downloader:
         else:
             state = self._directory.stat(image.file)
         # Since the request was planned, the file may have been deleted or changed.
-        return renewed if state is not None and is_as_recorded(state, image) else None
+        if state is None or not is_as_recorded(state, image):
+            return None
+        return renewed._replace(final_url=_final_url(answer))
 
     def _receive(self, job: Job, answer: Answer, resume: Resume | None) -> Saved | Locked:
         """Save the body, which begins where ``resume`` ends, if given."""
@@ -183,7 +195,8 @@ class Downloader:
                 raise _wrong_part()
             validators = _validators(answer, resume)
             sha256 = self._store(partial, answer, body, validators)
-            kind = self._check(partial, answer, body, file)
+            found = self._check(partial, answer, body, file)
+            before = self._sha256_before(job, file)
             mtime = freshness.modified_time(validators.last_modified, answer.received)
             state = partial.commit(mtime, self._files(job, file, extension, sha256))
         received = answer.received
@@ -193,14 +206,24 @@ class Downloader:
             state.st_size,
             state.st_mtime_ns,
             state.st_ctime_ns,
-            kind,
+            found.media_type,
             sha256,
             validators,
             lifetime,
             received,
             received,
         )
-        return Saved(image, answer.status, None if partial.file == file else key(partial.file))
+        other = partial.file != file
+        change = _change(sha256, job.sha256 if other else before)
+        new_key = key(partial.file) if other else None
+        return Saved(image, answer.status, change, new_key, _final_url(answer), found.width, found.height)
+
+    def _sha256_before(self, job: Job, file: str) -> str | None:
+        """Return that of the image before; where it is not known, that of the file that is about to be replaced."""
+        if job.sha256 is not None or job.inode is None:
+            return job.sha256
+        read = self._directory.digest(file)
+        return None if read is None else read[0]
 
     def _files(self, job: Job, file: str, extension: str, sha256: str) -> Iterator[str]:
         """Yield the names that an image may get: its own, where no other's file stands there, and spare ones."""
@@ -270,29 +293,38 @@ class Downloader:
             raise DownloadError(Reason.NOT_AN_IMAGE, "an empty body", http_status=status)
         return digest.hexdigest()
 
-    def _check(self, partial: Partial, answer: Answer, body: _Body, file: str) -> str:
-        """Return the image's type; refuse what is not the whole image that was announced."""
+    def _check(self, partial: Partial, answer: Answer, body: _Body, file: str) -> _Found:
+        """Return what the image is; refuse what is not the whole image that was announced."""
         if body.size is not None and body.size != partial.size:
             raise _wrong_part()
-        unframed = body.size is None and answer.plain and not _is_chunked(answer)
-        if unframed and not endings.is_whole(partial.chunks(), partial.size):
-            detail = f"the connection ended after {partial.size} bytes, before the image did"
-            raise DownloadError(Reason.TRUNCATED, detail, http_status=answer.status, retryable=True)
+        # A proxy ends its chunks in good order, though the connection behind it broke off (nginx 1.22).
+        unmeasured = body.size is None and answer.plain
+        if unmeasured:
+            _check_end(partial, answer)
         try:
             return self._verify(partial, file, body.media_type, answer.deadline)
         except DownloadError as error:
-            if unframed and error.failure.reason is Reason.DAMAGED:
+            if unmeasured and error.failure.reason is Reason.DAMAGED:
                 error.may_pass()
             raise
 
-    def _verify(self, partial: Partial, file: str, media_type: str, deadline: float) -> str:
+    def _verify(self, partial: Partial, file: str, media_type: str, deadline: float) -> _Found:
         if self._decoders is None:
-            return media_type
-        found = self._decoders.decode(partial.path, deadline).media_type
-        if media_types.extension(found) == media_types.extension(media_type):
-            return media_type
-        _LOG.info("%s: sent as %s, is %s", file, media_type, found)
+            return _Found(media_type)
+        found = _Found(*self._decoders.decode(partial.path, deadline))
+        if media_types.extension(found.media_type) == media_types.extension(media_type):
+            return found._replace(media_type=media_type)
+        _LOG.info("%s: sent as %s, is %s", file, media_type, found.media_type)
         return found
+
+
+def _check_end(partial: Partial, answer: Answer) -> None:
+    """Refuse an image of unannounced length that ends before its own end."""
+    from image_loader import endings
+
+    if not endings.is_whole(partial.chunks(), partial.size):
+        detail = f"the body ended after {partial.size} bytes, before the image did"
+        raise DownloadError(Reason.TRUNCATED, detail, http_status=answer.status, retryable=True)
 
 
 def _decoders(settings: Settings, processors: frozenset[int]) -> Decoders:
@@ -300,6 +332,16 @@ def _decoders(settings: Settings, processors: frozenset[int]) -> Decoders:
     from image_loader.decoding.pool import Decoders
 
     return Decoders(settings, processors)
+
+
+def _change(sha256: str, before: str | None) -> Change:
+    if before is None:
+        return Change.NEW
+    return Change.SAME if sha256 == before else Change.CHANGED
+
+
+def _final_url(answer: Answer) -> str | None:
+    return answer.url.origin + answer.url.path if answer.redirects else None
 
 
 def _redirects_end(answer: Answer) -> float | None:
@@ -350,10 +392,6 @@ def _validators(answer: Answer, resume: Resume | None) -> Validators:
     if resume is not None:
         last_modified = last_modified or resume.validators.last_modified
     return Validators(etag, last_modified, answer.url.digest if answer.redirects else None)
-
-
-def _is_chunked(answer: Answer) -> bool:
-    return "chunked" in answer.fields.get("transfer-encoding", "").lower()
 
 
 def _is_whole(answer: Answer) -> bool:

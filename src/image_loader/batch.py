@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from image_loader.errors import LoaderError
 from image_loader.model import (
     Failure,
     Job,
+    Layout,
     Line,
     NotModified,
     Outcome,
@@ -30,6 +32,7 @@ from image_loader.store.index import FILE, Index
 if TYPE_CHECKING:
     from image_loader.scheduling.queue import Task
 
+_LOG = logging.getLogger(__name__)
 # What would be imported later, when there may be no file descriptor left for it.
 _WANTED_LATER = ("encodings.unicode_escape", "idna.uts46data", "ipaddress")
 # How soon an interruption is noticed, and how long attempts that were cut off get to clean up, in seconds.
@@ -53,13 +56,28 @@ def run(
     lines = iter(lines)
     # Read before anything is made: a list that is not there leaves no directory behind.
     first = list(islice(lines, 1))
+    if settings.dry_run:
+        from image_loader import preview
+
+        yield from preview.run(chain(first, lines), settings, stop, tick)
+        return
     with ExitStack() as stack:
         directory = Directory(settings.directory)
         stack.callback(directory.close)
         named = settings.index_file
         path = named or directory.hidden / FILE
         index = stack.enter_context(Index(path, settings.flush_interval, stop.is_set, named=named is not None))
+        _compare_layouts(directory.note_layout(settings.layout.value), settings)
         yield from _Run(settings, directory, index, stack, tick).outcomes(chain(first, lines), stop)
+
+
+def _compare_layouts(former: str, settings: Settings) -> None:
+    """Say once that new images go elsewhere than those that are there; whatever else a note may hold says nothing."""
+    if former != settings.layout and former in list(Layout):
+        _LOG.warning(
+            "%s: --layout is %s, and was %s before: images that are there keep their places",
+            *(settings.directory, settings.layout.value, former),
+        )
 
 
 class _Run:
@@ -74,6 +92,7 @@ class _Run:
         self._planner = Planner(settings, directory, index)
         self._stack = stack
         self._tick = tick
+        self._known = index.known() if settings.delete else None
         self._downloads: _Downloads | None = None
         # Lines that were read and not decided about yet.
         self._undecided: Sequence[Line] = ()
@@ -108,12 +127,22 @@ class _Run:
         yield from self._advance(stop, 0, _WAIT)
         if stop.is_set():
             yield from self._interrupted()
+        elif unreadable is None:
+            yield from self._delete(stop)
         try:
             if unreadable is not None:
                 raise unreadable
         finally:
             # It knows this frame by its traceback: such a circle would keep the directory open.
             del unreadable
+
+    def _delete(self, stop: threading.Event) -> Iterator[Outcome]:
+        """Delete what is no longer in the list, which was read to its end."""
+        if self._known is not None:
+            from image_loader import removal
+
+            self._index.flush()
+            yield from removal.delete(self._settings, self._directory, self._index, self._known, stop)
 
     def _take_on_all(self, stop: threading.Event, wait: float) -> Iterator[Outcome]:
         """Take on the lines that were read, in parts where much has to be compared; downloads go on in between."""
@@ -195,7 +224,7 @@ class _Run:
                 self._index.renew(job.row, result)
             else:
                 self._discard(job, result)
-        return [outcome.of_task(task) for task in finished]
+        return [outcome.of_task(task, self._settings.ignore_status) for task in finished]
 
     def _discard(self, job: Job, result: Result) -> None:
         """Remove what was kept to be resumed, and will not be."""
@@ -210,7 +239,7 @@ class _Downloads:
     def __init__(self, settings: Settings, directory: Directory, stack: ExitStack) -> None:
         from image_loader.attempt import Downloader
         from image_loader.processors import stay_on_one
-        from image_loader.scheduling.dispatch import Connected, Inbox
+        from image_loader.scheduling.dispatch import Connected, Inbox, close_delivered
         from image_loader.scheduling.scheduler import Scheduler
         from image_loader.scheduling.workers import Workers
         from image_loader.transport import Transport
@@ -219,6 +248,7 @@ class _Downloads:
             importlib.import_module(module)
         processors = stay_on_one() if settings.one_processor else frozenset()
         inbox: Inbox = SimpleQueue()
+        stack.callback(close_delivered, inbox)
         self.transport = Transport(settings, lambda *connected: inbox.put(Connected(*connected)))
         stack.callback(self.transport.close)
         workers = Workers(settings.threads)

@@ -62,6 +62,23 @@ class OutOfInodesError(DirectoryError):
         self.available = available
 
 
+class TooManyDeletionsError(LoaderError):
+    """More images are no longer in the list than may be deleted; ``count`` of the ``images`` that were known.
+
+    ``most`` is what the user allows, None where that is half of them.
+    """
+
+    def __init__(self, count: int, images: int, most: int | None) -> None:
+        limit = "more than half" if most is None else f"more than --max-delete {most}"
+        super().__init__(
+            f"--delete: {count} of {images} images are no longer in the list, {limit}: nothing was deleted; "
+            f"check the list, and allow it with --max-delete {count} (max_delete={count})"
+        )
+        self.count = count
+        self.images = images
+        self.most = most
+
+
 class OutOfThreadsError(LoaderError):
     """The system gives not even one thread."""
 

@@ -34,7 +34,9 @@ THREADS = 32
 """Downloads at once; each takes a thread (some 100 kB), a socket and an open file."""
 PER_HOST = 10
 """Downloads at once from one host, and idle connections kept for it."""
-POOL_HOSTS = 256
+DELAY = 0.0
+"""Seconds between the starts of two requests to one host; 0: none."""
+POOL_HOSTS = 64
 """Hosts whose idle connections are kept; with more hosts, the oldest are closed."""
 CONNECTS = 512
 """Connections that are made at once, those to dead hosts included; each takes a socket, and no thread."""
@@ -98,8 +100,14 @@ def load(
     name_column: str | int | None = None,
     force: bool = False,
     revalidate: bool = False,
+    skip_existing: bool = False,
+    ignore_status: Iterable[int] = (),
+    delete: bool = False,
+    max_delete: int | None = None,
+    dry_run: bool = False,
     threads: int = THREADS,
     per_host: int = PER_HOST,
+    delay: float = DELAY,
     timeout: float = TIMEOUT,
     max_time: float = MAX_TIME,
     retries: int = RETRIES,

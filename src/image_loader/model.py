@@ -23,6 +23,8 @@ class Status(StrEnum):
     FRESH = "fresh"
     SKIPPED = "skipped"
     FAILED = "failed"
+    DELETED = "deleted"
+    """Of no line: an image that is no longer in the list."""
 
 
 class Reason(StrEnum):
@@ -46,7 +48,21 @@ class Reason(StrEnum):
     WRITE = "write"
     INTERRUPTED = "interrupted"
     DUPLICATE = "duplicate"
+    EXISTS = "exists"
+    IGNORED_STATUS = "ignored-status"
+    WOULD_ASK = "would-ask"
+    WOULD_DELETE = "would-delete"
     PROTOCOL = "protocol"
+
+
+class Change(StrEnum):
+    """How an image that was saved differs from the one before it."""
+
+    NEW = "new"
+    """There was none."""
+    CHANGED = "changed"
+    SAME = "same"
+    """Its bytes are those of the one before."""
 
 
 class Blame(Enum):
@@ -213,8 +229,9 @@ class Job(NamedTuple):
     ``row`` is its number in the index. ``image`` is what the index knows of the file in place, if that file is as
     recorded. ``validators`` are sent with the request; without them it is unconditional. ``inode`` is that of the file
     that had the name when this was planned; None if there was no file, so that the image takes one more inode.
-    ``foreign`` says that this file may be another's: it stays unless the image is the same, byte for byte. ``hop`` is
-    where redirects have led the current attempt; ``is_unconditional`` says that a conditional request led to nothing.
+    ``foreign`` says that this file may be another's: it stays unless the image is the same, byte for byte. ``sha256``
+    is that of the last image of this URL, whatever became of its file. ``hop`` is where redirects have led the current
+    attempt; ``is_unconditional`` says that a conditional request led to nothing.
     """
 
     line: int
@@ -226,6 +243,7 @@ class Job(NamedTuple):
     inode: int | None
     resume: Resume | None = None
     foreign: bool = False
+    sha256: str | None = None
     hop: Hop | None = None
     is_unconditional: bool = False
 
@@ -237,12 +255,17 @@ class Job(NamedTuple):
 class Saved(NamedTuple):
     """The attempt put a whole image in place.
 
-    ``key`` is the key of its name, if this is another name than the job's.
+    ``key`` is the key of its name, if this is another name than the job's. ``final_url`` is where redirects led,
+    without user and password. ``width`` and ``height`` are in pixels, None if nothing was decoded.
     """
 
     image: Image
     http_status: int
+    change: Change
     key: str | None = None
+    final_url: str | None = None
+    width: int | None = None
+    height: int | None = None
 
 
 class NotModified(NamedTuple):
@@ -253,6 +276,7 @@ class NotModified(NamedTuple):
     lifetime: Lifetime
     checked: float
     http_status: int = 304
+    final_url: str | None = None
 
 
 class Locked(NamedTuple):
@@ -291,10 +315,12 @@ Result = Saved | NotModified | Locked | Failure
 
 
 class Outcome(NamedTuple):
-    """How one line ended.
+    """How one line ended; or, with the number 0 and no URL, what became of an image that is no longer in the list.
 
     ``file`` is relative to the directory; ``detail`` is text for people, free of secrets; ``bytes`` is the size of the
-    file saved; ``seconds`` is the time spent on attempts.
+    file saved; ``seconds`` is the time spent on attempts. ``final_url`` is where redirects led, None where there were
+    none, or nothing was asked. ``change`` is that of an image that was saved. ``width`` and ``height``, in pixels, are
+    known where it was decoded.
     """
 
     line: int
@@ -309,3 +335,12 @@ class Outcome(NamedTuple):
     sha256: str | None = None
     attempts: int = 0
     seconds: float = 0.0
+    final_url: str | None = None
+    change: Change | None = None
+    width: int | None = None
+    height: int | None = None
+
+    @property
+    def is_of_line(self) -> bool:
+        """Whether it is that of a line, and not of an image that is no longer in the list."""
+        return self.line > 0 or self.url != ""

@@ -22,6 +22,7 @@ _HEADER_VALUE = r"[\t\x20-\x7e\xa0-\xff]*"
 _MALFORMED_NAME = "malformed header name before the colon; write it as 'Name: value'"
 _LONGEST_QUOTED = 50  # characters of a value that a message repeats
 _LONGEST_HEADER_FILE = 65536  # characters
+_LEAST_STATUS, _MOST_STATUS = 400, 599  # those of failures (RFC 9110, 15)
 _MOST_DIGITS = 20  # of a whole number; with more, it is out of any range
 
 
@@ -83,6 +84,22 @@ class Whole:
         return str(value)
 
 
+class Limit(Whole):
+    """A whole number within a range, or None: a limit that the program sets itself, which ``told`` describes."""
+
+    def __init__(self, least: int, most: int, told: str) -> None:
+        super().__init__(least, most)
+        self._told = told
+
+    def checked(self, value: object) -> int | None:  # type: ignore[override]
+        """Return the number or None."""
+        return None if value is None else super().checked(value)
+
+    def shown(self, _: object) -> str:
+        """Describe what holds by default."""
+        return self._told
+
+
 class Size(Whole):
     """A number of bytes."""
 
@@ -136,6 +153,37 @@ class Seconds:
     def shown(self, value: float) -> str:
         """Show a default."""
         return f"{value:g}"
+
+
+class Statuses:
+    """HTTP statuses of failures: on the command line, numbers with commas between them."""
+
+    metavar: str | None = "LIST"
+
+    def read(self, word: str) -> frozenset[int]:
+        """Return the statuses.
+
+        >>> sorted(Statuses().read("404, 410"))
+        [404, 410]
+        """
+        numbers = [part.strip() for part in word.split(",")]
+        if not all(number.isascii() and number.isdigit() and len(number) == 3 for number in numbers):
+            raise OptionError(f"must be HTTP statuses with commas between them, such as 404,410{_instead(word)}")
+        return self.checked(map(int, numbers))
+
+    def checked(self, value: object) -> frozenset[int]:
+        """Return the statuses, if all of them are failures."""
+        if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+            raise OptionError(f"must be HTTP statuses, such as [404, 410]{_instead(value)}")
+        statuses = list(value)
+        for each in statuses:
+            if not isinstance(each, int) or not _LEAST_STATUS <= each <= _MOST_STATUS:
+                raise OptionError(f"HTTP statuses must be between {_LEAST_STATUS} and {_MOST_STATUS}{_instead(each)}")
+        return frozenset(statuses)
+
+    def shown(self, _: object) -> str:
+        """Show no default: there are none."""
+        return ""
 
 
 class HeaderText:
@@ -261,7 +309,7 @@ class Name:
         return ""
 
 
-Kind = Flag | Whole | Seconds | HeaderText | Headers | Choice | Column | Name
+Kind = Flag | Whole | Seconds | Statuses | HeaderText | Headers | Choice | Column | Name
 
 
 class Option(NamedTuple):
@@ -290,6 +338,10 @@ class Option(NamedTuple):
     def takes_value(self) -> bool:
         """Whether a word follows the option on the command line."""
         return not isinstance(self.kind, Flag)
+
+    def shown(self, default: Any) -> str:
+        """Return its default as the help shows it; nothing where there is none."""
+        return self.kind.shown(default) if default is not None or isinstance(self.kind, Limit) else ""
 
     def read(self, word: str) -> Any:
         """Return the value of a word of the command line; raise ``OptionError`` that names this option."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from image_loader.lists.forms import hint
-from image_loader.model import Failure, Image, Line, Locked, NotModified, Outcome, Reason, Saved, Status
+from image_loader.model import Failure, Image, Job, Line, Locked, NotModified, Outcome, Reason, Saved, Status
 
 if TYPE_CHECKING:
     from image_loader.scheduling.queue import Task
@@ -26,6 +27,12 @@ def duplicate(line: Line) -> Outcome:
     return Outcome(line.number, line.text, None, Status.SKIPPED, Reason.DUPLICATE)
 
 
+def exists(line: Line, file: str, size: int, image: Image | None) -> Outcome:
+    """Return the outcome of an image that is there, and is not asked about; None: the index does not know it."""
+    outcome = Outcome(line.number, line.text, file, Status.SKIPPED, Reason.EXISTS, bytes=size)
+    return outcome if image is None else outcome._replace(media_type=image.media_type, sha256=image.sha256)
+
+
 def failed(line: Line, reason: Reason, detail: str) -> Outcome:
     """Return the outcome of a line that failed before any request."""
     return Outcome(line.number, line.text, None, Status.FAILED, reason, detail)
@@ -36,19 +43,45 @@ def interrupted(line: Line) -> Outcome:
     return failed(line, Reason.INTERRUPTED, INTERRUPTED)
 
 
-def of_task(task: Task) -> Outcome:
-    """Return the outcome of a job that was downloaded, or not."""
+def would_ask(job: Job) -> Outcome:
+    """Return the outcome of a job in a dry run."""
+    file = job.name.path if job.name.complete else None
+    detail = "to see whether it changed" if job.validators else "to download it"
+    return Outcome(job.line, job.url.text, file, Status.SKIPPED, Reason.WOULD_ASK, detail)
+
+
+def deleted(image: Image) -> Outcome:
+    """Return the outcome of an image that was deleted, since it is no longer in the list."""
+    return Outcome(0, "", image.file, Status.DELETED, None, None, None, image.media_type, image.size, image.sha256)
+
+
+def would_delete(image: Image) -> Outcome:
+    """Return the outcome of such an image in a dry run."""
+    return deleted(image)._replace(status=Status.SKIPPED, reason=Reason.WOULD_DELETE)
+
+
+def not_deleted(image: Image, detail: str) -> Outcome:
+    """Return the outcome of such an image that the file system does not let go."""
+    return deleted(image)._replace(status=Status.FAILED, reason=Reason.WRITE, detail=detail)
+
+
+def of_task(task: Task, ignored: Container[int] = ()) -> Outcome:
+    """Return the outcome of a job that was downloaded, or not; answers with ``ignored`` statuses are no failures."""
     job, result = task.job, task.result
     line, url, attempts, seconds = job.line, job.url.text, task.attempts, task.seconds
     if isinstance(result, (Saved, NotModified)):
         image, status = result.image, Status.SAVED if isinstance(result, Saved) else Status.FRESH
-        kept = (image.media_type, image.size, image.sha256)
-        return Outcome(line, url, image.file, status, None, None, result.http_status, *kept, attempts, seconds)
+        kept = (image.media_type, image.size, image.sha256, attempts, seconds, result.final_url)
+        more = (result.change, result.width, result.height) if isinstance(result, Saved) else ()
+        return Outcome(line, url, image.file, status, None, None, result.http_status, *kept, *more)
     file = job.name.path if job.name.complete else None
     outcome = Outcome(line, url, file, Status.FAILED, attempts=attempts, seconds=seconds)
     if isinstance(result, Locked):
         return outcome._replace(status=Status.SKIPPED, reason=Reason.LOCKED, detail=result.detail)
-    return outcome._replace(reason=result.reason, detail=_with_hint(result, url), http_status=result.http_status)
+    outcome = outcome._replace(reason=result.reason, http_status=result.http_status)
+    if result.reason is Reason.HTTP_STATUS and result.http_status in ignored:
+        return outcome._replace(status=Status.SKIPPED, reason=Reason.IGNORED_STATUS, detail=result.detail)
+    return outcome._replace(detail=_with_hint(result, url))
 
 
 def _with_hint(failure: Failure, url: str) -> str:

@@ -24,7 +24,7 @@ from image_loader.model import (
     Validators,
 )
 from image_loader.settings import Settings
-from image_loader.store.directory import Directory, is_as_recorded
+from image_loader.store.directory import Directory, View, is_as_recorded
 from image_loader.store.index import Index
 from image_loader.url import Url
 
@@ -33,12 +33,9 @@ _LOG = logging.getLogger(__name__)
 _SECOND = 10**9  # nanoseconds
 _READ_MAX = 64_000_000
 """Bytes of images that are compared before downloads go on; reading them takes some tenths of a second."""
-_HEAD = 32
-"""Bytes by which an image is known."""
-_SIGNATURES = (
-    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"8BPS"),
-    *(b"\0\0\1\0", b"\0\0\2\0", b"\xff\x0a", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  "),
-)
+_HEAD = 16384
+"""Bytes by which an image is known: the root of an SVG may stand behind long comments."""
+_NO_VALIDATORS = Validators()
 
 Verdict = Callable[[str], Failure | None]
 """Tells of an origin that it is down, and what becomes of its images; None where it may be asked."""
@@ -58,7 +55,7 @@ class Plan(NamedTuple):
 class Planner:
     """Decides, by what the index and the directory know; used by the main thread alone."""
 
-    def __init__(self, settings: Settings, directory: Directory, index: Index) -> None:
+    def __init__(self, settings: Settings, directory: View, index: Index) -> None:
         self._settings = settings
         self._directory = directory
         self._index = index
@@ -66,6 +63,11 @@ class Planner:
         # know are another's.
         self._first_run = index.is_empty() and not directory.is_empty()
         self._index_lost = self._first_run and not directory.is_new
+        self._renamer = None
+        if settings.name_column is not None and isinstance(directory, Directory):
+            from image_loader.renaming import Renamer
+
+            self._renamer = Renamer(settings, directory, index)
         self._claimed: frozenset[bytes] = frozenset()
         self._states: dict[str, os.stat_result | None] = {}
         self._read = 0
@@ -82,6 +84,9 @@ class Planner:
             elif urls.setdefault(line.url.digest, (line, line.url))[0] is not line:
                 plan.outcomes.append(outcome.duplicate(line))
         records = self._records(urls, verdict, plan)
+        if self._renamer is not None:
+            records = self._renamer.renamed(urls, records)
+            self._states.clear()
         now = time.time()
         for digest, (line, url) in urls.items():
             record = records.get(digest)
@@ -130,6 +135,8 @@ class Planner:
         limits = (directory.max_name_bytes, directory.refused_characters)
         names = naming.candidates(url, self._settings.layout, *limits, wanted=line.name)
         preferred = next(names)
+        if self._settings.skip_existing and not naming.has_hash(url, preferred.file(".")):
+            yield from (name for name in self._standing(preferred) if self._begins_like_image(name.path))
         if not preferred.complete:
             yield from self._in_place(preferred)
             # Without the hash in its name, a file that stands there may be another's.
@@ -148,7 +155,10 @@ class Planner:
         return self._standing(hashed) if self._index_lost else iter(())
 
     def _standing(self, name: Name) -> Iterator[Name]:
-        """Yield the names of files that stand under a name without extension."""
+        """Yield the names of files that stand under a name, with whatever extension where it has none."""
+        if name.complete:
+            yield from [name] if self._state(name.path) is not None else ()
+            return
         for extension in sorted({*EXTENSIONS.values(), UNKNOWN_EXTENSION}):
             complete = Name(name.file(extension), complete=True)
             if self._state(complete.path) is not None:
@@ -170,20 +180,25 @@ class Planner:
             state = self._state(name.path) if name.complete else None
             unknown = state is not None
             image = None if state is None else self._adopted(url, name.path, state, now)
+        if settings.skip_existing and (image is not None or (unknown and self._begins_like_image(name.path))):
+            plan.outcomes.append(outcome.exists(line, name.path, state.st_size if state else 0, record.image))
+            return
         if image is not None and not (settings.force or settings.revalidate) and freshness.is_fresh(image, now):
             if _LOG.isEnabledFor(logging.DEBUG):
                 left = freshness.end(image.lifetime, image.checked) - now
                 _LOG.debug("line %d: %s: fresh for another %.0f s by its headers", line.number, image.file, left)
             plan.outcomes.append(outcome.fresh(line, image))
             return
-        validators = image.validators if image is not None and not settings.force else Validators()
+        validators = image.validators if image is not None and not settings.force else _NO_VALIDATORS
         if _LOG.isEnabledFor(logging.DEBUG):
             why = _request_shown(validators, state, changed=image is None and record.image is not None)
             _LOG.debug("line %d: %s: %s", line.number, name.path, "asked for, by force" if settings.force else why)
         adopted = image is not None and not self._index_lost
         foreign = unknown and not adopted and not naming.has_hash(url, name.path)
         inode = None if state is None else state.st_ino
-        plan.jobs.append(Job(line.number, url, record.row, name, image, validators, inode, foreign=foreign))
+        sha256 = None if record.image is None else record.image.sha256
+        job = Job(line.number, url, record.row, name, image, validators, inode, foreign=foreign, sha256=sha256)
+        plan.jobs.append(job)
 
     def _as_recorded(self, image: Image, row: int, state: os.stat_result) -> Image | None:
         """Return the image that stands in place, if it is as it was recorded.
@@ -214,17 +229,16 @@ class Planner:
         time_saved = state.st_mtime_ns / 1e9
         if not self._first_run or url.digest not in self._claimed:
             return None
-        if state.st_mtime_ns % _SECOND or time_saved > now or not _is_image(self._directory.head(path, _HEAD)):
+        if state.st_mtime_ns % _SECOND or time_saved > now or not self._begins_like_image(path):
             return None
         since = Validators(None, freshness.http_date(time_saved))
         times = (state.st_mtime_ns, state.st_ctime_ns)
         return Image(path, state.st_size, *times, None, None, since, Lifetime(), time_saved, time_saved)
 
+    def _begins_like_image(self, path: str) -> bool:
+        from image_loader import sniffing
 
-def _is_image(head: bytes) -> bool:
-    """Whether a file that begins so is an image, as far as its first bytes tell."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    return head.startswith(_SIGNATURES) or head[4:8] == b"ftyp" or text.startswith((b"<svg", b"<?xml"))
+        return sniffing.image_type(self._directory.head(path, _HEAD)) is not None
 
 
 def _request_shown(validators: Validators, state: os.stat_result | None, *, changed: bool) -> str:

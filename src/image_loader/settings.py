@@ -19,10 +19,12 @@ from image_loader.option import (
     Flag,
     Headers,
     HeaderText,
+    Limit,
     Name,
     Option,
     Seconds,
     Size,
+    Statuses,
     Switch,
     Whole,
 )
@@ -81,6 +83,46 @@ class Settings(NamedTuple):
             "ask the server about every image, even if its headers say that it is still fresh",
         ),
     ]
+    skip_existing: Annotated[
+        bool,
+        Option(
+            "--skip-existing",
+            Flag(),
+            IMAGES,
+            "skip images that are there, whatever their headers say; damaged ones are downloaded again",
+        ),
+    ]
+    ignore_status: Annotated[
+        frozenset[int],
+        Option(
+            "--ignore-status",
+            Statuses(),
+            IMAGES,
+            "count answers with these HTTP statuses, such as 404,410, as skipped instead of failed",
+        ),
+    ]
+    delete: Annotated[
+        bool,
+        Option(
+            "--delete",
+            Flag(),
+            IMAGES,
+            "delete the images that are no longer in the list, after a run that read all of it",
+        ),
+    ]
+    max_delete: Annotated[
+        int | None,
+        Option("--max-delete", Limit(0, 10**9, "half of the images"), IMAGES, "delete nothing where it would be more"),
+    ]
+    dry_run: Annotated[
+        bool,
+        Option(
+            "--dry-run",
+            Flag(),
+            IMAGES,
+            "request and change nothing; log what would be asked for, what is fresh, and what would be deleted",
+        ),
+    ]
     sniff: Annotated[
         bool,
         Option(
@@ -96,6 +138,10 @@ class Settings(NamedTuple):
     max_size: Annotated[int, Option("--max-size", Size(1, 10**12), IMAGES, "largest image to accept")]
     threads: Annotated[int, Option("-t --threads", Whole(1, 10**5), LIMITS, "downloads at once")]
     per_host: Annotated[int, Option("--per-host", Whole(1, 10**5), LIMITS, "downloads at once from one host")]
+    delay: Annotated[
+        float,
+        Option("--delay", Seconds(0, 10**6), LIMITS, "time between the starts of two requests to one host"),
+    ]
     timeout: Annotated[
         float, Option("--timeout", Seconds(0.001, 10**6), LIMITS, "time limit to connect, and between two bytes")
     ]
@@ -215,6 +261,10 @@ def settings_from(values: Mapping[str, Any], constants: Mapping[str, Any]) -> Se
         raise OptionError(f"{settings.ca_bundle}: no such file or directory", "ca_bundle")
     if settings.name_column is not None and settings.url_column is None:
         raise OptionError("must come with the column of the URLs (--url-column, url_column)", "name_column")
+    if settings.skip_existing and (settings.force or settings.revalidate):
+        raise OptionError("contradicts --force and --revalidate (force, revalidate)", "skip_existing")
+    if settings.max_delete is not None and not settings.delete:
+        raise OptionError("must come with --delete (delete)", "max_delete")
     return settings
 
 

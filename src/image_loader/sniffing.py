@@ -45,22 +45,20 @@ _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 
 # How text may begin, as far as it is told apart here. No image but SVG does so.
 _TEXT = re.compile(rb"[\t\n\x0c\r <{\[]|\xef\xbb\xbf|\xff\xfe|\xfe\xff|\x00<")
-_BEFORE_ROOT = re.compile(
-    r"""[\t\n\f\r\x20]+|<!--.*?-->|<\?.*?\?>
-    |<!DOCTYPE[^\[>]*(?:\[(?:<!--.*?(?:-->|\Z)|"[^"]*"|'[^']*'|[^]"'])*+\][\t\n\f\r\x20]*)?>""",
-    re.IGNORECASE | re.DOTALL | re.VERBOSE,
-)
-_ROOT = re.compile(r"<(?:[A-Za-z_][\w.-]*:)?([A-Za-z_][\w.-]*)(?=[\t\n\f\r />])")
-_MARKUP = re.compile(r"<(?:[A-Za-z_?]|!--|!DOCTYPE)", re.IGNORECASE)
-_DOCTYPE_HTML = re.compile(r"<!DOCTYPE[\t\n\f\r ]+HTML[\t\n\f\r >]", re.IGNORECASE)
+# Compiled with the first text, which few runs meet.
+_BEFORE_ROOT = r"""(?isx)[\t\n\f\r\x20]+|<!--.*?-->|<\?.*?\?>
+    |<!DOCTYPE[^\[>]*(?:\[(?:<!--.*?(?:-->|\Z)|"[^"]*"|'[^']*'|[^]"'])*+\][\t\n\f\r\x20]*)?>"""
+_ROOT = r"<(?:[A-Za-z_][\w.-]*:)?([A-Za-z_][\w.-]*)(?=[\t\n\f\r />])"
+_MARKUP = r"(?i)<(?:[A-Za-z_?]|!--|!DOCTYPE)"
+_DOCTYPE_HTML = r"(?i)<!DOCTYPE[\t\n\f\r ]+HTML[\t\n\f\r >]"
 # Those of section 7.1, and some more that fragments of pages and error messages begin with.
 _HTML_ELEMENTS = frozenset(
     {"a", "article", "b", "base", "body", "br", "center", "div", "em", "font", "form", "h1", "h2", "h3", "h4", "head"}
     | {"header", "hr", "html", "i", "iframe", "img", "link", "main", "meta", "noscript", "p", "pre", "script"}
     | {"section", "span", "strong", "style", "table", "title", "ul"}
 )
-_JSON = re.compile(r'\{[\t\n\r ]*["}]|\[[\t\n\r ]*["{\[\]]')
-_CHUNK = re.compile(rb"[0-9A-Fa-f]{1,8}[ \t]*(?:;[^\r\n]*)?\r\n")
+_JSON = r'\{[\t\n\r ]*["}]|\[[\t\n\r ]*["{\[\]]'
+_CHUNK = rb"[0-9A-Fa-f]{1,8}[ \t]*(?:;[^\r\n]*)?\r\n"
 
 
 def beginning(pieces: Iterable[bytes]) -> bytes:
@@ -104,12 +102,12 @@ def text_kind(first: bytes, *, svg: bool) -> str | None:
     if not _TEXT.match(first):
         return None
     text = _text(first).lstrip(_BLANK)
-    if not _MARKUP.match(text):
-        return "JSON" if _JSON.match(text) else None
+    if not re.match(_MARKUP, text):
+        return "JSON" if re.match(_JSON, text) else None
     root = _root(text)
     if root == "svg":
         return None
-    if root in _HTML_ELEMENTS or _DOCTYPE_HTML.match(text):
+    if root in _HTML_ELEMENTS or re.match(_DOCTYPE_HTML, text):
         return "HTML"
     if svg and not root:
         return None
@@ -118,7 +116,7 @@ def text_kind(first: bytes, *, svg: bool) -> str | None:
 
 def is_chunked(first: bytes) -> bool:
     """Whether these bytes begin with the size of a chunk, and the image only after it (RFC 9112, 7.1)."""
-    chunk = _CHUNK.match(first)
+    chunk = re.match(_CHUNK, first)
     return chunk is not None and image_type(first[chunk.end() :]) is not None
 
 
@@ -145,7 +143,8 @@ def _text(first: bytes) -> str:
 def _root(text: str) -> str:
     """Return the name of the root element in lower case, without its prefix; nothing where it is not reached."""
     at = 0
-    while before := _BEFORE_ROOT.match(text, at):
+    before_root = re.compile(_BEFORE_ROOT)
+    while before := before_root.match(text, at):
         at = before.end()
-    root = _ROOT.match(text, at)
+    root = re.compile(_ROOT).match(text, at)
     return root[1].lower() if root else ""

@@ -140,7 +140,8 @@ def _summarize(tally: Tally, log: OutcomeLog, seconds: float, console: Console) 
 
 
 def _level(command: Command) -> int:
-    return logging.ERROR if command.quiet else max(logging.DEBUG, logging.WARNING - 10 * command.verbose)
+    verbose = max(command.verbose, 1) if command.settings["dry_run"] else command.verbose
+    return logging.ERROR if command.quiet else max(logging.DEBUG, logging.WARNING - 10 * verbose)
 
 
 def _log_to(console: Console, level: int) -> None:

@@ -21,6 +21,8 @@ def opened(
     command: Command, settings: Settings, stack: ExitStack, is_ending: Callable[[], bool]
 ) -> list[Callable[[Outcome], None]]:
     """Open the files that were asked for; return what writes an outcome to each."""
+    if settings.dry_run:
+        _check_dry(command)
     results = _STANDARD_OUTPUT if command.results == "-" else command.results
     files = {
         "results": None if results is None else Path(results),
@@ -36,7 +38,8 @@ def opened(
     urlfile.check(command.urls)
     _check_bundle(settings.ca_bundle)
     _check_extensions(command)
-    _make_folders(settings.directory, (file for name, file in files.items() if name != "index"))
+    if not settings.dry_run:
+        _make_folders(settings.directory, (file for name, file in files.items() if name != "index"))
     writers: list[Callable[[Outcome], None]] = []
     if command.report is not None:
         from image_loader.cli.report import Report
@@ -51,6 +54,13 @@ def opened(
 
         writers.append(stack.enter_context(FailedFile(command.failed, is_ending)).write)
     return writers
+
+
+def _check_dry(command: Command) -> None:
+    """Raise ``OptionError`` for files that a dry run would replace with less than they hold."""
+    for keyword in ("failed", "report"):
+        if getattr(command, keyword) is not None:
+            raise OptionError("is not written by --dry-run; use --results", keyword)
 
 
 def _check_extensions(command: Command) -> None:

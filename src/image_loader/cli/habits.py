@@ -30,9 +30,10 @@ _INSTEAD = {
         "--content-disposition --trust-server-names"
     ),
     "not needed: only images that are new or have changed are downloaded": (
-        "-N -z -nc --timestamping --no-clobber --time-cond --conditional-get --update --ignore-existing "
-        "--skip-existing --etag-save --etag-compare --checksum --auto-file-renaming --allow-overwrite --mirror"
+        "-N -z --timestamping --time-cond --conditional-get --update --etag-save --etag-compare "
+        "--checksum --auto-file-renaming --allow-overwrite --mirror"
     ),
+    "use --skip-existing": "-nc --no-clobber --ignore-existing",
     "not needed: a download that was cut off is resumed where the server allows it": (
         "-c -C --continue --continue-at --partial --append --start-pos --resume"
     ),
@@ -55,9 +56,7 @@ _INSTEAD = {
     ),
     "use --timeout SECONDS": "--connect-timeout --read-timeout --dns-timeout --contimeout",
     "use --max-time SECONDS": "-m --deadline --retry-max-time --speed-time --stop",
-    "there is no pause between requests; --per-host 1 makes one request at a time to each host": (
-        "-w --wait --random-wait --rate --delay --sleep"
-    ),
+    "use --delay SECONDS": "-w --wait --random-wait --rate --sleep --interval",
     "use --max-size SIZE": "-Q --quota --max-filesize",
     "leave the URLs out of the list, for example with grep -v": (
         "-R -X -D --exclude --include --reject --accept --reject-regex --accept-regex --exclude-from --filter "
@@ -88,8 +87,8 @@ _INSTEAD = {
         "--http3"
     ),
     "end the command line with '&', or use cron or a systemd timer": "--background --daemon",
-    "files that are no longer in the list are kept": "--delete --delete-after --remove-source-files",
-    "there is no dry run": "--dry-run --simulate",
+    "use --delete": "--delete-after --delete-before --delete-during --delete-excluded --del --prune",
+    "use --dry-run": "--simulate --just-print",
     "not needed: an HTTP error is never saved as an image": "--fail --fail-with-body --fail-early",
     "use --version": "-V",
 }

@@ -123,7 +123,7 @@ def _add(group: argparse._ArgumentGroup, option: Option, defaults: Mapping[str, 
 
 
 def _help(option: Option, default: Any) -> str:
-    shown = option.kind.shown(default) if default is not None else ""
+    shown = option.shown(default)
     return (f"{option.help} (default: {shown})" if shown else option.help).replace("%", "%%")
 
 

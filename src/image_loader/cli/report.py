@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 from urllib.parse import quote
 
 from image_loader.errors import LoaderError, MissingPackagesError, OptionError, ResultsFileError
 from image_loader.formats import IMAGE_EXTENSIONS
-from image_loader.model import Outcome, Reason, Status
+from image_loader.model import Change, Outcome, Reason, Status
 from image_loader.url import LONGEST_SHOWN, parse, printable, redacted, shortened
 
 _LOG = logging.getLogger(__name__)
@@ -28,6 +28,9 @@ _LOG = logging.getLogger(__name__)
 _PICTURES = 3000  # shown, of those saved and of those fresh; some 500 bytes each, as are the failures
 _GROUPS = 500  # pairs of host and reason that are told apart
 _EXAMPLES = 10  # failures shown of each group
+_TARGETS = 10_000  # redirect targets that are counted, some 200 bytes each
+_LONGEST_TARGET = 500  # characters; longer ones are not counted
+_TARGETS_SHOWN = 50  # of those that several images came from
 _BINS_PER_DECADE = 10
 _COLUMN_HEIGHT = 48  # pixels of the highest column of a plot
 _EXTENSIONS = (".html", ".htm")
@@ -68,12 +71,17 @@ class Report:
         self._summary = _Summary(Path(os.path.realpath(directory)).name or str(directory))
         self._pictures = {status: deque[_Picture](maxlen=_PICTURES) for status in (Status.SAVED, Status.FRESH)}
         self._failures = _Failures()
+        self._targets = _Targets()
         self._prefix = os.path.relpath(os.path.realpath(directory), os.path.realpath(path.parent))
         self._started = time.monotonic()
 
     def write(self, outcome: Outcome) -> None:
         """Take one outcome into the report."""
         self._summary.add(outcome)
+        if not outcome.is_of_line:
+            return
+        if outcome.final_url is not None:
+            self._targets.add(outcome.final_url)
         if outcome.status is Status.FAILED:
             self._failures.add(outcome)
         elif outcome.file is not None and outcome.status in self._pictures:
@@ -111,6 +119,7 @@ class Report:
             seconds=time.monotonic() - self._started,
             summary=self._summary,
             failures=self._failures,
+            targets=self._targets.shared(),
             pictures=self._newest(),
         )
 
@@ -192,12 +201,19 @@ class _Summary:
     fault: str = ""
     bytes_saved: int = 0
     statuses: Counter[Status] = field(default_factory=Counter)
+    changes: Counter[Change] = field(default_factory=Counter)
+    deleted: int = 0
     interrupted: bool = False
     sizes: Histogram = field(default_factory=lambda: Histogram(least=100, decades=7))  # bytes
     times: Histogram = field(default_factory=lambda: Histogram(least=0.01, decades=5))  # seconds
 
     def add(self, outcome: Outcome) -> None:
+        if not outcome.is_of_line:
+            self.deleted += outcome.status is Status.DELETED
+            return
         self.statuses[outcome.status] += 1
+        if outcome.change is not None:
+            self.changes[outcome.change] += 1
         self.interrupted |= outcome.reason is Reason.INTERRUPTED
         if outcome.bytes is not None:
             self.sizes.add(outcome.bytes)
@@ -214,7 +230,7 @@ class _Picture:
     address: str
     url: str
     bytes: int | None
-    new: bool
+    change: str
 
     @property
     def linked(self) -> bool:
@@ -233,7 +249,7 @@ class _Failure:
 
 @dataclass(slots=True)
 class _Group:
-    """The failures of one host for one reason."""
+    """The failures of one host for one reason, or with one HTTP status."""
 
     host: str
     reason: str
@@ -264,7 +280,10 @@ class _Failures:
     def add(self, outcome: Outcome) -> None:
         self.total += 1
         host, address = _host_and_address(outcome.url)
-        key = (host, outcome.reason or "")
+        reason = outcome.reason or ""
+        if outcome.reason is Reason.HTTP_STATUS:
+            reason = f"HTTP status {outcome.http_status}"
+        key = (host, reason)
         if key not in self._groups and len(self._groups) == _GROUPS:
             return
         group = self._groups.setdefault(key, _Group(*key))
@@ -274,10 +293,48 @@ class _Failures:
             group.examples.append(_Failure(text, address, shortened(printable(outcome.detail or ""))))
 
 
+class _Target(NamedTuple):
+    """A URL that redirects of several images led to; ``address`` is as in ``_Failure``."""
+
+    text: str
+    address: str
+    images: int
+
+
+class _Targets:
+    """Counts where redirects led, in memory that does not grow with the list.
+
+    One target of many images is likely a placeholder. Where there are too many of them, those of one image are
+    forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, url: str) -> None:
+        if len(url) > _LONGEST_TARGET:
+            return
+        if len(self._counts) >= _TARGETS and url not in self._counts:
+            self._counts = Counter({each: count for each, count in self._counts.items() if count > 1})
+            if len(self._counts) >= _TARGETS:
+                return
+        self._counts[url] += 1
+
+    def shared(self) -> list[_Target]:
+        """Return those of several images, the most frequent first."""
+        frequent = [(url, count) for url, count in self._counts.most_common(_TARGETS_SHOWN) if count > 1]
+        return [_Target(shortened(redacted(url)), _host_and_address(url)[1], count) for url, count in frequent]
+
+
 def _picture(outcome: Outcome, prefix: str) -> _Picture:
     file, url = outcome.file or "", shortened(redacted(outcome.url))
     address = quote(os.fsencode(f"{prefix}/") + file.encode())
-    return _Picture(printable(file), address, url, outcome.bytes, new=outcome.status is Status.SAVED)
+    return _Picture(printable(file), address, url, outcome.bytes, _change_shown(outcome))
+
+
+def _change_shown(outcome: Outcome) -> str:
+    """Return how an image of this run is marked: one with the bytes that it had before is not."""
+    return outcome.change.value if outcome.change in (Change.NEW, Change.CHANGED) else ""
 
 
 def _host_and_address(text: str) -> tuple[str, str]:

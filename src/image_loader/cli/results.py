@@ -22,7 +22,8 @@ from image_loader.model import Outcome, Reason, Status
 from image_loader.url import parse, printable
 
 COLUMNS = (
-    "url", "file", "status", "reason", "detail", "http_status", "media_type", "bytes", "sha256", "attempts", "seconds"
+    "url", "file", "status", "reason", "detail", "http_status", "media_type", "bytes", "sha256", "attempts", "seconds",
+    "final_url", "change", "width", "height",
 )  # fmt: skip
 _cells = operator.attrgetter(*COLUMNS)
 STANDARD_OUTPUT = "-"
@@ -51,7 +52,7 @@ def csv_row(outcome: Outcome) -> str:
     r"""Return the outcome as one CSV record (RFC 4180, but lines end in LF); None is an empty cell.
 
     >>> csv_row(Outcome(1, "=1+1,a", None, Status.FAILED, Reason.BAD_URL, "no scheme"))
-    '"\'=1+1,a",,failed,bad-url,no scheme,,,,,0,0.0\n'
+    '"\'=1+1,a",,failed,bad-url,no scheme,,,,,0,0.0,,,,\n'
     """
     return _csv_record([_neutralised(cell) for cell in _row(outcome).values()])
 
@@ -101,7 +102,7 @@ class FailedFile:
     def write(self, outcome: Outcome) -> None:
         """Append the outcome's URL if it failed; ``ResultsFileError`` if the file does not take it."""
         self._file.begin()
-        if outcome.status is Status.FAILED:
+        if outcome.status is Status.FAILED and outcome.is_of_line:
             # Only a part of an overlong or undecodable line is known. If that part is a URL, it is not the line's.
             self._file.append(f"{'# ' if _is_remnant(outcome) else ''}{outcome.url}\n")
 

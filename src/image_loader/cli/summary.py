@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 
 from image_loader.model import Outcome, Reason, Status
 from image_loader.url import printable, redacted, shortened
@@ -14,6 +15,10 @@ _EXAMPLES_LOGGED = 3  # of each reason
 _COUNTED_HOSTS = 10_000  # pairs of reason and host, some 250 bytes each; hosts beyond are counted together
 _HOSTS_SHOWN = 3  # for each reason in the summary
 _FILE_COLUMN = 24
+# How the log begins what a dry run tells.
+_DRY: Mapping[Reason | None, str] = {Reason.WOULD_ASK: "ask", Reason.WOULD_DELETE: "delete"}
+_LINE_STATUSES = (Status.SAVED, Status.FRESH, Status.SKIPPED, Status.FAILED)
+_NOT_DELETED = "could not be deleted"
 _AUTHORITY = re.compile(r"[^:/]*://(?:[^/?#]*@)?([^/?#]*)")
 
 
@@ -45,16 +50,17 @@ def describe(outcome: Outcome) -> str:
     >>> describe(Outcome(17, "a.jpg", None, Status.FAILED, Reason.BAD_URL, "no scheme"))
     'failed   line 17                   bad-url: no scheme  a.jpg'
     """
-    cells = [f"{outcome.status:<7}", f"{printable(outcome.file or f'line {outcome.line}'):<{_FILE_COLUMN}}"]
+    status = _DRY.get(outcome.reason, outcome.status)
+    cells = [f"{status:<7}", f"{printable(outcome.file or f'line {outcome.line}'):<{_FILE_COLUMN}}"]
     if outcome.bytes is not None:
         cells.append(f"{size_text(outcome.bytes):>8}")
     if outcome.attempts:
         cells.append(f"{outcome.seconds:6.2f} s")
     if outcome.attempts > 1:
         cells.append(f"{outcome.attempts} attempts")
-    if explanation := ": ".join(filter(None, (outcome.reason, outcome.detail))):
+    if explanation := ": ".join(filter(None, (None if outcome.reason in _DRY else outcome.reason, outcome.detail))):
         cells.append(shortened(printable(explanation)))
-    return "  ".join([*cells, shortened(redacted(outcome.url))])
+    return "  ".join([*cells, shortened(redacted(outcome.url))] if outcome.url else cells)
 
 
 class Tally:
@@ -66,6 +72,10 @@ class Tally:
         self._reasons: Counter[Reason] = Counter()
         self._hosts: defaultdict[Reason, Counter[str]] = defaultdict(Counter)
         self._pairs = 0
+        # Images that are no longer in the list, by what became of them; and the bytes of those deleted.
+        self._deletions: Counter[str] = Counter()
+        self._bytes_deleted = 0
+        self._asks = 0
 
     @property
     def done(self) -> int:
@@ -80,20 +90,25 @@ class Tally:
     @property
     def failed(self) -> int:
         """How many lines failed: none means success."""
-        return self._statuses[Status.FAILED]
+        return self._statuses[Status.FAILED] + self._deletions[_NOT_DELETED]
 
     def add(self, outcome: Outcome) -> None:
         """Count one outcome."""
+        if not outcome.is_of_line:
+            self._add_deletion(outcome)
+            return
         self._statuses[outcome.status] += 1
         if outcome.status is Status.SAVED:
             self.bytes_saved += outcome.bytes or 0
+        elif outcome.reason is Reason.WOULD_ASK:
+            self._asks += 1
         elif outcome.status is Status.FAILED and outcome.reason is not None:
             self._reasons[outcome.reason] += 1
             self._add_host(outcome.reason, outcome.url)
 
     def summary(self, seconds: float) -> list[str]:
         """Return the lines that end a run of so many seconds: its counts, then its failures by reason and host."""
-        saved, fresh, skipped, failed = (self._statuses[status] for status in Status)
+        saved, fresh, skipped, failed = map(self._statuses.__getitem__, _LINE_STATUSES)
         lines = [
             f"{urls_text(self.done)}: {saved} saved ({size_text(self.bytes_saved)}), "
             f"{fresh} fresh, {skipped} skipped, {failed} failed in {seconds:.1f} s"
@@ -101,7 +116,20 @@ class Tally:
         for reason, count in self._reasons.most_common():
             lines.append(f"{count:>8} {reason}")
             lines += self._host_lines(reason, count)
+        if self._asks:
+            lines.append(f"{self._asks:>8} would be asked for")
+        for what, count in self._deletions.items():
+            size = f" ({size_text(self._bytes_deleted)})" if what != _NOT_DELETED else ""
+            lines.append(f"{count:>8} {what}{size}")
         return lines
+
+    def _add_deletion(self, outcome: Outcome) -> None:
+        """Count what became of an image that is no longer in the list."""
+        if outcome.status is Status.FAILED:
+            self._deletions[_NOT_DELETED] += 1
+            return
+        self._deletions["deleted" if outcome.status is Status.DELETED else "would be deleted"] += 1
+        self._bytes_deleted += outcome.bytes or 0
 
     def _add_host(self, reason: Reason, url: str) -> None:
         authority = _AUTHORITY.match(url)

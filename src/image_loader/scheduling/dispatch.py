@@ -1,10 +1,11 @@
-"""Handing out: connections to the hosts whose jobs may start, and turns to the workers once a connection stands."""
+"""Hands out connections to the hosts whose jobs may start, and turns to workers once a connection stands."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol
 
 from image_loader.errors import DownloadError, LoaderError
@@ -35,6 +36,15 @@ Inbox = SimpleQueue[Message]
 """What other threads tell the one that schedules; it wakes that thread."""
 
 
+def close_delivered(inbox: Inbox) -> None:
+    """Close the connections that were delivered and that nobody asks for any more."""
+    with suppress(Empty):
+        while True:
+            message = inbox.get_nowait()
+            if isinstance(message, Connected) and isinstance(message.result, Connection):
+                message.result.close()
+
+
 class Connections(Protocol):
     """What makes connections, and keeps those that wait for their next request."""
 
@@ -60,13 +70,18 @@ class Dispatch:
         *,
         threads: int,
         connects: int,
+        ahead: bool = True,
     ) -> None:
-        """At most ``threads`` attempts run at once, and ``connects`` connections are made at once."""
+        """At most ``threads`` attempts run at once, and ``connects`` connections are made at once.
+
+        Unless turns are handed over ``ahead``, a turn begins at once, and not when a worker comes to it.
+        """
         self._workers = workers
         self._attempt = attempt
         self._connections = connections
         self._inbox = inbox
         self._all_threads = self._threads = threads
+        self._ahead = _AHEAD if ahead else 0.0
         self._shrunk_at = float("-inf")
         self._ended_well = 0
         self._slots = Slots(connects, threads)
@@ -112,18 +127,18 @@ class Dispatch:
         self._connect(self._for_connection, now, retry=False)
         self._connect(self._for_connection_again, now, retry=True)
         # Those ahead wait in the executor; with fewer threads than it has, they would not.
-        ahead = int(self._threads * _AHEAD) if self._threads == self._all_threads else 0
+        ahead = int(self._threads * self._ahead) if self._threads == self._all_threads else 0
         while self._for_worker and len(self.turns) < self._threads + ahead:
             host = self._for_worker.popleft()
             host.waits_for_worker = False
-            if host.may_start(now) and (connection := host.connection()):
-                self._submit(host, connection, now, clock)
+            if host.may_start(now) and host.connections:
+                self._submit(host, host.connection(), now, clock)
             self.line_up(host, now)
             self.release_unneeded(host)
 
     def connected(self, host: Host, connection: Connection | None) -> None:
         """Take note that making a connection came to its end."""
-        self._slots.end(host.connecting.popleft())
+        self._slots.end(host.connecting.pop(0))
         if connection is not None:
             host.connections.append(connection)
 

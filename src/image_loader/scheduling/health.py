@@ -18,19 +18,19 @@ _GROWTH = 4
 _FIRST_INTERVAL = 0.03
 """Seconds between two requests after the first refusal."""
 _SHORTEST_INTERVAL = 0.004
-"""Seconds; a shorter interval is none."""
+"""Seconds; a shorter interval counts as none."""
 _GENTLY = 1.25
-"""What a refusal multiplies the interval by: it may be one image's own."""
+"""Factor of the interval after a refusal, which may be about one image only."""
 _FIRMLY = 2.0
-"""What a second one in a row does."""
+"""Factor of the interval after a second refusal in a row."""
 _NARROWS_TO = 0.7
-"""What a refusal leaves of the attempts at once."""
+"""Factor of the attempts at once after a refusal."""
 _LONGEST_INTERVAL = 2.0
 """Seconds; a host that allows less than that is paused again and again."""
 _SHRINKS_TO = 0.95
-"""What a success leaves of the interval."""
+"""Factor of the interval after a success."""
 _WIDENS_BY = 0.5
-"""What a success adds to the limit, divided by the limit."""
+"""Added to the limit with each success, divided by the limit."""
 _OPTIMISM = 0.5
 """Part of the average interval of the last cycle, from one refusal to the next, at which a host is asked again."""
 _LONGEST_ESTIMATE = 0.5
@@ -42,7 +42,7 @@ _LONGEST_PAUSE = 32.0
 _LONGEST_PROBE_PAUSE = 8.0
 """Seconds between two probes of a host that does not answer."""
 _KNOWN_PATIENCE = 2
-"""How many times the patience a host gets that has let images through: limits are often those of a minute."""
+"""Factor of the patience with a host that has let images through: many limits are those of a minute."""
 
 
 class State(Enum):
@@ -57,27 +57,30 @@ class State(Enum):
     PROBING = "probing"
     """It does not answer: it is asked by one at a time, at growing intervals."""
     DOWN = "down"
-    """It is given up, but for one request now and then."""
+    """It is given up, except for one request now and then."""
 
 
 class Policy(NamedTuple):
     """What holds for all hosts of a run; times are in seconds.
 
-    After ``failures`` without an answer in a row a host is probed, and after as many refusals in a row, and
+    After ``failures`` requests in a row without an answer, a host is probed. After more refusals in a row, and
     ``patience`` without a success, it is given up. ``longest_pause`` is the longest that a server can ask for.
+    ``delay`` is the shortest interval between the starts of two attempts, whatever the host allows.
     """
 
     per_host: int
     failures: int
     patience: float
     longest_pause: float
+    delay: float = 0.0
 
 
 class Health(NamedTuple):
     """What is known of a host; each event makes another value. Times are those of one monotonic clock, in seconds.
 
-    ``limit`` is the number of attempts at once, and ``interval`` the time between the starts of two. Nothing starts
-    before ``paused_until``, which the server or its refusals led to, and ``probe_at``. What was started before
+    ``limit`` is the number of attempts at once, and ``interval`` the time between the starts of two, which leads to
+    ``next_at``. Nothing starts before that, before ``paused_until``, which the server or its refusals led to, and
+    before ``probe_at``. What was started before
     ``slowed_at`` tells nothing new of a host that was slowed down then. ``successes`` is the host's count of them when
     it last began to let requests through, at ``resumed_at``. ``ask_at`` is when a host that is down is asked again.
     """
@@ -85,6 +88,7 @@ class Health(NamedTuple):
     policy: Policy
     limit: float
     interval: float = 0.0
+    next_at: float = 0.0
     paused_until: float = 0.0
     slowed_at: float = -math.inf
     refusals: int = 0
@@ -106,7 +110,8 @@ class Health(NamedTuple):
         >>> Health.unknown(Policy(per_host=10, failures=5, patience=30.0, longest_pause=120.0), now=0.0).limit
         3
         """
-        return cls(policy, min(_SLOW_START, policy.per_host), resumed_at=now, patience=policy.patience)
+        limit = min(_SLOW_START, policy.per_host)
+        return cls(policy, limit, policy.delay, resumed_at=now, patience=policy.patience)
 
     @property
     def state(self) -> State:
@@ -122,17 +127,23 @@ class Health(NamedTuple):
     @property
     def is_settled(self) -> bool:
         """Whether another success changes nothing."""
-        return self._is_wide and not (self.interval or self.refusals or self.misses) and self.ask_at is None
+        slow = self.interval > self.policy.delay or self.refusals or self.misses
+        return self._is_wide and not slow and self.ask_at is None
 
     @property
     def opens_at(self) -> float:
         """When the next attempt may start."""
-        return self.paused_until if self.paused_until > self.probe_at else self.probe_at
+        pause_ends = self._pause_ends
+        return self.next_at if self.next_at > pause_ends else pause_ends
 
     @property
     def at_once(self) -> int:
         """How many attempts may run at once."""
         return 1 if self.refusals or self._is_probed or self.ask_at is not None else int(self.limit)
+
+    @property
+    def _pause_ends(self) -> float:
+        return self.paused_until if self.paused_until > self.probe_at else self.probe_at
 
     @property
     def _was_slowed(self) -> bool:
@@ -162,7 +173,7 @@ class Health(NamedTuple):
 
     def started(self, now: float) -> Self:
         """Note that an attempt starts."""
-        return self._replace(paused_until=now + self.interval) if self.interval else self
+        return self._replace(next_at=now + self.interval) if self.interval else self
 
     def answered(self, now: float, started: float, successes: int) -> Self:
         """Note an answer, to an attempt that was ``started`` then, that is no refusal; ``successes`` with this one."""
@@ -195,7 +206,7 @@ class Health(NamedTuple):
         since = self.missing_since if self.misses else max(started, self.paused_until)
         health = self._replace(misses=self.misses + 1, missing_since=since)
         # Those that were already under way when the host was paused tell nothing new.
-        if not health._is_probed or health.opens_at > now:
+        if not health._is_probed or health._pause_ends > now:
             return health
         longer = min(_LONGEST_PROBE_PAUSE, 2 * health.probe_pause)
         return health._replace(probe_at=now + health.probe_pause, probe_pause=longer)
@@ -206,7 +217,7 @@ class Health(NamedTuple):
         return health._replace(limit=1.0, refusals=0, ask_at=now + health._rest, given_up_at=now)
 
     def spared(self) -> Self:
-        """Return what is known of a host that was not given up, since it refused none but the images that failed."""
+        """Return what is known of a host that is kept, since it refused only the images that failed."""
         return self._replace(refusals=0)
 
     def asked(self, now: float) -> Self:
@@ -226,7 +237,7 @@ class Health(NamedTuple):
 
     def _slowed(self, factor: float) -> Self:
         """Return it with so many times the interval, and fewer attempts at once."""
-        interval = min(max(_FIRST_INTERVAL, factor * self.interval), _LONGEST_INTERVAL)
+        interval = max(min(max(_FIRST_INTERVAL, factor * self.interval), _LONGEST_INTERVAL), self.policy.delay)
         return self._replace(limit=max(1.0, _NARROWS_TO * self.limit), interval=interval)
 
     def _patience(self, successes: int) -> float:
@@ -250,4 +261,5 @@ class Health(NamedTuple):
         interval = self.interval * _SHRINKS_TO
         growth = _WIDENS_BY / self.limit if self._was_slowed else self.limit * (_GROWTH - 1)
         limit = min(float(self.policy.per_host), self.limit + growth)
-        return self._replace(limit=limit, interval=interval if interval >= _SHORTEST_INTERVAL else 0.0)
+        interval = interval if interval >= _SHORTEST_INTERVAL else 0.0
+        return self._replace(limit=limit, interval=max(interval, self.policy.delay))

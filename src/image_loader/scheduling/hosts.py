@@ -17,6 +17,8 @@ class Hosts:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        # What is known of one that is new; one value for all that are met at once.
+        self._unknown = Health.unknown(policy, 0.0)
         self._active: dict[str, Host] = {}
         self._remembered: dict[str, Health] = {}
 
@@ -30,9 +32,14 @@ class Hosts:
         """Return the host of an origin."""
         host = self._active.get(origin)
         if host is None:
-            health = self._remembered.pop(origin, None) or Health.unknown(self._policy, now)
+            health = self._remembered.pop(origin, None) or self._new(now)
             host = self._active[origin] = Host(origin, health)
         return host
+
+    def _new(self, now: float) -> Health:
+        if self._unknown.resumed_at != now:
+            self._unknown = Health.unknown(self._policy, now)
+        return self._unknown
 
     def down_failure(self, origin: str, now: float) -> Failure | None:
         """Return what becomes of the jobs of a host that is down; None for any other, and once it is to be asked.
@@ -47,7 +54,7 @@ class Hosts:
         return None if due else host_down()
 
     def forget_if_idle(self, host: Host, now: float) -> bool:
-        """Forget a host that has nothing to do, but for what still matters of its health."""
+        """Forget a host that has nothing to do, except for what still matters of its health."""
         if not host.is_idle or self._active.get(host.origin) is not host:
             return False
         del self._active[host.origin]

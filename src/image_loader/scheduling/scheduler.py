@@ -10,7 +10,9 @@ from queue import Empty
 from image_loader.errors import DownloadError, LoaderError
 from image_loader.model import Failure, Job
 from image_loader.scheduling.dispatch import Connected, Connections, Dispatch, Inbox, Message
-from image_loader.scheduling.judge import INTERRUPTED, Judge
+from image_loader.scheduling.health import Policy
+from image_loader.scheduling.jobs import INTERRUPTED, Jobs
+from image_loader.scheduling.judge import Judge
 from image_loader.scheduling.queue import Task
 from image_loader.scheduling.slots import connects_at_most
 from image_loader.scheduling.workers import Attempt, Clock, Turn, TurnNearlyOver, TurnOver, Workers
@@ -35,47 +37,53 @@ class Scheduler:
         self._clock = clock
         self._inbox = inbox
         self._dispatch = Dispatch(
-            workers, attempt, connections, inbox, threads=settings.threads, connects=connects_at_most(settings)
+            workers,
+            attempt,
+            connections,
+            inbox,
+            threads=settings.threads,
+            connects=connects_at_most(settings),
+            ahead=not settings.delay,
         )
-        self._judge = Judge(settings, self._dispatch, chance)
+        self._jobs = Jobs(_policy(settings), self._dispatch)
+        self._judge = Judge(settings, self._jobs, self._dispatch, chance)
         self.error: LoaderError | None = None
 
     @property
     def pending(self) -> int:
         """How many jobs have not ended."""
-        return self._judge.pending
+        return self._jobs.pending
 
     def add(self, jobs: Sequence[Job]) -> None:
         """Take jobs; each runs as soon as the limits let it."""
-        now = self._clock()
-        for job in jobs:
-            self._judge.add(job, now)
+        self._jobs.add(jobs, self._clock())
 
     def down_failure(self, origin: str) -> Failure | None:
         """Return what becomes of the jobs of a host that is down; None for any other, and once it is to be asked."""
-        return self._judge.hosts.down_failure(origin, self._clock())
+        return self._jobs.hosts.down_failure(origin, self._clock())
 
     def advance(self, timeout: float) -> list[Task]:
         """Start what can start, wait at most ``timeout`` seconds for something to end, and return what has ended."""
         now = self._clock()
         for turn in self._dispatch.slow_turns(now):
-            self._judge.put_back(turn, now)
+            self._jobs.put_back(turn, now)
         self._dispatch.start(now, self._clock)
-        self._collect(0.0 if self._judge.finished or not self.pending else self._pause(timeout))
+        self._collect(0.0 if self._jobs.finished or not self.pending else self._pause(timeout))
         now = self._clock()
-        self._judge.fire(now)
+        self._jobs.fire(now)
         self._dispatch.start(now, self._clock)
         return self._taken()
 
     def abandon(self) -> list[Task]:
         """Give up every job that is not running; return those. From here on nothing is started."""
-        self._judge.is_ending = True
+        self._jobs.is_ending = True
         now = self._clock()
         for turn in self._dispatch.turns:
-            self._judge.put_back(turn, now)
-        for host in list(self._judge.hosts):
+            self._jobs.put_back(turn, now)
+        for host in list(self._jobs.hosts):
             for task in host.take_all():
-                self._judge.finish(task, INTERRUPTED, now)
+                self._jobs.finish(task, INTERRUPTED, now)
+            self._dispatch.release(host)
         self._dispatch.timers.clear()
         return self._taken()
 
@@ -84,10 +92,10 @@ class Scheduler:
         self._collect(0.0)
         now = self._clock()
         for turn in self._dispatch.turns:
-            self._judge.put_back(turn, now)
+            self._jobs.put_back(turn, now)
             self._give_up_current(turn, now)
         self._dispatch.turns.clear()
-        for host in self._judge.hosts:
+        for host in self._jobs.hosts:
             self._dispatch.release(host)
         return self._taken()
 
@@ -111,7 +119,7 @@ class Scheduler:
     @property
     def known_hosts(self) -> int:
         """How many hosts something is known of."""
-        return len(self._judge.hosts)
+        return len(self._jobs.hosts)
 
     @property
     def running(self) -> int:
@@ -119,7 +127,7 @@ class Scheduler:
         return len(self._dispatch.turns) + len(self._dispatch.ended)
 
     def _taken(self) -> list[Task]:
-        finished, self._judge.finished = self._judge.finished, []
+        finished, self._jobs.finished = self._jobs.finished, []
         return finished
 
     # Waiting and collecting.
@@ -161,27 +169,37 @@ class Scheduler:
             return
         if isinstance(error, LoaderError):
             self.error = self.error or error
-            self._judge.is_ending = True
+            self._jobs.is_ending = True
             self._give_up_current(turn, now)
         elif error is not None:
             raise error
-        self._judge.put_back(turn, now)
-        self._judge.settle_host(turn.host, now)
+        self._jobs.put_back(turn, now)
+        self._jobs.settle_host(turn.host, now)
 
     def _connected(self, connected: Connected, now: float) -> None:
-        host = self._judge.hosts.get(connected.origin, now)
+        host = self._jobs.hosts.get(connected.origin, now)
         result = connected.result
         self._dispatch.connected(host, None if isinstance(result, Exception) else result)
         if isinstance(result, LoaderError):
             self.error = self.error or result
-        elif isinstance(result, DownloadError) and host.waiting and not self._judge.is_ending:
+        elif isinstance(result, DownloadError) and host.waiting and not self._jobs.is_ending:
             # The job that has waited longest is charged with it.
-            task = host.waiting.popleft()
+            task = host.waiting.pop(0)
             task.attempts += 1
             task.seconds += now - connected.started
             self._judge.judge(task, result.failure, connected.started, now, connecting=True)
-        self._judge.settle_host(host, now)
+        self._jobs.settle_host(host, now)
 
     def _give_up_current(self, turn: Turn, now: float) -> None:
         if turn.current is not None:
-            self._judge.finish(turn.current, INTERRUPTED, now)
+            self._jobs.finish(turn.current, INTERRUPTED, now)
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        settings.per_host,
+        settings.host_failures,
+        settings.host_patience,
+        settings.retry_after_cap,
+        settings.delay,
+    )

@@ -10,7 +10,7 @@ from image_loader.scheduling.queue import Host, Task
 
 
 class Timers:
-    """The timers of a run. One that was set anew, or whose task is finished, is passed over: none is searched for."""
+    """The timers of a run. Those that were set anew, or whose task is finished, are passed over when they are due."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Task | Host]] = []

@@ -85,7 +85,7 @@ class Turn:
     ) -> None:
         while (task := self._next()) is not None:
             self.current, self.begun = task, clock()
-            if not self._waiting:
+            if not self._waiting and self.host.waiting:
                 tell(TurnNearlyOver(self))
             result = attempt(task.job, self.connection)
             ended.append(Ended(task, result, self.begun, clock() - self.begun))

@@ -9,12 +9,13 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from image_loader.errors import DirectoryError, DownloadError, OutOfInodesError
 from image_loader.model import Image, Resume
-from image_loader.store.partial import Partial, Partials
+from image_loader.store import locks
+from image_loader.store.partial import Partial, Partials, make_folders
 from image_loader.store.root import HIDDEN, PARTIALS, Root, available_inodes, directory_error
 
 __all__ = ["HIDDEN", "Directory", "Partial", "is_as_recorded"]
@@ -23,6 +24,9 @@ _MAX_NAME_BYTES = 255
 _READ_SIZE = 1 << 18
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MADE = (os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+_LAYOUT = f"{HIDDEN}/layout"
+_OF_NOTE = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NOTE_SIZE = 64
 _RESTRICTED = '"*:<>?|'
 """Characters that exFAT, NTFS and SMB refuse in a name, apart from those that no name of ours has."""
 
@@ -39,35 +43,15 @@ def is_as_recorded(state: os.stat_result, image: Image) -> bool:
     )
 
 
-class Directory:
-    """The directory that the images go to; any thread may use it.
+class View:
+    """The images of a directory, to be looked at by any thread."""
 
-    Its errors: ``DirectoryError`` where the run cannot go on, ``DownloadError`` (``write``) where one file is at fault.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Make the directory, with its parents, and check that files can be made and locked there.
-
-        What a killed run left behind is removed. Raises ``DirectoryError``.
-        """
-        self.path = path
-        self._begun = time.time_ns()
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._root = Root(path)
-        except OSError as error:
-            raise _cannot_start(path, error) from error
-        self.hidden = Path(self._root.resolved) / HIDDEN
-        try:
-            self.is_new = self._make_hidden()
-            self._partials = Partials(self._root)
-            if not self._root.is_usable():
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            self.max_name_bytes = _max_name_bytes(self._root.descriptor)
-            self.refused_characters = self._refused_characters()
-        except OSError as error:
-            raise self._root.end_of_run(error) from error
-        self.sweep()
+    path: Path
+    hidden: Path
+    is_new: bool
+    max_name_bytes: int
+    refused_characters: str
+    _root: Root
 
     def is_empty(self) -> bool:
         """Whether nothing is there but what is hidden."""
@@ -108,6 +92,92 @@ class Directory:
                 return sha256.hexdigest(), state
         return None
 
+    @contextmanager
+    def _reading(self, file: str) -> Iterator[int]:
+        descriptor = os.open(file.encode(), _READ, dir_fd=self._root.descriptor)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+class Sight(View):
+    """A directory as it is, in which nothing is made or changed."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it; raises ``DirectoryError``."""
+        self.path = path
+        try:
+            self._root = Root(path)
+            self.hidden = Path(self._root.resolved) / HIDDEN
+            self.is_new = not self.hidden.exists()
+            self.max_name_bytes = _max_name_bytes(self._root.descriptor)
+        except OSError as error:
+            raise directory_error(os.fspath(path), error) from error
+        self.refused_characters = ""
+
+
+class Absent(View):
+    """A directory that is not there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.hidden = Path(os.path.realpath(path)) / HIDDEN
+        self.is_new = True
+        self.max_name_bytes = _MAX_NAME_BYTES
+        self.refused_characters = ""
+
+    def is_empty(self) -> bool:
+        """Say that it is."""
+        return True
+
+    def stat(self, file: str) -> None:
+        """Say that there is no such file."""
+
+    def head(self, file: str, size: int) -> bytes:  # noqa: ARG002
+        """Return nothing."""
+        return b""
+
+    def digest(self, file: str) -> None:
+        """Say that there is no such file."""
+
+
+def look_at(path: Path) -> View:
+    """Return the view of a directory, which need not be there; raises ``DirectoryError``."""
+    return Sight(path) if os.path.lexists(path) else Absent(path)
+
+
+class Directory(View):
+    """The directory that the images go to; any thread may use it.
+
+    Its errors: ``DirectoryError`` where the run cannot go on, ``DownloadError`` (``write``) where one file is at fault.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Make the directory, with its parents, and check that files can be made and locked there.
+
+        What a killed run left behind is removed. Raises ``DirectoryError``.
+        """
+        self.path = path
+        self._begun = time.time_ns()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._root = Root(path)
+        except OSError as error:
+            raise _cannot_start(path, error) from error
+        self.hidden = Path(self._root.resolved) / HIDDEN
+        try:
+            self.is_new = self._make_hidden()
+            self._partials = Partials(self._root)
+            self._presence = locks.Presence(f"{HIDDEN}/runs", self._root.descriptor)
+            if not self._root.is_usable():
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            self.max_name_bytes = _max_name_bytes(self._root.descriptor)
+            self.refused_characters = self._refused_characters()
+        except OSError as error:
+            raise self._root.end_of_run(error) from error
+        self.sweep()
+
     def saved_meanwhile(self, file: str, inode: int | None) -> bool:
         """Whether another run has put ``file`` in place since this one saw ``inode`` there, or no such file (None).
 
@@ -143,6 +213,47 @@ class Directory:
         """Remove a partial file that was kept to be resumed, and will not be."""
         self._partials.discard(key)
 
+    def note_layout(self, layout: str) -> str:
+        """Remember the layout of a run; return that of the last one, or nothing where it is not known."""
+        with suppress(OSError):
+            descriptor = os.open(_LAYOUT, os.O_RDWR | _OF_NOTE, 0o666, dir_fd=self._root.descriptor)
+            try:
+                former = os.pread(descriptor, _NOTE_SIZE, 0).decode(errors="replace").strip()
+                if former != layout:
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"{layout}\n".encode(), 0)
+            finally:
+                os.close(descriptor)
+            return former
+        return ""
+
+    def alone(self) -> AbstractContextManager[bool]:
+        """Keep other runs from starting here meanwhile; False where one is under way."""
+        return self._presence.alone()
+
+    def rename(self, file: str, new: str) -> os.stat_result:
+        """Give an image another name, under which nothing stands; return its state there."""
+        root = self._root.descriptor
+        with self._root.translating:
+            make_folders(new, root)
+            os.rename(file.encode(), new.encode(), src_dir_fd=root, dst_dir_fd=root)
+            state = os.lstat(new.encode(), dir_fd=root)
+        self.remove_folders(file)
+        return state
+
+    def remove(self, file: str) -> None:
+        """Remove an image, if it is there, and the folders above it that are empty then."""
+        with self._root.translating, suppress(FileNotFoundError):
+            os.unlink(file.encode(), dir_fd=self._root.descriptor)
+        self.remove_folders(file)
+
+    def remove_folders(self, file: str) -> None:
+        """Remove the folders above a file that is gone, as far as they are empty."""
+        with suppress(OSError):
+            while file := file.rpartition("/")[0]:
+                with suppress(FileNotFoundError):
+                    os.rmdir(file.encode(), dir_fd=self._root.descriptor)
+
     def sweep(self) -> None:
         """Remove the partial files that nobody holds a lock on."""
         self._partials.sweep()
@@ -153,6 +264,7 @@ class Directory:
         Such an attempt cannot put its image in place any more.
         """
         self._partials.close()
+        self._presence.close()
 
     def _make_hidden(self) -> bool:
         """Make the folders of ours; return whether there were none."""
@@ -176,14 +288,6 @@ class Directory:
             if error.errno in {errno.EINVAL, errno.ENOENT}:  # exfat-fuse says ENOENT.
                 return _RESTRICTED
         return ""
-
-    @contextmanager
-    def _reading(self, file: str) -> Iterator[int]:
-        descriptor = os.open(file.encode(), _READ, dir_fd=self._root.descriptor)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
 
 
 def _cannot_start(path: Path, error: OSError) -> DirectoryError | DownloadError:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 from image_loader.errors import IndexFileError
 from image_loader.model import Image, Lifetime, Name, NotModified, Record, Validators
@@ -34,6 +34,9 @@ _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
 # Another run may have written to the row meanwhile. Its media type is kept if we have none (a file of another program),
 # and its image if that was saved later than ours. A time in the future is from before the clock was set back. If the
 # key belongs to another URL by now, the row stays as it is: without an image, or with one that does not match the file.
+_RESERVE = """UPDATE OR IGNORE image SET key = ? WHERE rowid = ?
+    AND NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ? AND rowid <> ?)"""
+_RENAME = "UPDATE image SET name = ?, complete = ?, mtime_ns = ?, ctime_ns = ? WHERE rowid = ?"
 _RECORD = """UPDATE OR IGNORE image SET name = ?1, key = coalesce(?2, key), complete = 1,
     size = ?3, mtime_ns = ?4, ctime_ns = ?5, media_type = coalesce(?6, media_type), sha256 = coalesce(?7, sha256),
     etag = ?8, last_modified = ?9, target = ?10,
@@ -54,6 +57,14 @@ _IMAGE = (
 )
 
 
+class Known(NamedTuple):
+    """What an index had at a time (``since``, in seconds since the epoch): how many images, and its last row."""
+
+    images: int
+    last_row: int
+    since: float
+
+
 class Index:
     """The open index; one thread at a time uses it.
 
@@ -62,13 +73,19 @@ class Index:
     """
 
     def __init__(
-        self, path: Path, flush_interval: float, is_ending: Callable[[], bool] = lambda: False, *, named: bool = False
+        self,
+        path: Path,
+        flush_interval: float,
+        is_ending: Callable[[], bool] = lambda: False,
+        *,
+        named: bool = False,
+        copy: bool = False,
     ) -> None:
         """Open the index, or make it; ``flush_interval`` is in seconds.
 
         A damaged one is moved aside with a warning, and a new one begun; the images are not touched. Where the user has
         ``named`` it, a file that never was a database is left alone. ``is_ending`` says that there is no time left to
-        wait for other programs.
+        wait for other programs. A ``copy`` leaves the file as it is: what is recorded is forgotten in the end.
         """
         # Absolute: SQLite gives a meaning of their own to names such as ":memory:" and "file:a?b".
         self._path = Path(os.path.realpath(path))
@@ -83,7 +100,11 @@ class Index:
         self._next_row: int | None = None
         self._wait = index_file.Patience(is_ending)
         self._abandoned = False
-        self._connection = index_file.connect(self._path, self._wait, named=named)
+        self._is_copy = copy
+        if copy:
+            self._connection = index_file.copied(self._path)
+        else:
+            self._connection = index_file.connect(self._path, self._wait, named=named)
         self._inode = index_file.inode(self._path)
 
     def __enter__(self) -> Self:
@@ -96,6 +117,33 @@ class Index:
         """Whether nothing is known of any URL: it was begun just now, or all that it knew is lost."""
         with self._transaction("BEGIN"):
             return self._connection.execute("SELECT 1 FROM image LIMIT 1").fetchone() is None
+
+    def known(self) -> Known:
+        """Return what is known now, by which what is ``unseen`` in the end is told from what came meanwhile."""
+        with self._transaction("BEGIN"):
+            images, last = self._connection.execute("SELECT count(size), max(rowid) FROM image").fetchone()
+        return Known(images, last or 0, time.time())
+
+    def has_seen(self) -> bool:
+        """Whether this run has seen any record."""
+        return bool(self._seen)
+
+    def unseen(self, known: Known, after: int, most: int) -> tuple[list[Record], int]:
+        """Return records that this run has not seen, among the next rows behind the one ``after``, at ``most`` so many.
+
+        They were there when the index had just what is ``known``, and no run has saved or checked their images since.
+        Also return the last row that was looked at, 0 where there are no more.
+        """
+        where = "rowid > ? AND rowid <= ? ORDER BY rowid LIMIT ?"
+        with self._transaction("BEGIN"):
+            rows = self._connection.execute(index_file.SELECT + where, (after, known.last_row, most)).fetchall()
+        records = [record for record in map(_record, rows) if not self.is_seen(record.row)]
+        return [record for record in records if _is_from_before(record, known)], rows[-1][1] if rows else 0
+
+    def forget(self, rows: Sequence[int]) -> None:
+        """Forget the URLs of these rows, and what their names are. No other run may be under way: it knows the rows."""
+        with self._transaction("BEGIN IMMEDIATE"):
+            self._connection.executemany("DELETE FROM image WHERE rowid = ?", [(row,) for row in rows])
 
     def first_seen(self, record: Record) -> bool:
         """Tell whether this run sees the record for the first time, and remember it, by one bit of memory."""
@@ -137,6 +185,29 @@ class Index:
             records |= self._insert(tries)
             waiting = {digest: waiting[digest] for digest, *_ in tries if digest not in records}
         return records
+
+    def reserve(self, wanted: Sequence[tuple[int, Name, str]]) -> set[int]:
+        """Reserve another name for each of some rows, by its key; return the rows whose names no other URL has."""
+        reserved = set()
+        with self._transaction("BEGIN IMMEDIATE"):
+            for row, name, key in wanted:
+                own, first, last = _reserved(key, complete=name.complete)
+                if self._connection.execute(_RESERVE, (own, row, first, last, row)).rowcount == 1:
+                    reserved.add(row)
+        return reserved
+
+    def rename(self, renamed: Sequence[tuple[int, Name, Image | None]]) -> None:
+        """Give rows the names that were reserved for them, which their images, if any, have by now."""
+        with self._transaction("BEGIN IMMEDIATE"):
+            for row, name, image in renamed:
+                times = (None, None) if image is None else (_integer(image.mtime_ns), _integer(image.ctime_ns))
+                self._connection.execute(_RENAME, (name.path, name.complete, *times, row))
+
+    def is_seen(self, row: int) -> bool:
+        """Whether this run has seen a row."""
+        byte = row >> 3
+        part = self._seen.get(byte // _SEEN_BYTES)
+        return part is not None and bool(part[byte % _SEEN_BYTES] & 1 << (row & 7))
 
     def record(self, row: int, image: Image, key: str | None = None) -> None:
         """Remember the image of a URL, which has a ``row`` since it has a name; it is written with the next flush.
@@ -230,6 +301,8 @@ class Index:
     def _abandon(self, error: sqlite3.Error) -> NoReturn:
         self._abandoned = True
         self._connection.close()
+        if self._is_copy:
+            raise IndexFileError(f"{self._path}: the index is damaged; a run moves it aside and begins anew") from error
         with index_file.alone(self._path.parent):
             # Another process may have found the damage before us, and begun anew under the same name.
             if index_file.inode(self._path) == self._inode:
@@ -237,6 +310,11 @@ class Index:
         raise IndexFileError(
             f"{self._path}: the index is damaged and was moved aside; run again, and a new one is begun (images stay)"
         ) from error
+
+
+def _is_from_before(record: Record, known: Known) -> bool:
+    image = record.image
+    return image is None or max(image.saved, image.checked) < known.since
 
 
 def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:
@@ -296,7 +374,7 @@ def _touch(row: int, image: Image) -> _Values:
 
 
 def _renewal(row: int, renewed: NotModified) -> _Values:
-    image, validators, lifetime, checked, _ = renewed
+    image, validators, lifetime, checked, *_ = renewed
     return (*validators, *lifetime, checked, row, image.size, _integer(image.mtime_ns))
 
 

@@ -9,9 +9,10 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 from image_loader.errors import IndexFileError
 
@@ -106,6 +107,44 @@ def connect(path: Path, wait: Patience, *, named: bool) -> sqlite3.Connection:
             return wait.out(lambda: _connect_or_begin_anew(path, named=named))
     except sqlite3.Error as error:
         raise failure(path, error) from error
+
+
+def copied(path: Path) -> sqlite3.Connection:
+    """Return a copy of the index, empty where there is none or a damaged one, that goes when it is closed.
+
+    Nothing is written to the index, nor beside it; SQLite keeps a large copy in a temporary file.
+    """
+    connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    try:
+        if path.exists():
+            _copy(path, connection)
+        _prepare(connection, path)
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        connection.close()
+        if isinstance(error, sqlite3.Error) and not is_damage(error):
+            raise failure(path, error) from error
+        raise IndexFileError(f"{path}: the index is damaged; a run moves it aside and begins anew") from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _copy(path: Path, target: sqlite3.Connection) -> None:
+    # What is in the log of a run that was killed, or is under way, counts. Without a log, or where it cannot be read
+    # with a file beside it being written, the index is read as it stands.
+    is_logged = all(os.path.exists(f"{path}{suffix}") for suffix in ("-wal", "-shm"))  # noqa: PTH110
+    for how in ("readonly_shm=1", "immutable=1") if is_logged else ("immutable=1",):
+        with suppress(FileNotFoundError):
+            source = sqlite3.connect(f"file:{quote(os.fspath(path))}?mode=ro&{how}", timeout=_BUSY_TIMEOUT, uri=True)
+            with closing(source):
+                try:
+                    source.backup(target)
+                except sqlite3.OperationalError as error:
+                    if how == "immutable=1" or code(error) != sqlite3.SQLITE_CANTOPEN:
+                        raise
+                else:
+                    return
 
 
 def _connect_or_begin_anew(path: Path, *, named: bool) -> sqlite3.Connection:

@@ -7,10 +7,15 @@ import errno
 import fcntl
 import functools
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from image_loader.errors import LockedError
+
+_PATIENCE = 30.0
+"""Seconds to wait for a run that deletes images: it lets others start after some milliseconds."""
+_POLL = 0.01
 
 
 def lock(descriptor: int, path: str, folder: int) -> os.stat_result:
@@ -28,6 +33,63 @@ def lock(descriptor: int, path: str, folder: int) -> os.stat_result:
     if not os.path.samestat(in_place, state):
         raise LockedError(path)
     return state
+
+
+class Presence:
+    """A lock that all runs on a directory share, and that one can have alone when no other is under way."""
+
+    def __init__(self, path: str, folder: int) -> None:
+        """Share the lock of a file of ``folder`` (a descriptor); raises ``OSError``, ``TimeoutError`` after a while.
+
+        Where the file cannot be opened, this run is never alone.
+        """
+        self._path = path
+        self._folder = folder
+        # Open for writing, it would keep the file system from being made read-only.
+        self._descriptor = _opened(path, folder, os.O_RDONLY | os.O_CREAT)
+        give_up = time.monotonic() + _PATIENCE
+        while self._descriptor is not None and not _locks(self._descriptor, fcntl.LOCK_SH):
+            if time.monotonic() > give_up:
+                self.close()
+                raise TimeoutError(errno.ETIMEDOUT, "another run deletes images there, and does not go on", path)
+            time.sleep(_POLL)
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Keep other runs from starting meanwhile; False where one is under way.
+
+        The lock is shared again afterwards, unless another run was under way.
+        """
+        shared = self._descriptor is not None
+        self.close()
+        # Network file systems lock alone only what is open for writing.
+        self._descriptor = _opened(self._path, self._folder, os.O_RDWR) if shared else None
+        is_alone = self._descriptor is not None and _locks(self._descriptor, fcntl.LOCK_EX)
+        try:
+            yield is_alone
+        finally:
+            if is_alone and self._descriptor is not None:
+                _locks(self._descriptor, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        """Give the lock up."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _locks(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _opened(path: str, folder: int, access: int) -> int | None:
+    with suppress(OSError):
+        return os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
+    return None
 
 
 def probe(path: str, folder: int, flags: int, mode: int) -> OSError | None:

@@ -221,11 +221,11 @@ class Partial:
         try:
             os.replace(self._name, path, src_dir_fd=root, dst_dir_fd=root)
         except FileNotFoundError:
-            _make_folders(file, root)
+            make_folders(file, root)
             os.replace(self._name, path, src_dir_fd=root, dst_dir_fd=root)
 
 
-def _make_folders(file: str, root: int) -> None:
+def make_folders(file: str, root: int) -> None:
     """Make the folders above ``file``, but not the directory itself: where that is gone, the run ends."""
     for index, character in enumerate(file):
         if character == "/":

@@ -162,7 +162,8 @@ class Transport:
     ) -> Answer | Hop:
         """Ask for ``url``, or for where redirects have led to (``hop``), on a connection that leads there.
 
-        Return the final answer; or a ``Hop`` where a redirect leads to another origin, or this connection is spent.
+        Return the final answer; or a ``Hop`` where a redirect leads to another origin, this connection is spent, or
+        each request has to wait for its turn.
         ``fields`` go with each request. ``condition`` goes only with that for the resource which it is about: the one
         whose ``digest`` is ``target``, else ``url`` itself. Raises ``DownloadError`` where there is no answer, and
         ``StaleConnectionError`` where the connection was closed before it: another one may bring it.
@@ -171,7 +172,8 @@ class Transport:
         new = not connection.used
         try:
             chain = _Chain(self._routes, url, fields, condition, target)
-            found = chain.follow(hop or Hop(url, (), watch.deadline, None), connection, watch, self._settings.redirects)
+            hop = hop or Hop(url, (), watch.deadline, None)
+            found = chain.follow(hop, connection, watch, self._settings.redirects, self._settings.delay)
         except BaseException as error:
             watch.close()
             if isinstance(error, StaleConnectionError):
@@ -238,8 +240,11 @@ class _Chain:
         self._condition = lines(condition) if condition else ""
         self._target = target
 
-    def follow(self, hop: Hop, connection: Connection, watch: Watch, limit: int) -> Answer | Hop:
-        """Ask, and follow at most ``limit`` redirects in all, as long as this connection leads there."""
+    def follow(self, hop: Hop, connection: Connection, watch: Watch, limit: int, delay: float) -> Answer | Hop:
+        """Ask, and follow at most ``limit`` redirects in all, as long as this connection leads there.
+
+        With a ``delay`` between two requests to a host, each waits for its turn, at the price of no deadline.
+        """
         while True:
             try:
                 answer = self._ask(hop, connection, watch)
@@ -257,6 +262,8 @@ class _Chain:
                 raise DownloadError(Reason.REDIRECTS, f"more than {limit} redirects")
             hop = redirects.follow(self._url, hop, answer.fields, answer.requested, answer.received)
             self._check(hop)
+            if delay:
+                return hop._replace(deadline=hop.deadline + delay)
             if hop.url.origin != connection.origin or not connection.usable:
                 return hop
 

@@ -47,6 +47,7 @@ class Connector:
         self._dials: dict[int, Dial] = {}
         # Entries of numbers alone: those of connections that stand by now must not keep anything alive.
         self._timers: list[tuple[float, int]] = []
+        self._done: deque[tuple[str, Connection | DownloadError | LoaderError, float]] = deque()
         self._inbox: deque[Callable[[], None]] = deque()
         self._asleep = self._closed = self._interrupted = self._over = False
         self._selector, self._woken, self._wake = _waiting_room()
@@ -86,6 +87,7 @@ class Connector:
         self._inbox.append(call)
         if self._over:
             self._take_in()
+            self._hand_over()
         elif self._asleep:
             self._asleep = False
             with suppress(OSError):  # Full: it is awake anyway.
@@ -112,11 +114,13 @@ class Connector:
             while not self._closed:
                 self._take_in()
                 self._look_at_timers()
+                self._hand_over()
                 self._wait()
         finally:
             self._interrupted = self._over = True
             self._take_in()
             self._end_all()
+            self._hand_over()
             self._clear_away()
 
     def _take_in(self) -> None:
@@ -173,13 +177,22 @@ class Connector:
             dial.begin(self._means)
 
     def _finish(self, dial: Dial, result: Any) -> None:
-        """Deliver what came of a dial: an error, or a connection that stands."""
+        """Have it delivered what came of a dial: an error, or a connection that stands."""
         del self._dials[dial.number]
         origin = dial.route.origin
         if not isinstance(result, (DownloadError, LoaderError)):
             result = Connection(origin, dial.route.way, result, self._timeout)
             result.seconds = time.monotonic() - dial.begun
-        self._deliver(origin, result, dial.begun)
+        self._done.append((origin, result, dial.begun))
+
+    def _hand_over(self) -> None:
+        """Deliver what is done, all at once: whoever waits for it is woken once, and not for each."""
+        while True:
+            try:
+                done = self._done.popleft()
+            except IndexError:
+                return
+            self._deliver(*done)
 
     def _end_all(self) -> None:
         for dial in list(self._dials.values()):

@@ -23,10 +23,11 @@ class Daemons:
     def __init__(self, name: str, most: int) -> None:
         self._name = name
         self._most = most
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
         self._waiting: OrderedDict[object, tuple[Callable[[], None], float]] = OrderedDict()
         self._threads = 0
-        self._idle = 0
+        # What the idle threads wait for. The last one goes on first: those that are not needed come to their end.
+        self._idle: list[threading.Lock] = []
         self._closed = False
 
     @property
@@ -36,22 +37,22 @@ class Daemons:
 
     def submit(self, key: object, call: Callable[[], None]) -> None:
         """Have a call made. ``OutOfThreadsError`` where there is no thread, and none can be started."""
-        with self._condition:
+        with self._lock:
             self._waiting[key] = (call, time.monotonic())
-            if self._threads:
-                self._condition.notify()
-            elif not self._start(1):
+            if self._idle:
+                self._idle.pop().release()
+            elif not self._threads and not self._start(1):
                 del self._waiting[key]
                 raise OutOfThreadsError
 
     def withdraw(self, key: object) -> bool:
         """Forget a call; return False if it has begun already."""
-        with self._condition:
+        with self._lock:
             return self._waiting.pop(key, None) is not None
 
     def relieve(self) -> None:
         """Start more threads if calls wait longer than ``WAIT``; to be called now and then while some wait."""
-        with self._condition:
+        with self._lock:
             if not self._waiting or self._idle or self._threads >= self._most:
                 return
             _, since = next(iter(self._waiting.values()))
@@ -61,10 +62,11 @@ class Daemons:
 
     def close(self) -> None:
         """Forget the calls that wait, and end the threads as soon as they are idle."""
-        with self._condition:
+        with self._lock:
             self._closed = True
             self._waiting.clear()
-            self._condition.notify_all()
+            while self._idle:
+                self._idle.pop().release()
 
     def _start(self, count: int) -> bool:
         for _ in range(count):
@@ -81,12 +83,25 @@ class Daemons:
             del call  # While the thread is idle, nothing of the last call is kept.
 
     def _next(self) -> Callable[[], None] | None:
-        with self._condition:
-            self._idle += 1
-            while not self._waiting:
-                if self._closed or (not self._condition.wait(_IDLE_TIME) and not self._waiting):
-                    self._idle -= 1
+        """Return the call to make next; None where none came for long, or none comes any more."""
+        in_vain = False
+        while True:
+            with self._lock:
+                if self._waiting:
+                    return self._waiting.popitem(last=False)[1][0]
+                if self._closed or in_vain:
                     self._threads -= 1
                     return None
-            self._idle -= 1
-            return self._waiting.popitem(last=False)[1][0]
+                gate = threading.Lock()
+                gate.acquire()
+                self._idle.append(gate)
+            if not gate.acquire(timeout=_IDLE_TIME):
+                in_vain = self._is_in_vain(gate)
+
+    def _is_in_vain(self, gate: threading.Lock) -> bool:
+        """Tell whether a thread was still waiting when its time was over; it is idle no more."""
+        with self._lock:
+            if gate not in self._idle:
+                return False
+            self._idle.remove(gate)
+            return True

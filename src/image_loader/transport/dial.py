@@ -9,7 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from image_loader.errors import DownloadError, LoaderError, is_out_of_descriptors
 from image_loader.model import Blame, Reason
@@ -18,8 +18,10 @@ from image_loader.transport.daemons import Daemons
 from image_loader.transport.failures import at_proxy, connect_error, copied, handshake_error
 from image_loader.transport.names import Answer, Names
 from image_loader.transport.routes import Route
-from image_loader.transport.tunnels import Tunnel
 from image_loader.transport.watchdog import ended
+
+if TYPE_CHECKING:
+    from image_loader.transport.tunnels import Tunnel
 
 # RFC 8305, 5: how long an address has before the next one is tried beside it.
 _ATTEMPT_DELAY = 0.25
@@ -79,6 +81,8 @@ class Dial:
         """Take the first step."""
         self._means = means
         if self.route.tunnel is not None and self._context is not None:
+            from image_loader.transport.tunnels import Tunnel
+
             self._begin_tunnel(Tunnel(self.route.tunnel, self.route.target, self._context, means.timeout))
             return
         self._begin_phase(means.timeout)
