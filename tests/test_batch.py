@@ -321,6 +321,17 @@ def test_very_long_urls_are_not_looked_at_far_ahead(
     assert [outcome.status for outcome in told] == [Status.SAVED] * 8
 
 
+def test_images_that_are_done_need_no_inode_any_more(
+    server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[int] = []
+    monkeypatch.setattr(Directory, "check_inodes", lambda _, number: wanted.append(number))
+    groups = [lines_of([url], number) for number, url in enumerate(urls_of(server, 8), 1)]
+    settings = settings_for(directory, window=1, batch=1)
+    assert len(list(batch.run(groups, settings, threading.Event()))) == 8
+    assert max(wanted) == 1
+
+
 def test_long_urls_that_are_done_leave_room_for_others(server: Server, directory: Path) -> None:
     read = []
 

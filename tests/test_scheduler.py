@@ -1075,18 +1075,20 @@ def test_the_jobs_of_a_name_that_does_not_exist_fail_at_once() -> None:
     assert house.reasons()[-1] is Reason.HOST_DOWN
 
 
-def test_one_image_that_is_refused_for_ever_among_others_fails_alone() -> None:
-    house = House({"retries": 1, "per_host": 2})
+@pytest.mark.parametrize("busy", [BUSY, asks_for(1000.0)])
+def test_one_image_that_is_refused_for_ever_among_others_fails_alone(busy: Failure) -> None:
+    house = House({"retries": 1, "per_host": 2, "retry_after_cap": 5.0})
     house.add(*urls("host", 100))
     while house.scheduler.pending:
         while house.running:
             bad = house.running[0].job.url.path == "/7.jpg"
-            house.step(BUSY if bad else ANSWER)
+            house.step(busy if bad else ANSWER)
         house.advance(0.01)
+        assert house.now < 60.0
     assert [end.job.url.path for end in house.finished if isinstance(end.result, Failure)] == ["/7.jpg"]
     assert house.reasons() == [Reason.HTTP_STATUS]
     house.add("http://host/later.jpg")
-    house.answer()
+    finish(house)
     assert house.reasons() == [Reason.HTTP_STATUS], "the host is not given up for it"
 
 
@@ -1154,6 +1156,28 @@ def test_a_connection_is_kept_for_the_next_job_of_its_host_and_used_again() -> N
     house.add("http://host/b.jpg")
     house.answer()
     assert house.connected == ["http://host"]
+
+
+def test_a_run_that_is_cut_off_gives_back_the_connections_that_wait_for_a_worker() -> None:
+    house = House({"threads": 1})
+    house.silent.add("http://late")
+    house.add("http://host/a.jpg", "http://other/b.jpg", "http://late/c.jpg")
+    house.scheduler.abandon()
+    house.come("http://late")
+    house.scheduler.drop_running()
+    assert {connection.origin for connection in house.kept} == {"http://other", "http://late"}
+
+
+def test_a_host_that_is_given_up_gives_back_the_connections_that_wait_for_a_worker() -> None:
+    house = House({"threads": 3, "host_failures": 1, "host_patience": 0.0, "retries": 0})
+    house.silent.add("http://other")
+    house.add(*urls("host", 3), *urls("other", 2))
+    house.come("http://other")
+    house.come("http://other", RESET)
+    house.advance(0)
+    assert len(house.finished) == 2
+    house.answer(host="host")
+    assert "http://other" in {connection.origin for connection in house.kept}
 
 
 def test_a_connection_that_is_spent_is_closed() -> None:

@@ -134,6 +134,7 @@ class Dispatch:
             if host.may_start(now) and host.connections:
                 self._submit(host, host.connection(), now, clock)
             self.line_up(host, now)
+            self.release_unneeded(host)
 
     def connected(self, host: Host, connection: Connection | None) -> None:
         """Take note that making a connection came to its end."""
@@ -141,8 +142,13 @@ class Dispatch:
         if connection is not None:
             host.connections.append(connection)
 
+    def release_unneeded(self, host: Host) -> None:
+        """Have the connections of a host that does not wait for a worker kept for later."""
+        if not host.waits_for_worker:
+            self.release(host)
+
     def release(self, host: Host) -> None:
-        """Have the connections that a host does not need now kept for later."""
+        """Have the connections of a host kept for later."""
         while host.connections:
             self._connections.give_back(host.connections.pop())
 

@@ -84,8 +84,7 @@ class Jobs:
     def settle_host(self, host: Host, now: float) -> None:
         """Have a host go on with what it has, or be forgotten."""
         self._dispatch.line_up(host, now)
-        if host.connections and not host.waits_for_worker:
-            self._dispatch.release(host)
+        self._dispatch.release_unneeded(host)
         self.hosts.forget_if_idle(host, now)
 
     def fire(self, now: float) -> None:

@@ -88,13 +88,15 @@ class Scheduler:
         return self._taken()
 
     def drop_running(self) -> list[Task]:
-        """Wait no longer for the jobs that run; return them as given up."""
+        """Wait no longer for the jobs that run; return them as given up. The other connections are given back."""
+        self._collect(0.0)
         now = self._clock()
-        self._take_in(now)
         for turn in self._dispatch.turns:
             self._jobs.put_back(turn, now)
             self._give_up_current(turn, now)
         self._dispatch.turns.clear()
+        for host in self._jobs.hosts:
+            self._dispatch.release(host)
         return self._taken()
 
     def settle(self, timeout: float) -> list[Task]:
