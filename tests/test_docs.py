@@ -117,8 +117,8 @@ def test_the_commands_of_a_page_work(page: str, place: Path) -> None:
 
 
 def _write_parquet(place: Path) -> None:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     urls = (place / "urls.txt").read_text().splitlines()
     pyarrow.parquet.write_table(pyarrow.table({"url": urls}), place / "data.parquet")
