@@ -114,10 +114,6 @@ class DownloadError(Exception):
         """Say that another attempt makes sense."""
         self.failure = self.failure._replace(retryable=True)
 
-    def happened_at(self, place: str) -> None:
-        """Name the place where it happened, which is not the server asked for."""
-        self.failure = self.failure._replace(detail=f"{place}: {self.failure.detail}")
-
 
 def is_out_of_descriptors(error: OSError | None) -> bool:
     """Whether an error says that there is no file descriptor left, for this process or for any."""
