@@ -31,6 +31,7 @@ _TO_ENCODE_IN_QUERY = r"[^!$-&(-;=?-~]"
 _LONGEST_HOST = 253  # characters (RFC 1035, 2.3.4)
 _HOST = re.compile(r"(?:[0-9a-z_~!$&'()*+,;=-]{1,63}\.)*[0-9a-z_~!$&'()*+,;=-]{1,63}\.?")
 _ENDS_IN_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
+_PORT = re.compile(r":[0-9]*$")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _DIGEST_SIZE = 16
 # What marks a query as signed, and what then belongs to the signature: Amazon S3 and Google Cloud Storage (version 4,
@@ -75,6 +76,15 @@ class Url(NamedTuple):
         return self.origin.partition("://")[2]
 
     @property
+    def host(self) -> str:
+        """The host alone, in lower case; an IPv6 address in its brackets.
+
+        >>> parse("http://Example.com:8080/a.jpg").host, parse("http://[::1]/a.jpg").host
+        ('example.com', '[::1]')
+        """
+        return _PORT.sub("", self.authority)
+
+    @property
     def canonical(self) -> str:
         """The spelling by which URLs are compared; that of an ordinary URL is its text.
 
@@ -108,6 +118,16 @@ class Url(NamedTuple):
     def digest(self) -> bytes:
         """The first 16 bytes of that SHA-256: the URL's key in the index."""
         return hashlib.sha256(self.identity.encode()).digest()[:_DIGEST_SIZE]
+
+
+@functools.lru_cache(maxsize=4096)
+def part(host: str, count: int) -> int:
+    """Return to which of ``count`` parts the URLs of a host belong: the same on every machine, in every version.
+
+    >>> part("example.com", 256), part("example.com", 1)
+    (71, 0)
+    """
+    return int.from_bytes(hashlib.sha256(host.encode()).digest()) % count
 
 
 def parse(text: str) -> Url:
