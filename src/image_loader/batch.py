@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from image_loader.scheduling.queue import Task
 
 _LOG = logging.getLogger(__name__)
-# What would be imported later, when there may be no file descriptor left for it.
-_WANTED_LATER = ("encodings.unicode_escape", "idna.uts46data", "ipaddress")
+# What would be imported later, when there may be no file descriptor left for it. With a few downloads there is.
+_WANTED_LATER = ("encodings.unicode_escape", "idna.uts46data", "image_loader.transport.redirects", "ipaddress")
+_FEW = 10
 # How soon an interruption is noticed, and how long attempts that were cut off get to clean up, in seconds.
 _WAIT = 0.1
 _BRIEFLY = 0.01
@@ -162,7 +163,7 @@ class _Run:
             self._downloads = _Downloads(self._settings, self._directory, self._stack)
         self._undecided = plan.rest
         if self._downloads is not None:
-            self._downloads.scheduler.add(plan.jobs)
+            self._downloads.add(plan.jobs)
             self._new += sum(job.inode is None for job in plan.jobs)
             self._size += sum(len(job.url.text) for job in plan.jobs)
         yield from plan.outcomes
@@ -244,8 +245,6 @@ class _Downloads:
         from image_loader.scheduling.workers import Workers
         from image_loader.transport import Transport
 
-        for module in _WANTED_LATER:
-            importlib.import_module(module)
         processors = stay_on_one() if settings.one_processor else frozenset()
         inbox: Inbox = SimpleQueue()
         stack.callback(close_delivered, inbox)
@@ -256,6 +255,13 @@ class _Downloads:
         self._downloader = Downloader(self.transport, directory, settings, processors)
         stack.callback(self._downloader.interrupt)
         self.scheduler = Scheduler(workers, self._downloader.attempt, self.transport, inbox, settings)
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Take jobs."""
+        self.scheduler.add(jobs)
+        if self.scheduler.pending > _FEW:
+            for module in _WANTED_LATER:
+                importlib.import_module(module)
 
     def interrupt(self) -> None:
         """End all attempts within moments."""

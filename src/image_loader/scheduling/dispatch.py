@@ -113,12 +113,14 @@ class Dispatch:
             if host.waiting and host.health.opens_at > now:
                 self.timers.set_host(host, host.health.opens_at)
             return
-        while host.lacks > 0 and (connection := self._connections.take(host.origin)):
+        lacks = host.lacks
+        while lacks > 0 and (connection := self._connections.take(host.origin)):
             host.connections.append(connection)
+            lacks -= 1
         if host.connections and not host.waits_for_worker:
             host.waits_for_worker = True
             self._for_worker.append(host)
-        if host.lacks > 0 and not host.waits_for_connection:
+        if lacks > 0 and not host.waits_for_connection:
             host.waits_for_connection = True
             (self._for_connection_again if host.health.misses else self._for_connection).append(host)
 
@@ -177,9 +179,8 @@ class Dispatch:
         """Return the turns whose current job takes so long that those behind it should go to another worker."""
         slow = []
         for turn in self.turns:
-            host = turn.host
-            usual = host.pace if host.pace is not None and host.free <= 0 else 0.0
-            if now - turn.begun > 2 * max(SHARE_TIME, usual):
+            seconds = now - turn.begun
+            if seconds > 2 * SHARE_TIME and seconds > 2 * turn.host.usual_time:
                 slow.append(turn)
         return slow
 

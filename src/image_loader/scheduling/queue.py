@@ -109,6 +109,11 @@ class Host:
         del self.waiting[:size]
         return shared
 
+    @property
+    def usual_time(self) -> float:
+        """The seconds that an answer takes where all that may run does; 0 where more may start beside it."""
+        return self.pace if self.pace is not None and self.free <= 0 else 0.0
+
     def connection(self) -> Connection:
         """Take the connection that was used last; whether it still stands, its worker sees before it asks."""
         return self.connections.pop()
