@@ -240,7 +240,7 @@ class _Downloads:
     def __init__(self, settings: Settings, directory: Directory, stack: ExitStack) -> None:
         from image_loader.attempt import Downloader
         from image_loader.processors import stay_on_one
-        from image_loader.scheduling.dispatch import Connected, Inbox, close_delivered
+        from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, close_delivered
         from image_loader.scheduling.scheduler import Scheduler
         from image_loader.scheduling.workers import Workers
         from image_loader.transport import Transport
@@ -254,7 +254,8 @@ class _Downloads:
         stack.callback(workers.close)
         self._downloader = Downloader(self.transport, directory, settings, processors)
         stack.callback(self._downloader.interrupt)
-        self.scheduler = Scheduler(workers, self._downloader.attempt, self.transport, inbox, settings)
+        dispatch = Dispatch(workers, self._downloader.attempt, self.transport, inbox, settings)
+        self.scheduler = Scheduler(dispatch, inbox, settings)
 
     def add(self, jobs: Sequence[Job]) -> None:
         """Take jobs."""

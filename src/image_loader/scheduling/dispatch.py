@@ -10,9 +10,10 @@ from typing import NamedTuple, Protocol
 
 from image_loader.errors import DownloadError, LoaderError
 from image_loader.scheduling.queue import SHARE_TIME, Host
-from image_loader.scheduling.slots import Slots
+from image_loader.scheduling.slots import Slots, connects_at_most
 from image_loader.scheduling.timers import Timers
 from image_loader.scheduling.workers import Attempt, Clock, Ended, Turn, TurnNearlyOver, TurnOver, Workers
+from image_loader.settings import Settings
 from image_loader.transport import Connection
 
 _LOG = logging.getLogger(__name__)
@@ -67,24 +68,19 @@ class Dispatch:
         attempt: Attempt,
         connections: Connections,
         inbox: Inbox,
-        *,
-        threads: int,
-        connects: int,
-        ahead: bool = True,
+        settings: Settings,
     ) -> None:
-        """At most ``threads`` attempts run at once, and ``connects`` connections are made at once.
-
-        Unless turns are handed over ``ahead``, a turn begins at once, and not when a worker comes to it.
-        """
+        """Other threads tell what they did in ``inbox``."""
         self._workers = workers
         self._attempt = attempt
         self._connections = connections
         self._inbox = inbox
-        self._all_threads = self._threads = threads
-        self._ahead = _AHEAD if ahead else 0.0
+        self._all_threads = self._threads = settings.threads
+        # With a delay between two requests, a turn begins at once, and not when a worker comes to it.
+        self._ahead = 0.0 if settings.delay else _AHEAD
         self._shrunk_at = float("-inf")
         self._ended_well = 0
-        self._slots = Slots(connects, threads)
+        self._slots = Slots(connects_at_most(settings), settings.threads)
         self._for_worker: deque[Host] = deque()
         self._for_connection: deque[Host] = deque()
         # Those that did not answer before: they have fewer slots.
