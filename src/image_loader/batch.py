@@ -194,8 +194,12 @@ class _Run:
             yield from self._advance(stop, self._settings.window, _BRIEFLY)
 
     def _has_room(self, room: int) -> bool:
-        pending = self._downloads.scheduler.pending if self._downloads is not None else 0
-        return pending <= room and (self._size <= self._settings.window_size or not pending)
+        if self._downloads is None:
+            return True
+        scheduler = self._downloads.scheduler
+        if scheduler.hosts_ahead > self._settings.window_hosts:
+            return False
+        return scheduler.pending <= room and (self._size <= self._settings.window_size or not scheduler.pending)
 
     def _interrupted(self) -> Iterator[Outcome]:
         """Yield the outcomes of all lines that were read and not told yet: the run ends."""

@@ -95,6 +95,11 @@ class Dispatch:
         """Whether nothing is under way, nor about to be."""
         return not (self.turns or self._for_worker or self._for_connection or self._slots.in_use)
 
+    @property
+    def hosts_ahead(self) -> int:
+        """How many hosts wait for a connection, and have not failed yet."""
+        return len(self._for_connection)
+
     def is_about_to_start(self, now: float) -> bool:
         """Tell whether a connection is being made that is likely to stand in a moment."""
         return self._slots.expects(now)

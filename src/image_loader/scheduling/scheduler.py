@@ -43,6 +43,11 @@ class Scheduler:
         """How many jobs have not ended."""
         return self._jobs.pending
 
+    @property
+    def hosts_ahead(self) -> int:
+        """How many hosts wait for a connection, and have not failed yet."""
+        return self._dispatch.hosts_ahead
+
     def add(self, jobs: Sequence[Job]) -> None:
         """Take jobs; each runs as soon as the limits let it."""
         self._jobs.add(jobs, self._clock())
