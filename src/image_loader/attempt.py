@@ -91,7 +91,7 @@ class Downloader:
         self._fields = _UNCONDITIONAL if settings.force else _REVALIDATING if settings.revalidate else {}
         self._likely_extension = ".jpg"
         self._sniffs = settings.sniff or settings.verify
-        self._decoders = _decoders(settings, processors) if settings.verify else None
+        self._decoders = _decoders(settings, processors, directory) if settings.verify else None
 
     def interrupt(self) -> None:
         """End what attempts wait for beside the transport."""
@@ -327,11 +327,11 @@ def _check_end(partial: Partial, answer: Answer) -> None:
         raise DownloadError(Reason.TRUNCATED, detail, http_status=answer.status, retryable=True)
 
 
-def _decoders(settings: Settings, processors: frozenset[int]) -> Decoders:
+def _decoders(settings: Settings, processors: frozenset[int], directory: Directory) -> Decoders:
     """Return what decodes; most runs need none, and are spared the time of its import."""
     from image_loader.decoding.pool import Decoders
 
-    return Decoders(settings, processors)
+    return Decoders(settings, directory.partials, processors)
 
 
 def _change(sha256: str, before: str | None) -> Change:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 from image_loader.model import Blame, Failure, Reason, Resume
 
 
 class LoaderError(Exception):
     """The run cannot start or cannot go on; the text is for people, and says what to do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Those below are made of other values than their text.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[LoaderError], args: tuple[Any, ...], state: dict[str, Any]) -> LoaderError:
+    """Return an error that came from another process."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class OptionError(LoaderError):
@@ -84,6 +96,10 @@ class OutOfThreadsError(LoaderError):
 
     def __init__(self) -> None:
         super().__init__("no thread can be started; see ulimit -u, ulimit -v, and the limits of the container")
+
+
+class ProcessError(LoaderError):
+    """No process can be started to download in."""
 
 
 class LockedError(Exception):
