@@ -13,7 +13,7 @@ from image_loader.model import Columns
 from image_loader.url import printable, redacted, shortened
 
 LIMIT = 1_048_576
-"""Longest row, in bytes; what is in the tables of shops has descriptions in it."""
+"""Longest row, in bytes; the tables of shops have long descriptions."""
 
 _DELIMITERS = "\t;,"  # in this order where nothing else tells: a URL may well hold a comma
 _TOO_LONG = "row longer than 1 MiB"
@@ -68,7 +68,7 @@ class _Table:
         self._held += lines
         if not self._delimiter and not self._begin(ended=ended):
             return []
-        # What is in quotes is not read again and again for each line that comes.
+        # An open quoted field is not read again until a line with a quote comes.
         found = [] if in_quotes and not ended and not any('"' in line for line in lines) else self._rows(ended=ended)
         if sum(map(len, self._held)) > LIMIT:
             found.append(self._bad(0, f"{_TOO_LONG}; is a quote not closed?"))
