@@ -274,7 +274,7 @@ def test_every_message_that_is_explained_is_one_of_the_program() -> None:
 
 
 def test_the_table_of_layers_is_the_one_that_the_imports_are_held_against() -> None:
-    table = _page("architecture.rst").partition(".. list-table:: Layers")[2].partition("\n\nRooms")[0]
+    table = _page("architecture.rst").partition(".. list-table:: Layers")[2].partition("\n\nModules")[0]
     rows = [re.split(r"\n     - ?", row) for row in re.split(r"\n   \* - ", table)[2:]]
     assert [(int(layer), module.strip("`")) for layer, module, _, _ in rows] == [
         (layer, module) for layer in reversed(range(len(LAYERS))) for module in LAYERS[layer]
