@@ -22,6 +22,7 @@ import image_loader
 from image_loader.cli.results import COLUMNS
 from image_loader.lists.naming import candidates
 from image_loader.model import Layout, Outcome, Reason, Status
+from image_loader.scheduling.retry import TRANSIENT_STATUSES
 from image_loader.settings import all_options
 from image_loader.url import parse
 from server import Server
@@ -217,6 +218,14 @@ def test_every_column_of_the_results_is_described() -> None:
 def test_every_member_of_an_outcome_is_described() -> None:
     members = re.findall(r"^   \.\. py:attribute:: (\w+)$", _page("reference/python.rst"), re.MULTILINE)
     assert members == list(Outcome._fields)
+
+
+@pytest.mark.parametrize("page", ["reference/options.rst", "understanding/scheduling.rst"])
+def test_the_statuses_that_are_retried_are_named(page: str) -> None:
+    named = re.search(r"the statuses (408[\d, toand\n]+)", " ".join(_page(page).split()))
+    assert named is not None
+    spans = [re.findall(r"\d+", part) for part in re.split(r",|and", named[1])]
+    assert {status for span in spans for status in range(int(span[0]), int(span[-1]) + 1)} == TRANSIENT_STATUSES
 
 
 def test_every_layout_is_described() -> None:
