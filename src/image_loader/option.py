@@ -29,8 +29,8 @@ _MOST_DIGITS = 20  # of a whole number; with more, it is out of any range
 
 
 # The kinds of values. Each reads a word of the command line (``read``), checks a value and returns it as it is stored
-# (``checked``), and shows a default in the help (``shown``). The first two raise ``OptionError`` that says what the
-# value must be, and not yet of which option.
+# (``checked``), and shows a default in the help (``shown``). The first two raise ``OptionError``. It says what the
+# value must be; the name of the option is added by ``Option``.
 
 
 class Flag:

@@ -85,7 +85,7 @@ def image_type(first: bytes) -> str | None:
             return media_type
     if first[:4] == b"RIFF" and first[8:14] == b"WEBPVP":
         return "image/webp"
-    if first[:2] == b"BM" and _BINARY.search(first, 2, 54):  # Two letters are not much.
+    if first[:2] == b"BM" and _BINARY.search(first, 2, 54):  # Two letters alone could be text.
         return "image/bmp"
     if first[4:8] == b"ftyp":
         return _type_of_brands(first)

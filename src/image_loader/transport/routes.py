@@ -143,7 +143,7 @@ class _Common:
     """What all routes have in common, as ``requests`` would find it for each of them."""
 
     def __init__(self, settings: Settings, session: requests.Session) -> None:
-        # Said for each request: before a session's own setting, REQUESTS_CA_BUNDLE would take precedence.
+        # Given for each request, since REQUESTS_CA_BUNDLE takes precedence over a setting of the session.
         verify = False if settings.insecure else settings.ca_bundle
         found = session.merge_environment_settings(_ANYWHERE, {}, None, verify, None)
         self.verify: bool | str | None = found["verify"]
