@@ -18,7 +18,7 @@ import image_loader
 PACKAGE = Path(image_loader.__file__).parent
 LAYERS = (
     ("url", "model", "errors", "formats"),
-    ("option", "media_types", "sniffing"),
+    ("option", "media_types", "sniffing", "unpacking"),
     ("settings",),
     ("lists", "freshness", "transport", "store", "processors", "endings", "decoding"),
     ("scheduling",),

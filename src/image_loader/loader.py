@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
+import runpy
 import sys
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
     # Run as a file, from a checkout: the package is found one folder up, and no module of ours hides another.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # As in __main__: no traceback while the modules are imported.
+    runpy.run_module("image_loader", run_name="__main__")
 
 import gc
 import logging
@@ -170,7 +169,3 @@ def _lines(urls: Any, settings: Settings) -> Iterable[Sequence[Line] | None]:
     if settings.columns is not None:
         raise OptionError("must be None where URLs are given, and not the path of a table", "url_column")
     return urlfile.from_strings(urls, settings.batch)
-
-
-if __name__ == "__main__":
-    main()
