@@ -401,11 +401,13 @@ def test_an_error_of_the_list_itself_reaches_the_caller_and_leaves_nothing(serve
     before = _open_descriptors()
 
     def urls() -> Iterator[str]:
-        yield from urls_of(server, 600, "held")
+        yield from urls_of(server, 600)
         raise RuntimeError("of the caller")
 
+    told: list[Outcome] = []
     with pytest.raises(RuntimeError, match="of the caller"):
-        list(load(urls(), directory))
+        told.extend(load(urls(), directory))
+    assert [outcome.status for outcome in told] == ["saved"] * 600
     assert leftovers(directory) == []
     assert_nothing_left(before)
 

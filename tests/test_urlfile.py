@@ -139,14 +139,14 @@ def test_line_ends_may_be_mixed_and_come_in_any_pieces() -> None:
 
 
 def test_memory_stays_flat_for_lines_that_end_with_cr(urlfile: Path) -> None:
-    urlfile.write_bytes(b"#" + b"x" * 3 * LIMIT + b"\r" + b"# comment\r" * 2_000_000 + b"http://h/a.jpg\r")
+    urlfile.write_bytes(b"#" + b"x" * 3 * LIMIT + b"\r" + b"# comment\r" * 300_000 + b"http://h/a.jpg\r")
     tracemalloc.start()
     try:
         [line] = lines(urlfile)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert line.number == 2_000_002
+    assert line.number == 300_002
     assert peak < 20 * LIMIT
 
 
