@@ -531,9 +531,11 @@ import resource, sys
 from image_loader import load
 outcomes = load(sys.argv[2:], sys.argv[1], retries=1, threads=2)
 print(next(outcomes).status, flush=True)
-resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
 for outcome in outcomes:
     print(outcome.status, outcome.reason, flush=True)
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))  # The C library opens a file to end a thread, or aborts.
 """
 
 
@@ -541,5 +543,5 @@ def test_a_process_that_gets_no_descriptor_at_all_comes_to_an_end(server: Server
     urls = [server.url("/image/a.png"), *urls_of(server, 3, "failing-once")]
     command = [sys.executable, "-c", _STARVED, str(directory), *urls]
     ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=15, check=False)
-    assert ended.stdout.splitlines()[0] == "saved"
-    assert "Traceback" not in ended.stderr
+    assert ended.stdout.splitlines() == ["saved", *["failed write"] * 3]
+    assert (ended.returncode, ended.stderr) == (0, "")
