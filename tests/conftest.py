@@ -77,6 +77,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return max(WORKERS, os.cpu_count() or 1) if is_whole and not config.getoption("usepdb") else 0
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long bytes by their place; with what they hold (a time, in gzip), each worker would have other tests."""
+    return argname if isinstance(val, bytes) and len(val) > 50 else None
+
+
 Urls = Sequence[str] | bytes | Path
 Row = Mapping[str, Any]
 
