@@ -22,7 +22,6 @@ from PIL import Image
 
 from conftest import Loader, urls_of
 from image_loader.cli import report as reports
-from image_loader.cli.report import require_report
 from image_loader.cli.summary import Tally
 from image_loader.errors import DirectoryError, OptionError, ResultsFileError
 from image_loader.model import Change, Outcome, Reason, Status
@@ -476,10 +475,6 @@ def test_without_javascript_there_is_no_search_and_all_else(images: Path) -> Non
 # The extra, and the command.
 
 
-def test_what_the_report_needs_is_here() -> None:
-    require_report()
-
-
 def test_a_missing_extra_is_told_with_the_command_that_installs_it() -> None:
     code = "import sys; sys.path = [path for path in sys.path if 'site-packages' not in path]\n"
     code += "from image_loader.cli.report import require_report\nrequire_report()"
@@ -490,7 +485,7 @@ def test_a_missing_extra_is_told_with_the_command_that_installs_it() -> None:
 
 def test_what_renders_the_page_is_imported_only_where_there_is_one() -> None:
     code = "import sys; import image_loader.cli.report; sys.exit('jinja2' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_command_writes_the_report(server: Server, loader: Loader) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import requests
 
-from asking import transport
+from asking import get, transport
 from conftest import SETTINGS
 from image_loader.errors import DownloadError, OptionError
 from image_loader.settings import Settings
 from image_loader.transport.routes import Routes
+from server import Server
 
 pytestmark = pytest.mark.usefixtures("own_environment")
 
@@ -212,8 +213,9 @@ def test_a_coding_that_cannot_be_decoded_is_refused_at_the_start(value: str) -> 
     "value", ["gzip", "x-gzip, deflate;q=0.5", "identity", "*", "*;q=0.1", "", "gzip, br;q=0", "GZIP;q=1", "gzip,,"]
 )
 def test_a_coding_that_can_be_decoded_or_is_ruled_out_is_not(value: str) -> None:
-    with transport(headers={"Accept-Encoding": value}):
-        pass
+    with transport(headers={"Accept-Encoding": value}) as asking, Server() as server:
+        get(asking, server.url("/a"))
+        assert server.requests[0].headers["accept-encoding"] == value
 
 
 def test_a_route_takes_no_more_than_some_microseconds(session: requests.Session, settings: Settings) -> None:
