@@ -140,8 +140,17 @@ def test_a_list_is_read_whatever_is_in_its_lines(path: Path, content: str) -> No
 @given(st.lists(st.text(alphabet="ab,;\"'|= /[]{}<>\\").map("http://h/".__add__).map(str.strip), min_size=1))
 @settings(max_examples=300, deadline=None)
 def test_a_list_of_urls_is_never_taken_for_a_table(lines: list[str]) -> None:
-    check_lines(lines[0], lines[1] if lines[1:] else None)
-    check_lines("photos", lines[0])
+    assert not _is_refused(lines[0], lines[1] if lines[1:] else None)
+    assert not _is_refused("photos", lines[0])
+    assert _is_refused("photos,link", f'1,"{lines[0].replace(chr(34), "")}"'), "no table would be seen"
+
+
+def _is_refused(first: str, second: str | None) -> bool:
+    try:
+        check_lines(first, second)
+    except UrlFileError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import inspect
 import re
 from collections import UserDict
@@ -253,3 +254,23 @@ def test_the_versions_that_were_tested_are_those_that_are_allowed() -> None:
         assert wanted[name].contains(pin.version)
     for name in ("requests", "urllib3", "filelock"):
         assert "<" in {each.operator for each in wanted[name]}
+
+
+@pytest.mark.skipif(not (CHECKOUT / "setup.cfg").exists(), reason="there is no checkout here")
+def test_the_oldest_versions_that_are_tested_are_the_oldest_that_are_allowed() -> None:
+    """Those of what is needed to run the tests, but for descriptions of types, whose versions say little."""
+    config = configparser.ConfigParser()
+    config.read(CHECKOUT / "setup.cfg")
+    texts = [config["options"]["install_requires"]]
+    texts += [config["options.extras_require"][extra] for extra in ("verify", "report", "completion", "testing")]
+    needed = [
+        Requirement(line) for text in texts for line in text.split("\n") if line and not line.startswith("types-")
+    ]
+    floors = {each.name: one.version for each in needed for one in each.specifier if one.operator in (">=", "==")}
+    assert {each.name for each in needed} == {*floors, "image_loader"}
+    pins = [
+        Requirement(line)
+        for line in (CHECKOUT / "tests" / "oldest.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    assert {pin.name: str(pin.specifier) for pin in pins} == {name: f"=={floor}" for name, floor in floors.items()}
