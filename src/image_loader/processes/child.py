@@ -48,7 +48,7 @@ def serve(descriptor: int) -> NoReturn:
         reporter.end(_work(part, feed, reporter))
         status = 0
     except Exception:
-        _LOG.exception("error in a process that downloads")
+        _LOG.exception("unexpected, please report: the end of a process that downloads")
         reporter.report()
         raise
     finally:

@@ -14,7 +14,7 @@ from itertools import chain, islice
 from queue import Empty, SimpleQueue
 
 from image_loader import batch, outcome, processors
-from image_loader.errors import LoaderError, OutOfInodesError
+from image_loader.errors import LoaderError
 from image_loader.model import Line, Outcome, Reason
 from image_loader.planner import beginning
 from image_loader.processes.messages import End, LogRecord, Order, Part, Report, ToParent
@@ -202,7 +202,7 @@ class _Run:
         """
         wanted = sum(child.wanted for child in self._children)
         if self._inodes is not None and wanted > self._inodes:
-            raise OutOfInodesError(self._directory.path, wanted, self._inodes)
+            self._directory.check_inodes(wanted)
         if time.monotonic() - self._looked > _OLD:
             self._inodes, self._next_inodes = self._next_inodes, self._directory.available_inodes()
             self._looked = time.monotonic()
