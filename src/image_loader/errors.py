@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import time
 from pathlib import Path
 
 from image_loader.model import Blame, Failure, Reason, Resume
+
+_LATE = 0.5
+"""Seconds after a deadline within which even a busy machine lets this process notice it."""
 
 
 class LoaderError(Exception):
@@ -113,6 +117,21 @@ class DownloadError(Exception):
     def may_pass(self) -> None:
         """Say that another attempt makes sense."""
         self.failure = self.failure._replace(retryable=True)
+
+
+def was_stopped(deadline: float) -> bool:
+    """Whether this process noticed so late that a deadline was over that it was stopped then (SIGSTOP, Ctrl-Z).
+
+    ``deadline`` is by ``time.monotonic()``. To be asked as soon as it is noticed.
+    """
+    return time.monotonic() - deadline > _LATE
+
+
+def too_late(detail: str, *, stopped: bool) -> DownloadError:
+    """Return the error of an attempt whose time was over; ``stopped`` says that this process did not run then."""
+    error = DownloadError(Reason.DEADLINE, detail)
+    error.failure = error.failure._replace(stopped=stopped)
+    return error
 
 
 def is_out_of_descriptors(error: OSError | None) -> bool:

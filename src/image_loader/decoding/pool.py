@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from image_loader.decoding.verdict import Decoded, Limits
-from image_loader.errors import DownloadError, MissingPackagesError, OptionError, is_out_of_descriptors
+from image_loader.errors import (
+    DownloadError,
+    MissingPackagesError,
+    OptionError,
+    is_out_of_descriptors,
+    too_late,
+    was_stopped,
+)
 from image_loader.formats import EXTENSIONS
 from image_loader.model import Blame, Reason
 from image_loader.settings import Settings
@@ -98,7 +105,7 @@ class Decoders:
             yield
             return
         if not self._turn.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise _too_late()
+            raise _too_late(deadline)
         try:
             with self._changed:
                 self._wait_for(lambda: self._left >= extra, deadline)
@@ -166,7 +173,7 @@ class Decoders:
         if self._closed:
             raise _interrupted()
         if not done:
-            raise _too_late()
+            raise _too_late(deadline)
 
     def _drop(self, child: _Child) -> int:
         """End a child, and make room for another; return its exit status."""
@@ -242,7 +249,7 @@ class _Child:
             socket.send_fds(self._socket, [json.dumps(limits).encode()], [descriptor])
             return self._line(deadline)
         except TimeoutError:
-            raise _too_late() from None
+            raise _too_late(deadline) from None
         except (OSError, ValueError) as error:
             raise _DeadError from error
 
@@ -324,5 +331,5 @@ def _interrupted() -> DownloadError:
     return DownloadError(Reason.INTERRUPTED, "the run was ended")
 
 
-def _too_late() -> DownloadError:
-    return DownloadError(Reason.DEADLINE, "not decoded in time")
+def _too_late(deadline: float) -> DownloadError:
+    return too_late("not decoded in time", stopped=was_stopped(deadline))
