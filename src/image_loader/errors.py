@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import time
 from pathlib import Path
 from typing import Any
 
 from image_loader.model import INTERRUPTED, Blame, Failure, Reason, Resume
+
+_LATE = 0.5
+"""Seconds after a deadline within which even a busy machine lets this process notice it."""
 
 
 class LoaderError(Exception):
@@ -134,6 +138,21 @@ class DownloadError(Exception):
 def interrupted() -> DownloadError:
     """Return the error of what was not done when the run ended."""
     return DownloadError(INTERRUPTED.reason, INTERRUPTED.detail)
+
+
+def was_stopped(deadline: float) -> bool:
+    """Whether this process noticed so late that a deadline was over that it was stopped then (SIGSTOP, Ctrl-Z).
+
+    ``deadline`` is by ``time.monotonic()``. To be asked as soon as it is noticed.
+    """
+    return time.monotonic() - deadline > _LATE
+
+
+def too_late(detail: str, *, stopped: bool) -> DownloadError:
+    """Return the error of an attempt whose time was over; ``stopped`` says that this process did not run then."""
+    error = DownloadError(Reason.DEADLINE, detail)
+    error.failure = error.failure._replace(stopped=stopped)
+    return error
 
 
 def is_out_of_descriptors(error: OSError | None) -> bool:

@@ -20,7 +20,15 @@ from typing import Any
 
 from image_loader import interpreter
 from image_loader.decoding.verdict import Decoded, Limits
-from image_loader.errors import DownloadError, MissingPackagesError, OptionError, interrupted, is_out_of_descriptors
+from image_loader.errors import (
+    DownloadError,
+    MissingPackagesError,
+    OptionError,
+    interrupted,
+    is_out_of_descriptors,
+    too_late,
+    was_stopped,
+)
 from image_loader.formats import EXTENSIONS
 from image_loader.interpreter import status_name
 from image_loader.model import Blame, Reason
@@ -111,7 +119,7 @@ class Decoders:
                 yield
             return
         if not self._turn.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise _too_late()
+            raise _too_late(deadline)
         try:
             with self._changed:
                 self._wait_for(lambda: self._left >= extra, deadline)
@@ -138,7 +146,7 @@ class Decoders:
                     if self._changed.wait_for(lambda: self._closed, _POLL):
                         raise interrupted()
                 if time.monotonic() > deadline:
-                    raise _too_late()
+                    raise _too_late(deadline)
             yield
         finally:
             os.close(descriptor)
@@ -197,7 +205,7 @@ class Decoders:
         if self._closed:
             raise interrupted()
         if not done:
-            raise _too_late()
+            raise _too_late(deadline)
 
     def _drop(self, child: _Child) -> int:
         """End a child, and make room for another; return its exit status."""
@@ -271,7 +279,7 @@ class _Child:
             socket.send_fds(self._socket, [json.dumps(limits).encode()], [descriptor])
             return self._line(deadline)
         except TimeoutError:
-            raise _too_late() from None
+            raise _too_late(deadline) from None
         except (OSError, ValueError) as error:
             raise _DeadError from error
 
@@ -345,5 +353,5 @@ def _not_started(error: OSError) -> DownloadError | OptionError:
     return OptionError(f"--verify: {detail} ({sys.executable})")
 
 
-def _too_late() -> DownloadError:
-    return DownloadError(Reason.DEADLINE, "not decoded in time")
+def _too_late(deadline: float) -> DownloadError:
+    return too_late("not decoded in time", stopped=was_stopped(deadline))
