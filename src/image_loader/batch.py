@@ -66,7 +66,9 @@ def run(
         stack.callback(directory.close)
         named = settings.index_file
         path = named or directory.hidden / FILE
-        index = stack.enter_context(Index(path, settings.flush_interval, stop.is_set, named=named is not None))
+        index = stack.enter_context(
+            Index(path, settings.flush_interval, stop.is_set, named=named is not None, exclusive=settings.exclusive)
+        )
         _compare_layouts(directory.note_layout(settings.layout.value), settings)
         yield from _Run(settings, directory, index, stack, tick).outcomes(chain(first, lines), stop)
 

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from image_loader import __version__, batch
+from image_loader import __version__, start
 from image_loader.errors import OptionError
 from image_loader.lists import urlfile
 from image_loader.model import Layout, Line, Outcome
@@ -79,6 +79,9 @@ that processor may be busy."""
 GARBAGE_INTERVAL = 100_000
 """Objects made between two searches for cyclic garbage, of which a run makes little: with Python's own 700, the command
 would spend a twentieth of its time there."""
+PARTITIONS = 256
+"""Parts that --cluster divides the hosts into, each with a folder and an index of its own; a directory keeps the number
+that it was made with."""
 REDIRECTS = 20
 """Redirects followed for one image."""
 USER_AGENT = f"image_loader/{__version__}"
@@ -87,7 +90,7 @@ LAYOUT = Layout.FLAT
 """The path of an image below the directory: flat, host, hash or path."""
 # ---------------------------------------------------------------------------------------------------------------------
 
-_CONSTANTS = Settings.__annotations__.keys() - options(Settings).keys() - {"one_processor"}
+_CONSTANTS = Settings.__annotations__.keys() - options(Settings).keys() - {"one_processor", "exclusive"}
 # Without a handler, logging prints warnings on standard error; where they go is for the caller of ``load`` to say.
 logging.getLogger("image_loader").addHandler(logging.NullHandler())
 
@@ -110,6 +113,7 @@ def load(
     delay: float = DELAY,
     timeout: float = TIMEOUT,
     max_time: float = MAX_TIME,
+    cluster: str | os.PathLike[str] | None = None,
     retries: int = RETRIES,
     max_size: int = MAX_SIZE,
     headers: Mapping[str, str] | None = None,
@@ -133,7 +137,7 @@ def load(
     given = locals()  # Each option is a keyword of this function and an entry in ``settings``, and nothing else.
     urls = given.pop("urls")
     settings = settings_of(given)
-    return batch.run(_lines(urls, settings), settings, threading.Event())
+    return start.run(_lines(urls, settings), settings, threading.Event())
 
 
 DEFAULTS: Mapping[str, Any] = load.__kwdefaults__ or {}
@@ -156,6 +160,10 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
         from image_loader.decoding.pool import require_verify
 
         require_verify()
+    if settings.cluster is not None:
+        from image_loader.cluster.engine import require_cluster
+
+        require_cluster()
     return settings
 
 
