@@ -27,6 +27,8 @@ LAYERS = (
     ("attempt", "removal"),
     ("preview",),
     ("batch",),
+    ("cluster",),
+    ("start",),
     ("cli",),
     ("loader",),
 )
@@ -51,6 +53,7 @@ OWNERS = {
     "PIL": {"decoding"},
     "subprocess": {"decoding"},
     "jinja2": {"cli"},
+    "distributed": {"cluster"},
 }
 
 
@@ -149,9 +152,14 @@ def test_only_those_who_know_of_people_print(path: Path) -> None:
     assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
 
 
-def test_every_exception_is_caught_around_one_job_and_around_the_callers_iterable_alone() -> None:
+def test_every_exception_is_caught_around_one_job_the_callers_iterable_and_a_question_to_dask_alone() -> None:
     handlers = ((path, node) for path in _files() for node in ast.walk(ast.parse(path.read_text())))
-    assert [path.name for path, node in handlers if _is_broad(node)] == ["attempt.py", "batch.py"]
+    assert [path.name for path, node in handlers if _is_broad(node)] == [
+        "attempt.py",
+        "batch.py",
+        "driver.py",
+        "engine.py",
+    ]
 
 
 def _is_broad(node: ast.AST) -> bool:

@@ -39,6 +39,7 @@ OTHER = {
     "ca_bundle": (Path(__file__), __file__),
     "layout": ("hash", Layout.HASH),
     "index": ("own.sqlite3", Path("own.sqlite3")),
+    "cluster": ("tcp://127.0.0.1:8786", "tcp://127.0.0.1:8786"),
 }
 
 """For each option that is no flag a value other than its default, and what it is in the settings."""
@@ -85,7 +86,7 @@ def test_the_constants_at_the_top_are_the_defaults_and_the_rest_of_the_settings(
     fields = settings._asdict()
     for name in ("threads", "per_host", "timeout", "max_time", "retries", "max_size", "user_agent", "layout"):
         assert fields[name] == getattr(loader, name.upper())
-    for name in fields.keys() - options(Settings).keys() - {"one_processor", "window"}:
+    for name in fields.keys() - options(Settings).keys() - {"one_processor", "exclusive", "window"}:
         assert fields[name] == getattr(loader, name.upper())
     assert settings.window == max(loader.WINDOW, loader.BATCH)
     assert settings.one_processor is False

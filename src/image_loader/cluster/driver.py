@@ -48,6 +48,8 @@ def run(
     with ExitStack() as stack:
         engine = Engine(settings.cluster or "", stop, tick)
         stack.callback(engine.close)
+        if stop.is_set():
+            return
         directory = Partitions(settings.directory, settings.partitions)
         stack.callback(directory.close)
         template = Task(directory.path, secrets.token_hex(8), 0, __version__, DRIVER_PATIENCE)
