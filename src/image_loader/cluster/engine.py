@@ -190,6 +190,8 @@ def _address_in(name: str) -> str:
         raise ClusterError(
             f"{name}: cannot be read: {error.strerror}; have it written: dask scheduler --scheduler-file FILE"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ClusterError(f"{name}: not a scheduler file") from error
-    return str(address)
+    except (ValueError, KeyError, TypeError):
+        address = None
+    if not isinstance(address, str):
+        raise ClusterError(f"{name}: not a scheduler file; have it written: dask scheduler --scheduler-file FILE")
+    return address
