@@ -155,8 +155,7 @@ class Settings(NamedTuple):
             "--cluster",
             Address(),
             LIMITS,
-            "download on the workers of a Dask scheduler: tcp://HOST:PORT, tls://HOST:PORT or its scheduler file "
-            "(needs the extra 'cluster')",
+            "download on the workers of a Dask scheduler, given by its address or file (needs the extra 'cluster')",
         ),
     ]
     retries: Annotated[

@@ -73,7 +73,7 @@ complete -c loader -n _shtab_loader_using -l per-host -x -d 'downloads at once f
 complete -c loader -n _shtab_loader_using -l delay -x -d 'time between the starts of two requests to one host (default: 0)'
 complete -c loader -n _shtab_loader_using -l timeout -x -d 'time limit to connect, and between two bytes (default: 10)'
 complete -c loader -n _shtab_loader_using -l max-time -x -d 'time limit for one attempt at one image (default: 300)'
-complete -c loader -n _shtab_loader_using -l cluster -x -d 'download on the workers of a Dask scheduler: tcp://HOST:PORT, tls://HOST:PORT or its scheduler file (needs the extra '"'"'cluster'"'"')'
+complete -c loader -n _shtab_loader_using -l cluster -x -d 'download on the workers of a Dask scheduler, given by its address or file (needs the extra '"'"'cluster'"'"')'
 complete -c loader -n _shtab_loader_using -l retries -x -d 'retries of an image after a transient failure (default: 3)'
 complete -c loader -n _shtab_loader_using -s H -l header -x -d 'header to send with each request, as '"'"'Name: value'"'"', or @FILE with one header a line; may be repeated'
 complete -c loader -n _shtab_loader_using -s A -l user-agent -x -d 'User-Agent header to send (default: image_loader/1.0.0)'
