@@ -452,6 +452,25 @@ def _opened_by(process: int, file: Path) -> bool:
     return any(os.path.realpath(each) == str(file) for each in descriptors)
 
 
+def test_a_part_that_kills_its_workers_is_given_up(tmp_path: Path, servers: list[Server], loader: Loader) -> None:
+    deadly = f"{part(servers[0].address, PARTS):02x}"
+    dying = f"import os\n    if settings.directory.name == '{deadly}':\n        os._exit(1)\n    "
+    begin = "lines = iter(lines)\n    # Read"
+    sources = _copy(tmp_path, "batch.py", begin, dying + begin)
+    urls = [server.url("/image/a.png") for server in servers]
+    with closing(Cluster(tmp_path, {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"})) as cluster:
+        cluster.worker(environment={"PYTHONPATH": str(sources)})
+        run = loader.run(urls, "--cluster", str(cluster.file))
+    assert run.status == 1
+    assert f"part {deadly} was not done: every worker that it was given to died" in run.stderr
+    _assert_told_once(run, urls)
+    # A part that waited on the same worker may be suspected as well.
+    lost = {row["url"] for row in run.rows if row["reason"] == "interrupted"}
+    assert urls[0] in lost
+    assert len(lost) < len(urls) / 2
+    assert run.counts == (len(urls) - len(lost), 0, 0, len(lost))
+
+
 # What is refused --------------------------------------------------------------------------------------------------
 
 

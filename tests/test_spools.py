@@ -156,6 +156,7 @@ def test_a_task_goes_on_while_its_driver_lives_and_ends_when_it_says_so(spools: 
     assert _looked(watch)
     heartbeat.end_tasks()
     assert not _looked(watch)
+    assert watch.fault == ""
     heartbeat.close()
 
 
@@ -166,6 +167,7 @@ def test_a_task_ends_when_the_driver_gives_no_sign_of_life_whatever_the_time_of_
     assert _looked(Watch(spools.folder.heartbeat, 60.0))
     watch = Watch(spools.folder.heartbeat, 0.0)
     assert not _looked(watch)
+    assert watch.fault.startswith("no sign of life of the driver")
 
 
 def test_a_task_ends_when_the_files_of_its_run_are_gone(spools: Spools) -> None:
@@ -174,6 +176,7 @@ def test_a_task_ends_when_the_files_of_its_run_are_gone(spools: Spools) -> None:
     heartbeat.close()
     spools.close()
     assert not _looked(watch)
+    assert watch.fault == "the files of the run are gone"
 
 
 # A task -----------------------------------------------------------------------------------------------------------

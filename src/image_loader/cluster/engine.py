@@ -25,6 +25,8 @@ _WORKER_PATIENCE = 60.0
 """Seconds to wait for a worker, at the start and when all are gone; and for an answer of those that there are."""
 _CLOSING = 2.0
 """Seconds to take leave of the scheduler."""
+_TALKATIVE = ("distributed.client", "tornado.application")
+"""Loggers that would tell a lost connection, and our own leave, with tracebacks; ``ended`` says it in a sentence."""
 _POLL = 0.1
 _COUNT_INTERVAL = 5.0
 """Seconds between two looks whether there are workers."""
@@ -48,10 +50,9 @@ class Engine:
         self._seen_workers = self._counted = time.monotonic()
         import distributed
 
-        # It would log a lost connection with tracebacks; ``ended`` says it in a sentence.
-        self._logger = logging.getLogger("distributed.client")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.CRITICAL)
+        self._levels = {logging.getLogger(name): logging.getLogger(name).level for name in _TALKATIVE}
+        for logger in self._levels:
+            logger.setLevel(logging.CRITICAL)
         self._client: Any = None
         try:
             self._client = self._asked(
@@ -118,7 +119,8 @@ class Engine:
             self._completed.clear()
             with suppress(OSError, RuntimeError):
                 self._client.close(timeout=_CLOSING)
-        self._logger.setLevel(self._level)
+        for logger, level in self._levels.items():
+            logger.setLevel(level)
 
     def _ended(self, future: Any, result: Any) -> tuple[int, Ended | str]:
         part = self._parts.pop(future.key)

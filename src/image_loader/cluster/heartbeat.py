@@ -61,12 +61,13 @@ class Heartbeat:
 class Watch:
     """Whether a task is to go on; ``stop`` is set when it is not.
 
-    That is when its driver says so, has removed its files, or has given no sign of life for ``patience`` seconds. The
-    clocks of two machines are not compared.
+    That is when its driver says so, has removed its files, or has given no sign of life for ``patience`` seconds.
+    ``fault`` tells of the last two. The clocks of two machines are not compared.
     """
 
     def __init__(self, path: Path, patience: float) -> None:
         self.stop = threading.Event()
+        self.fault = ""
         self._path = path
         self._patience = patience
         self._content = b""
@@ -76,16 +77,23 @@ class Watch:
     def look(self, _: float = 0.0) -> None:
         """Look at the file, if it is time."""
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_look or self.stop.is_set():
             return
         self._next_look = now + _LOOK
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
-            content = _ENDING
+            self._end("the files of the run are gone")
+            return
         except OSError:
             content = self._content  # A file server that is away for a moment.
         if content != self._content:
             self._content, self._changed = content, now
-        if content.startswith(_ENDING) or now - self._changed > self._patience:
-            self.stop.set()
+        if content.startswith(_ENDING):
+            self._end("")
+        elif now - self._changed > self._patience:
+            self._end(f"no sign of life of the driver for {self._patience:.0f} s; check the file system")
+
+    def _end(self, fault: str) -> None:
+        self.fault = fault
+        self.stop.set()

@@ -85,7 +85,7 @@ def _run(task: Task) -> Ended:
         watch = Watch(task.folder.heartbeat, task.driver_patience)
         with _alone(task, watch) as is_alone:
             if not is_alone:
-                return Ended()
+                return Ended(fault=watch.fault)
             attempt = secrets.token_hex(8)
             rows = files.Rows(task.folder.rows(task.partition, attempt))
             try:
@@ -96,7 +96,7 @@ def _run(task: Task) -> Ended:
                 rows.close()
     except LoaderError as error:
         return Ended(attempt, rows.told, str(error)) if rows is not None else Ended(fault=str(error))
-    return Ended(attempt, rows.told)
+    return Ended(attempt, rows.told, watch.fault)
 
 
 def _check(task: Task) -> Settings:
