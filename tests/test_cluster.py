@@ -107,7 +107,7 @@ def _command(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", f"{IMPORTS}\n{code}\nloader.main()")
 
 
-IMPORTS = "from image_loader import loader\nfrom image_loader.cluster import driver, engine"
+IMPORTS = "from image_loader import loader\nfrom image_loader.cluster import dask, driver"
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_tls_as_in_the_users_configuration_of_dask(tmp_path: Path, server: Serve
         assert cluster.address.startswith("tls://")
         urls = urls_of(server, 5)
         assert loader.run(urls, "--cluster", cluster.address, environment=environment).counts == (5, 0, 0, 0)
-        run = loader.run(urls, "--cluster", cluster.address, command=_command("engine._SCHEDULER_PATIENCE = 1"))
+        run = loader.run(urls, "--cluster", cluster.address, command=_command("dask._SCHEDULER_PATIENCE = 1"))
         assert run.status == 2
         assert "the scheduler cannot be used" in run.stderr
 
@@ -384,7 +384,7 @@ def test_a_signal_ends_the_run_within_ten_seconds_and_every_line_is_told(
 def test_a_run_whose_workers_are_all_gone_ends(cluster: Cluster, server: Server, loader: Loader) -> None:
     worker = cluster.worker("--no-nanny")
     urls = [*urls_of(server, 3), server.url("/held/a.png")]
-    command = _command("engine._WORKER_PATIENCE, engine._COUNT_INTERVAL = 2, 0.1")
+    command = _command("dask._WORKER_PATIENCE, dask._COUNT_INTERVAL = 2, 0.1")
     running = loader.start(urls, "--cluster", str(cluster.file), command=command)
     server.wait_for(lambda: server.at_work == 1)
     worker.kill()
@@ -396,7 +396,7 @@ def test_a_run_whose_workers_are_all_gone_ends(cluster: Cluster, server: Server,
 
 def test_a_worker_that_does_not_answer_ends_the_run(cluster: Cluster, server: Server, loader: Loader) -> None:
     cluster.worker("--no-nanny").send_signal(signal.SIGSTOP)
-    command = _command("engine._WORKER_PATIENCE = 2")
+    command = _command("dask._WORKER_PATIENCE = 2")
     run = loader.run(urls_of(server, 1), "--cluster", str(cluster.file), command=command)
     assert run.status == 2
     assert "does not answer" in run.stderr
@@ -508,7 +508,7 @@ def test_one_driver_at_a_time(cluster: Cluster, server: Server, loader: Loader) 
 
 
 def test_without_a_worker_the_run_ends(cluster: Cluster, server: Server, loader: Loader) -> None:
-    command = _command("engine._WORKER_PATIENCE = 1")
+    command = _command("dask._WORKER_PATIENCE = 1")
     run = loader.run(urls_of(server, 1), "--cluster", cluster.address, command=command)
     assert run.status == 2
     assert "no worker for 1 s; start one: dask worker" in run.stderr

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from image_loader import __version__, start
+from image_loader import __version__, engine
 from image_loader.errors import OptionError
 from image_loader.lists import urlfile
 from image_loader.model import Layout, Line, Outcome
@@ -136,7 +136,7 @@ def load(
     given = locals()  # Each option is a keyword of this function and an entry in ``settings``, and nothing else.
     urls = given.pop("urls")
     settings = settings_of(given)
-    return start.run(_lines(urls, settings), settings, threading.Event())
+    return engine.run(_lines(urls, settings), settings, threading.Event())
 
 
 DEFAULTS: Mapping[str, Any] = load.__kwdefaults__ or {}
@@ -160,7 +160,7 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
 
         require_verify()
     if settings.cluster is not None:
-        from image_loader.cluster.engine import require_cluster
+        from image_loader.cluster.dask import require_cluster
 
         require_cluster()
     return settings

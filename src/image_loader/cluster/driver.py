@@ -15,12 +15,12 @@ from itertools import chain, islice
 from pathlib import Path
 
 from image_loader import __version__, outcome
-from image_loader.cluster.engine import Engine
+from image_loader.cluster.dask import Dask
 from image_loader.cluster.heartbeat import Heartbeat
 from image_loader.cluster.spools import Spools
 from image_loader.cluster.task import Ended, Task
 from image_loader.errors import ClusterError, LoaderError
-from image_loader.model import Line, Outcome, Reason
+from image_loader.model import INTERRUPTED, Line, Outcome, Reason
 from image_loader.settings import Settings
 from image_loader.store.partitions import Partitions, name, runs
 from image_loader.url import part
@@ -46,8 +46,8 @@ def run(
     # Read before anything is made: a list that is not there leaves no directory behind.
     first = list(islice(lines, 1))
     with ExitStack() as stack:
-        engine = Engine(settings.cluster or "", stop, tick)
-        stack.callback(engine.close)
+        dask = Dask(settings.cluster or "", stop, tick)
+        stack.callback(dask.close)
         if stop.is_set():
             return
         directory = Partitions(settings.directory, settings.partitions)
@@ -58,8 +58,8 @@ def run(
         heartbeat = Heartbeat(spools.folder.heartbeat)
         stack.callback(heartbeat.close)
         stack.callback(heartbeat.end_tasks)
-        engine.check(template)
-        yield from _Run(settings, engine, spools, heartbeat, tick).outcomes(chain(first, lines), template, stop)
+        dask.check(template)
+        yield from _Run(settings, dask, spools, heartbeat, tick).outcomes(chain(first, lines), template, stop)
 
 
 def _anywhere(settings: Settings, directory: Path) -> Settings:
@@ -72,10 +72,10 @@ class _Run:
     """One run, in the main thread: it divides the list, and tells what comes back."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, spools: Spools, heartbeat: Heartbeat, tick: Callable[[float], None]
+        self, settings: Settings, dask: Dask, spools: Spools, heartbeat: Heartbeat, tick: Callable[[float], None]
     ) -> None:
         self._parts = settings.partitions
-        self._engine = engine
+        self._dask = dask
         self._spools = spools
         self._heartbeat = heartbeat
         self._tick = tick
@@ -125,10 +125,10 @@ class _Run:
     def _download(self, template: Task, stop: threading.Event) -> Iterator[Outcome]:
         self._spools.flush()
         parts = [number for number, _ in self._spools.counts.most_common()]
-        self._engine.submit([replace(template, partition=number) for number in parts])
+        self._dask.submit([replace(template, partition=number) for number in parts])
         give_up = None
         while len(self._told) < len(parts) and (give_up is None or time.monotonic() < give_up):
-            for number, ended in self._engine.ended():
+            for number, ended in self._dask.ended():
                 yield from self._tell(number, ended)
             self._tick(0.0)
             if give_up is None and (stop.is_set() or self._fault is not None):
@@ -138,7 +138,7 @@ class _Run:
     def _tell(self, number: int, ended: Ended | str) -> Iterator[Outcome]:
         """Yield the outcomes of a part: those that its task wrote, and those of lines that it did not come to."""
         self._told.add(number)
-        detail = outcome.INTERRUPTED
+        detail = INTERRUPTED.detail
         if isinstance(ended, str):
             _LOG.error("part %s was not done: %s", name(number), ended)
             detail, ended = ended, Ended()

@@ -1,4 +1,4 @@
-"""Where a run goes: to this process, or to the workers of a scheduler."""
+"""What makes a run: this process, or the workers of a scheduler."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ needs_extra = pytest.mark.skipif(find_spec("distributed") is None, reason="takes
 IMPATIENT = (
     sys.executable,
     "-c",
-    "from image_loader import loader\nfrom image_loader.cluster import engine\n"
-    "engine._SCHEDULER_PATIENCE = 0.5\nloader.main()",
+    "from image_loader import loader\nfrom image_loader.cluster import dask\n"
+    "dask._SCHEDULER_PATIENCE = 0.5\nloader.main()",
 )
 
 

@@ -38,7 +38,7 @@ def require_cluster() -> None:
         raise MissingPackagesError("cluster", "'image_loader[cluster]'")
 
 
-class Engine:
+class Dask:
     """A connection to a scheduler. All methods raise ``ClusterError``; they return early when ``stop`` is set."""
 
     def __init__(self, address: str, stop: threading.Event, tick: Callable[[float], None]) -> None:
