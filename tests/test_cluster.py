@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -33,6 +34,8 @@ pytest.importorskip("distributed", reason="takes the extra 'cluster'")
 
 PARTS = 256
 WAIT = 60.0
+BEGIN = "lines = iter(lines)\n    # Read"
+"""Where ``batch.run`` begins."""
 
 
 class Cluster:
@@ -455,8 +458,7 @@ def _opened_by(process: int, file: Path) -> bool:
 def test_a_part_that_kills_its_workers_is_given_up(tmp_path: Path, servers: list[Server], loader: Loader) -> None:
     deadly = f"{part(servers[0].address, PARTS):02x}"
     dying = f"import os\n    if settings.directory.name == '{deadly}':\n        os._exit(1)\n    "
-    begin = "lines = iter(lines)\n    # Read"
-    sources = _copy(tmp_path, "batch.py", begin, dying + begin)
+    sources = _copy(tmp_path, "batch.py", BEGIN, dying + BEGIN)
     urls = [server.url("/image/a.png") for server in servers]
     with closing(Cluster(tmp_path, {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"})) as cluster:
         cluster.worker(environment={"PYTHONPATH": str(sources)})
@@ -469,6 +471,25 @@ def test_a_part_that_kills_its_workers_is_given_up(tmp_path: Path, servers: list
     assert urls[0] in lost
     assert len(lost) < len(urls) / 2
     assert run.counts == (len(urls) - len(lost), 0, 0, len(lost))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("cluster/files.py", "self.told += 1", "self.told += 2"), "rows are missing; check the disk"),
+        (("batch.py", BEGIN, f"raise LoaderError('no space')\n    {BEGIN}"), "no space"),
+    ],
+    ids=["rows", "fault"],
+)
+def test_a_fault_on_a_worker_ends_the_run_and_every_line_is_told_once(
+    cluster: Cluster, servers: list[Server], loader: Loader, change: tuple[str, str, str], told: str
+) -> None:
+    cluster.worker("--no-nanny", environment={"PYTHONPATH": str(_copy(loader.home, *change))})
+    urls = [url for server in servers for url in urls_of(server, 3)]
+    run = loader.run(urls, "--cluster", str(cluster.file))
+    assert run.status == 2
+    assert re.search(rf"loader: part [0-9a-f]{{2}}: {told}", run.stderr)
+    _assert_told_once(run, urls)
 
 
 # What is refused --------------------------------------------------------------------------------------------------
@@ -548,8 +569,8 @@ def _copy(home: Path, file: str, old: str, new: str) -> Path:
 
 def test_no_log_has_a_header_a_password_or_a_query(cluster: Cluster, server: Server, loader: Loader) -> None:
     """A task fails with all of it in its error; Dask logs errors, and the arguments of tasks that fail."""
-    failing = "raise ValueError(settings._asdict(), settings, list(lines), *lines)\n    lines = iter(lines)\n    # Read"
-    sources = _copy(loader.home, "batch.py", "lines = iter(lines)\n    # Read", failing)
+    failing = "raise ValueError(settings._asdict(), settings, list(lines), *lines)\n    "
+    sources = _copy(loader.home, "batch.py", BEGIN, failing + BEGIN)
     cluster.worker("--no-nanny", environment={"PYTHONPATH": str(sources)})
     url = f"http://user:hidden-1@127.0.0.1:{server.port}/image/a.png?key=hidden-2"
     options = ("-H", "Authorization: Bearer hidden-3", "-vv", "--cluster", str(cluster.file))

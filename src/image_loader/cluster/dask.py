@@ -19,6 +19,8 @@ from image_loader.cluster.task import Ended, Task
 from image_loader.errors import ClusterError, MissingPackagesError
 from image_loader.store import partitions
 
+_REQUIREMENT = "distributed>=2025.1,<2026.9"
+"""What the extra ``cluster`` installs."""
 _SCHEDULER_PATIENCE = 10.0
 """Seconds to wait for the scheduler."""
 _WORKER_PATIENCE = 60.0
@@ -35,7 +37,7 @@ _COUNT_INTERVAL = 5.0
 def require_cluster() -> None:
     """Raise ``MissingPackagesError`` where ``distributed`` is not installed."""
     if find_spec("distributed") is None:
-        raise MissingPackagesError("cluster", "'image_loader[cluster]'")
+        raise MissingPackagesError("cluster", f"'{_REQUIREMENT}'")
 
 
 class Dask:

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from image_loader.cluster.files import opener
+from image_loader.cluster.files import opener, translating
 
 _BEAT = 1.0
 """Seconds between two signs of life."""
@@ -21,19 +21,22 @@ class Heartbeat:
     """Tells the tasks that their driver lives, and when they are to end."""
 
     def __init__(self, path: Path) -> None:
+        """Begin; raises ``DirectoryError``."""
         self._path = path
         self._lock = threading.Lock()
         self._beats = 0
         self._state = _GOING_ON
         self._over = threading.Event()
-        self._beat()
+        with translating():
+            self._beat()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def end_tasks(self) -> None:
         """Ask all tasks to end."""
         self._state = _ENDING
-        self._beat()
+        with suppress(OSError):  # Tasks end all the same, when the files of the run are removed.
+            self._beat()
 
     def close(self) -> None:
         """Give no more signs of life."""
@@ -42,14 +45,15 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._over.wait(_BEAT):
-            self._beat()
+            with suppress(OSError):
+                self._beat()
 
     def _beat(self) -> None:
         """Write over the file, at a fixed length: so it is never empty, and always the same file.
 
         It is opened each time, since NFS shows what was written before a close to whoever opens the file after that.
         """
-        with self._lock, suppress(OSError):
+        with self._lock:
             self._beats += 1
             descriptor = opener(self._path, os.O_WRONLY | os.O_CREAT)
             try:

@@ -7,7 +7,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,8 +90,9 @@ def _run(task: Task) -> Ended:
             rows = files.Rows(task.folder.rows(task.partition, attempt))
             try:
                 lines = files.read_lines(task.folder.lines(task.partition), settings.batch)
-                for outcome in batch.run(lines, settings, watch.stop, watch.look):
-                    rows.add(outcome)
+                with closing(batch.run(lines, settings, watch.stop, watch.look)) as outcomes:
+                    for outcome in outcomes:
+                        rows.add(outcome)
             finally:
                 rows.close()
     except LoaderError as error:
@@ -132,10 +133,11 @@ def _alone(task: Task, watch: Watch) -> Iterator[bool]:
     An attempt can go on after its worker was given up. It is waited for, since two of them would download everything
     twice, and could not both have the index.
     """
-    descriptor = partitions.open_lock(task.directory, task.partition)
+    with files.translating():
+        descriptor = partitions.open_lock(task.directory, task.partition)
     try:
         give_up = time.monotonic() + _LOCK_PATIENCE
-        while not (is_alone := partitions.takes(descriptor)) and not watch.stop.is_set():
+        while not (is_alone := _takes(descriptor)) and not watch.stop.is_set():
             if time.monotonic() > give_up:
                 raise TaskError("another worker, which was given up, still has its lock; end that process")
             time.sleep(_POLL)
@@ -143,3 +145,8 @@ def _alone(task: Task, watch: Watch) -> Iterator[bool]:
         yield is_alone
     finally:
         os.close(descriptor)
+
+
+def _takes(descriptor: int) -> bool:
+    with files.translating():
+        return partitions.takes(descriptor)
