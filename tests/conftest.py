@@ -130,8 +130,8 @@ class Run:
 
 def _files(directory: Path) -> frozenset[str]:
     """Name the files that stand in the directory, but for its hidden ones."""
-    below = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
-    return frozenset(name for name in below if not name.startswith(".image_loader/"))
+    below = (path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir())
+    return frozenset(path.as_posix() for path in below if ".image_loader" not in path.parts)
 
 
 class Running:

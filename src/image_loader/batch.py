@@ -77,7 +77,9 @@ def opened(settings: Settings, stop: threading.Event, stack: ExitStack, held: He
     stack.callback(directory.close)
     named = settings.index_file
     path = named or directory.hidden / FILE
-    index = stack.enter_context(Index(path, settings.flush_interval, stop.is_set, named=named is not None))
+    index = stack.enter_context(
+        Index(path, settings.flush_interval, stop.is_set, named=named is not None, exclusive=settings.exclusive)
+    )
     if held is None:
         _compare_layouts(directory.note_layout(settings.layout.value), settings)
     return directory, index

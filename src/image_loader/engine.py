@@ -1,4 +1,4 @@
-"""What makes a run: this process, or several."""
+"""What makes a run: this process, several, or the workers of a scheduler."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ def run(
     stop: threading.Event,
     tick: Callable[[float], None] = lambda _: None,
 ) -> Generator[Outcome, None, None]:
-    """Yield the outcome of every line; see ``batch.run``. A dry run takes one process."""
-    if settings.processes == 1 or settings.dry_run:
-        return batch.run(lines, settings, stop, tick)
-    from image_loader.processes import parent
+    """Return the outcomes of every line; see ``batch.run``. A dry run takes one process."""
+    if settings.cluster is not None:
+        from image_loader.cluster import driver
 
-    return parent.run(lines, settings, stop, tick)
+        return driver.run(lines, settings, stop, tick)
+    if settings.processes > 1 and not settings.dry_run:
+        from image_loader.processes import parent
+
+        return parent.run(lines, settings, stop, tick)
+    return batch.run(lines, settings, stop, tick)

@@ -95,6 +95,10 @@ class TooManyDeletionsError(LoaderError):
         self.most = most
 
 
+class ClusterError(LoaderError):
+    """The scheduler, or a worker of it, cannot do the work."""
+
+
 class OutOfThreadsError(LoaderError):
     """The system gives not even one thread."""
 

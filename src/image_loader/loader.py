@@ -80,6 +80,9 @@ that processor may be busy. A free-threaded Python has no such lock, and is neve
 GARBAGE_INTERVAL = 100_000
 """Objects made between two searches for cyclic garbage, of which a run makes little: with Python's own 700, the command
 would spend a twentieth of its time there."""
+PARTITIONS = 256
+"""Parts that --cluster divides the hosts into, each with a folder and an index of its own; a directory keeps the number
+that it was made with."""
 REDIRECTS = 20
 """Redirects followed for one image."""
 USER_AGENT = f"image_loader/{__version__}"
@@ -88,7 +91,7 @@ LAYOUT = Layout.FLAT
 """The path of an image below the directory: flat, host, hash or path."""
 # ---------------------------------------------------------------------------------------------------------------------
 
-_CONSTANTS = Settings.__annotations__.keys() - options(Settings).keys() - {"one_processor"}
+_CONSTANTS = Settings.__annotations__.keys() - options(Settings).keys() - {"one_processor", "exclusive"}
 # Without a handler, logging prints warnings on standard error; where they go is for the caller of ``load`` to say.
 logging.getLogger("image_loader").addHandler(logging.NullHandler())
 
@@ -112,6 +115,7 @@ def load(
     delay: float = DELAY,
     timeout: float = TIMEOUT,
     max_time: float = MAX_TIME,
+    cluster: str | os.PathLike[str] | None = None,
     retries: int = RETRIES,
     max_size: int = MAX_SIZE,
     headers: Mapping[str, str] | None = None,
@@ -160,6 +164,10 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
         from image_loader.decoding.pool import require_verify
 
         require_verify()
+    if settings.cluster is not None:
+        from image_loader.cluster.dask import require_cluster
+
+        require_cluster()
     return settings
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 from image_loader.errors import OptionError
 from image_loader.model import Columns, Layout
 from image_loader.option import (
+    Address,
     Choice,
     Column,
     Count,
@@ -157,6 +158,15 @@ class Settings(NamedTuple):
     max_time: Annotated[
         float, Option("--max-time", Seconds(0.001, 10**9), LIMITS, "time limit for one attempt at one image")
     ]
+    cluster: Annotated[
+        str | None,
+        Option(
+            "--cluster",
+            Address(),
+            LIMITS,
+            "download on the workers of a Dask scheduler, given by its address or file (needs the extra 'cluster')",
+        ),
+    ]
     retries: Annotated[
         int, Option("--retries", Whole(0, 10**9), LIMITS, "retries of an image after a transient failure")
     ]
@@ -211,7 +221,14 @@ class Settings(NamedTuple):
     retry_after_cap: float
     redirects: int
     flush_interval: float
+    partitions: int
     one_processor: bool = False
+    exclusive: bool = False
+    """Whether no other run may have the index meanwhile."""
+
+    def __repr__(self) -> str:
+        """Show no more than the directory: the headers may be secret."""
+        return f"<settings for {self.directory}>"
 
     @property
     def columns(self) -> Columns | None:
@@ -274,7 +291,20 @@ def settings_from(values: Mapping[str, Any], constants: Mapping[str, Any]) -> Se
         raise OptionError("contradicts --force and --revalidate (force, revalidate)", "skip_existing")
     if settings.max_delete is not None and not settings.delete:
         raise OptionError("must come with --delete (delete)", "max_delete")
+    if settings.cluster is not None:
+        _check_cluster(settings)
     return settings
+
+
+def _check_cluster(settings: Settings) -> None:
+    """Raise ``OptionError`` for what a run on a cluster cannot do."""
+    if settings.index_file is not None:
+        raise OptionError("cannot be used with --cluster (cluster): each part of the hosts has its own index", "index")
+    if settings.processes > 1:
+        raise OptionError("cannot be used with --cluster (cluster): its workers are processes", "processes")
+    for keyword in ("delete", "dry_run"):
+        if getattr(settings, keyword):
+            raise OptionError("cannot be used with --cluster (cluster)", keyword)
 
 
 def all_options() -> Sequence[Option]:

@@ -16,6 +16,7 @@ from image_loader.errors import DirectoryError, DownloadError, OutOfInodesError
 from image_loader.model import Image, Resume
 from image_loader.store import locks
 from image_loader.store.partial import Partial, Partials, make_folders
+from image_loader.store.partitions import require_one_machine
 from image_loader.store.root import HIDDEN, PARTIALS, Held, Root, available_inodes, directory_error
 
 __all__ = ["HIDDEN", "Directory", "Partial", "is_as_recorded"]
@@ -109,6 +110,7 @@ class Sight(View):
         self.path = path
         try:
             self._root = Root(path)
+            require_one_machine(self._root)
             self.hidden = Path(self._root.resolved) / HIDDEN
             self.is_new = not self.hidden.exists()
             self.max_name_bytes = _max_name_bytes(self._root.descriptor)
@@ -167,6 +169,7 @@ class Directory(View):
             self._root = Root(path, held)
         except OSError as error:
             raise _cannot_start(path, error) from error
+        require_one_machine(self._root)
         self.hidden = Path(self._root.resolved) / HIDDEN
         self.partials = Path(self._root.place(PARTIALS))
         try:

@@ -80,12 +80,14 @@ class Index:
         *,
         named: bool = False,
         copy: bool = False,
+        exclusive: bool = False,
     ) -> None:
         """Open the index, or make it; ``flush_interval`` is in seconds.
 
         A damaged one is moved aside with a warning, and a new one begun; the images are not touched. Where the user has
         ``named`` it, a file that never was a database is left alone. ``is_ending`` says that there is no time left to
-        wait for other programs. A ``copy`` leaves the file as it is: what is recorded is forgotten in the end.
+        wait for other programs. A ``copy`` leaves the file as it is: what is recorded is forgotten in the end. While
+        it is open ``exclusive``, no other program can read or write it.
         """
         # Absolute: SQLite gives a meaning of their own to names such as ":memory:" and "file:a?b".
         self.path = Path(os.path.realpath(path))
@@ -104,7 +106,7 @@ class Index:
         if copy:
             self._connection = index_file.copied(self.path)
         else:
-            self._connection = index_file.connect(self.path, self._wait, named=named)
+            self._connection = index_file.connect(self.path, self._wait, named=named, exclusive=exclusive)
         self._inode = index_file.inode(self.path)
 
     def __enter__(self) -> Self:
