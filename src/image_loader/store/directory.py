@@ -167,6 +167,8 @@ class Directory(View):
             self._root = Root(path, held)
         except OSError as error:
             raise _cannot_start(path, error) from error
+        if held is not None:
+            self._root.check_place()
         self.hidden = Path(self._root.resolved) / HIDDEN
         self.partials = Path(self._root.place(PARTIALS))
         try:
