@@ -170,6 +170,8 @@ class Directory(View):
         except OSError as error:
             raise _cannot_start(path, error) from error
         require_one_machine(self._root)
+        if held is not None:
+            self._root.check_place()
         self.hidden = Path(self._root.resolved) / HIDDEN
         self.partials = Path(self._root.place(PARTIALS))
         try:
