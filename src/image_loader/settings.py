@@ -112,7 +112,12 @@ class Settings(NamedTuple):
     ]
     max_delete: Annotated[
         int | None,
-        Option("--max-delete", Limit(0, 10**9, "half of the images"), IMAGES, "delete nothing if more than N images would be deleted"),
+        Option(
+            "--max-delete",
+            Limit(0, 10**9, "half of the images"),
+            IMAGES,
+            "delete nothing if more than N images would be deleted",
+        ),
     ]
     dry_run: Annotated[
         bool,
