@@ -67,6 +67,21 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
+WORKERS = 4
+"""Processes that run the whole suite, at least: most tests wait for a process, a server or a limit."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return in how many processes the tests run; those that were named run in one."""
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return max(WORKERS, os.cpu_count() or 1) if is_whole and not config.getoption("usepdb") else 0
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long bytes by their place; with what they hold (a time, in gzip), each worker would have other tests."""
+    return argname if isinstance(val, bytes) and len(val) > 50 else None
+
+
 Urls = Sequence[str] | bytes | Path
 Row = Mapping[str, Any]
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from conftest import ENVIRONMENT, SETTINGS
-from image_loader.decoding.pool import Decoders, require_verify
+from image_loader.decoding.pool import Decoders
 from image_loader.decoding.verdict import Decoded
 from image_loader.errors import DownloadError
 from image_loader.formats import EXTENSIONS
@@ -377,10 +377,6 @@ def test_a_file_that_cannot_be_read_back_fails_as_write(decoders: Decoders, tmp_
     with pytest.raises(DownloadError) as caught:
         decoders.decode(str(tmp_path / "none"), time.monotonic() + SECONDS)
     assert caught.value.failure.reason is Reason.WRITE
-
-
-def test_what_verify_needs_is_here() -> None:
-    require_verify()
 
 
 def test_a_missing_extra_is_told_with_the_command_that_installs_it() -> None:

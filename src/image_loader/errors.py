@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from image_loader.model import Blame, Failure, Reason, Resume
+from image_loader.model import INTERRUPTED, Blame, Failure, Reason, Resume
 
 
 class LoaderError(Exception):
@@ -113,6 +113,11 @@ class DownloadError(Exception):
     def may_pass(self) -> None:
         """Say that another attempt makes sense."""
         self.failure = self.failure._replace(retryable=True)
+
+
+def interrupted() -> DownloadError:
+    """Return the error of what was not done when the run ended."""
+    return DownloadError(INTERRUPTED.reason, INTERRUPTED.detail)
 
 
 def is_out_of_descriptors(error: OSError | None) -> bool:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
+import runpy
 import sys
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
     # Run as a file, from a checkout: the package is found one folder up, and no module of ours hides another.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # As in __main__: no traceback while the modules are imported.
+    runpy.run_module("image_loader", run_name="__main__")
 
 import gc
 import logging
@@ -75,7 +74,7 @@ HOST_PATIENCE = 30.0
 ONE_PROCESSOR = True
 """Whether the command stays on one processor once it downloads, except for large bodies. Only one thread runs Python at
 a time, and passing the interpreter lock between processors costs more than a second one brings. Set it to False where
-that processor may be busy."""
+that processor may be busy. A free-threaded Python has no such lock, and is never bound to one."""
 GARBAGE_INTERVAL = 100_000
 """Objects made between two searches for cyclic garbage, of which a run makes little: with Python's own 700, the command
 would spend a twentieth of its time there."""
@@ -170,7 +169,3 @@ def _lines(urls: Any, settings: Settings) -> Iterable[Sequence[Line] | None]:
     if settings.columns is not None:
         raise OptionError("must be None where URLs are given, and not the path of a table", "url_column")
     return urlfile.from_strings(urls, settings.batch)
-
-
-if __name__ == "__main__":
-    main()

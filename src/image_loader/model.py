@@ -306,6 +306,9 @@ class Failure(NamedTuple):
     resume: Resume | None = None
 
 
+INTERRUPTED = Failure(Reason.INTERRUPTED, "the run was ended")
+
+
 class Unfinished(NamedTuple):
     """The attempt goes on, as ``job`` says, once a connection to the host that it asks next stands."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from image_loader.decoding.verdict import Decoded, Limits
-from image_loader.errors import DownloadError, MissingPackagesError, OptionError, is_out_of_descriptors
+from image_loader.errors import DownloadError, MissingPackagesError, OptionError, interrupted, is_out_of_descriptors
 from image_loader.formats import EXTENSIONS
 from image_loader.model import Blame, Reason
 from image_loader.settings import Settings
@@ -164,7 +164,7 @@ class Decoders:
     def _wait_for(self, condition: Callable[[], bool], deadline: float) -> None:
         done = self._changed.wait_for(lambda: self._closed or condition(), max(0.0, deadline - time.monotonic()))
         if self._closed:
-            raise _interrupted()
+            raise interrupted()
         if not done:
             raise _too_late()
 
@@ -179,7 +179,7 @@ class Decoders:
     def _post_mortem(self, child: _Child, memory: int, error: _DeadError) -> dict[str, Any]:
         status = self._drop(child)
         if self._closed:
-            raise _interrupted()
+            raise interrupted()
         if not child.ready:
             self._never_ready(error, status)
         if status == -signal.SIGXCPU:
@@ -318,10 +318,6 @@ def _not_started(error: OSError) -> DownloadError | OptionError:
     if is_out_of_descriptors(error) or error.errno in (errno.EAGAIN, errno.ENOMEM):
         return DownloadError(Reason.WRITE, detail, retryable=True, blame=Blame.PROCESS)
     return OptionError(f"--verify: {detail} ({sys.executable})")
-
-
-def _interrupted() -> DownloadError:
-    return DownloadError(Reason.INTERRUPTED, "the run was ended")
 
 
 def _too_late() -> DownloadError:

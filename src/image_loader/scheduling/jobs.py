@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from image_loader.model import Failure, Job, Reason, Result
+from image_loader.model import INTERRUPTED, Failure, Job, Result
 from image_loader.scheduling.dispatch import Dispatch
 from image_loader.scheduling.health import Health, Policy, State
 from image_loader.scheduling.hosts import Hosts, host_down
@@ -13,7 +13,6 @@ from image_loader.scheduling.queue import Host, Task
 from image_loader.scheduling.workers import Turn
 
 _LOG = logging.getLogger(__name__)
-INTERRUPTED = Failure(Reason.INTERRUPTED, "the run was ended")
 
 
 class Jobs:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from image_loader.model import Blame, Failure, Job, Unfinished
+from image_loader.model import INTERRUPTED, Blame, Failure, Job, Unfinished
 from image_loader.scheduling import retry
 from image_loader.scheduling.dispatch import Dispatch
-from image_loader.scheduling.jobs import INTERRUPTED, Jobs
+from image_loader.scheduling.jobs import Jobs
 from image_loader.scheduling.queue import Host, Task
 from image_loader.scheduling.workers import Ended
 from image_loader.settings import Settings

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from queue import Empty
 
 from image_loader.errors import DownloadError, LoaderError
-from image_loader.model import Failure, Job
+from image_loader.model import INTERRUPTED, Failure, Job
 from image_loader.scheduling.dispatch import Connected, Connections, Dispatch, Inbox, Message
 from image_loader.scheduling.health import Policy
-from image_loader.scheduling.jobs import INTERRUPTED, Jobs
+from image_loader.scheduling.jobs import Jobs
 from image_loader.scheduling.judge import Judge
 from image_loader.scheduling.queue import Task
 from image_loader.scheduling.slots import connects_at_most

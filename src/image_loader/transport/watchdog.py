@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 
-from image_loader.errors import DownloadError, OutOfThreadsError
+from image_loader.errors import DownloadError, OutOfThreadsError, interrupted
 from image_loader.model import Reason
 
 _INTERRUPT_INTERVAL = 0.05  # seconds
@@ -131,5 +131,5 @@ class Watchdog:
 def ended(reason: Reason) -> DownloadError:
     """Return the error of an attempt that was ended: its time was over, or the run."""
     if reason is Reason.INTERRUPTED:
-        return DownloadError(Reason.INTERRUPTED, "the run was ended")
+        return interrupted()
     return DownloadError(Reason.DEADLINE, "not done within the time for one attempt")
