@@ -18,7 +18,7 @@ import image_loader
 PACKAGE = Path(image_loader.__file__).parent
 LAYERS = (
     ("url", "model", "errors", "formats"),
-    ("option", "media_types", "sniffing", "unpacking"),
+    ("option", "media_types", "sniffing", "interpreter", "unpacking"),
     ("settings",),
     ("lists", "freshness", "transport", "store", "processors", "endings", "decoding"),
     ("scheduling",),
@@ -27,6 +27,8 @@ LAYERS = (
     ("attempt", "removal"),
     ("preview",),
     ("batch",),
+    ("processes",),
+    ("engine",),
     ("cli",),
     ("loader",),
 )
@@ -48,8 +50,9 @@ OWNERS = {
     "csv": {"cli", "lists"},
     "gzip": {"lists"},
     "concurrent": {"scheduling"},
+    "multiprocessing": {"processes"},
     "PIL": {"decoding"},
-    "subprocess": {"decoding"},
+    "subprocess": {"decoding", "processes"},
     "jinja2": {"cli"},
 }
 

@@ -29,6 +29,7 @@ OTHER = {
     "ignore_status": ([404, 410], frozenset({404, 410})),
     "max_delete": (5, 5),
     "max_size": (1234, 1234),
+    "processes": (3, 3),
     "threads": (7, 7),
     "per_host": (6, 6),
     "delay": (2.5, 2.5),

@@ -91,7 +91,7 @@ class Downloader:
         self._fields = _UNCONDITIONAL if settings.force else _REVALIDATING if settings.revalidate else {}
         self._likely_extension = ".jpg"
         self._sniffs = settings.sniff or settings.verify
-        self._decoders = _decoders(settings, processors) if settings.verify else None
+        self._decoders = _decoders(settings, processors, directory) if settings.verify else None
 
     def interrupt(self) -> None:
         """End the decoding that attempts wait for."""
@@ -328,11 +328,11 @@ def _check_end(partial: Partial, answer: Answer) -> None:
         raise DownloadError(Reason.TRUNCATED, detail, http_status=answer.status, retryable=True)
 
 
-def _decoders(settings: Settings, processors: frozenset[int]) -> Decoders:
+def _decoders(settings: Settings, processors: frozenset[int], directory: Directory) -> Decoders:
     """Return the decoders. They are imported only here, since most runs need none."""
     from image_loader.decoding.pool import Decoders
 
-    return Decoders(settings, processors)
+    return Decoders(settings, directory.partials, processors)
 
 
 def _change(sha256: str, before: str | None) -> Change:

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from image_loader import __version__, batch
+from image_loader import __version__, engine
 from image_loader.errors import OptionError
 from image_loader.lists import urlfile
 from image_loader.model import Layout, Line, Outcome
@@ -29,8 +29,10 @@ from image_loader.url import redacted
 # ---------------------------------------------------------------------------------------------------------------------
 # What shapes memory, sockets, threads and time. Edit here: the command and the library call both take it from here.
 
+PROCESSES = 1
+"""Processes to download in; each takes 30 MB. All images of a host come from one of them."""
 THREADS = 32
-"""Downloads at once; each takes a thread (some 100 kB), a socket and an open file."""
+"""Downloads at once, in all processes together; each takes a thread (some 100 kB), a socket and an open file."""
 PER_HOST = 10
 """Downloads at once from one host, and idle connections kept for it."""
 DELAY = 0.0
@@ -104,6 +106,7 @@ def load(
     delete: bool = False,
     max_delete: int | None = None,
     dry_run: bool = False,
+    processes: int = PROCESSES,
     threads: int = THREADS,
     per_host: int = PER_HOST,
     delay: float = DELAY,
@@ -132,7 +135,7 @@ def load(
     given = locals()  # Each option is a keyword of this function and an entry in ``settings``, and nothing else.
     urls = given.pop("urls")
     settings = settings_of(given)
-    return batch.run(_lines(urls, settings), settings, threading.Event())
+    return engine.run(_lines(urls, settings), settings, threading.Event())
 
 
 DEFAULTS: Mapping[str, Any] = load.__kwdefaults__ or {}
@@ -151,6 +154,8 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
     """Return the settings of a run: options by their keywords, and the constants of this module."""
     constants = {name: globals()[name.upper()] for name in _CONSTANTS}
     settings = settings_from(given, {**constants, "window": max(WINDOW, BATCH)})
+    # The processes that are started are our own.
+    settings = settings._replace(one_processor=ONE_PROCESSOR and settings.processes > 1)
     if settings.verify:
         from image_loader.decoding.pool import require_verify
 

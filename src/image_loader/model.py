@@ -294,7 +294,7 @@ class Failure(NamedTuple):
     """The attempt failed.
 
     ``retryable`` failures may be tried again; ``blame`` says whom they count against. ``retry_after`` is the pause that
-    the server asked for, in seconds.
+    the server asked for, in seconds. ``stopped`` says that this process did not run when the attempt's time was over.
     """
 
     reason: Reason
@@ -304,6 +304,7 @@ class Failure(NamedTuple):
     blame: Blame = Blame.IMAGE
     retry_after: float | None = None
     resume: Resume | None = None
+    stopped: bool = False
 
 
 INTERRUPTED = Failure(Reason.INTERRUPTED, "the run was ended")

@@ -141,6 +141,10 @@ class Settings(NamedTuple):
         bool, Option("--verify", Flag(), IMAGES, "decode each image and refuse damaged ones (needs the extra 'verify')")
     ]
     max_size: Annotated[int, Option("--max-size", Size(1, 10**12), IMAGES, "largest image to accept")]
+    processes: Annotated[
+        int,
+        Option("--processes", Whole(1, 1000), LIMITS, "processes to download in; all images of a host come from one"),
+    ]
     threads: Annotated[int, Option("-t --threads", Whole(1, 10**5), LIMITS, "downloads at once")]
     per_host: Annotated[int, Option("--per-host", Whole(1, 10**5), LIMITS, "downloads at once from one host")]
     delay: Annotated[
