@@ -180,5 +180,5 @@ def _lines(urls: Any, settings: Settings) -> Iterable[Sequence[Line] | None]:
     if isinstance(urls, bytes | bytearray) or not isinstance(urls, Iterable):
         raise OptionError(f"must be a path or an iterable of URLs, not {type(urls).__name__}", "urls")
     if settings.columns is not None:
-        raise OptionError("must be None where URLs are given, and not the path of a table", "url_column")
+        raise OptionError("is for the path of a table, not for an iterable of URLs", "url_column")
     return urlfile.from_strings(urls, settings.batch)

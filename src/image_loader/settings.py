@@ -286,11 +286,11 @@ def settings_from(values: Mapping[str, Any], constants: Mapping[str, Any]) -> Se
     if settings.ca_bundle is not None and not os.path.exists(settings.ca_bundle):  # noqa: PTH110 (Path's raises)
         raise OptionError(f"{settings.ca_bundle}: no such file or directory", "ca_bundle")
     if settings.name_column is not None and settings.url_column is None:
-        raise OptionError("must come with the column of the URLs (--url-column, url_column)", "name_column")
+        raise OptionError("can only be used with --url-column (url_column)", "name_column")
     if settings.skip_existing and (settings.force or settings.revalidate):
-        raise OptionError("contradicts --force and --revalidate (force, revalidate)", "skip_existing")
+        raise OptionError("cannot be used with --force or --revalidate (force, revalidate)", "skip_existing")
     if settings.max_delete is not None and not settings.delete:
-        raise OptionError("must come with --delete (delete)", "max_delete")
+        raise OptionError("can only be used with --delete (delete)", "max_delete")
     if settings.cluster is not None:
         _check_cluster(settings)
     return settings

@@ -77,7 +77,7 @@ complete -c loader -n _shtab_loader_using -l max-time -x -d 'time limit for one 
 complete -c loader -n _shtab_loader_using -l cluster -x -d 'download on the workers of a Dask scheduler, given by its address or file (needs the extra '"'"'cluster'"'"')'
 complete -c loader -n _shtab_loader_using -l retries -x -d 'retries of an image after a transient failure (default: 3)'
 complete -c loader -n _shtab_loader_using -s H -l header -x -d 'header to send with each request, as '"'"'Name: value'"'"', or @FILE with one header a line; may be repeated'
-complete -c loader -n _shtab_loader_using -s A -l user-agent -x -d 'User-Agent header to send (default: image_loader/1.0.0)'
+complete -c loader -n _shtab_loader_using -s A -l user-agent -x -d 'User-Agent header to send (default: image_loader/2.0.0)'
 complete -c loader -n _shtab_loader_using -l ca-bundle -xka "(__fish_complete_path (commandline -ct))" -d 'CA certificates for HTTPS (file or directory)'
 complete -c loader -n _shtab_loader_using -l insecure -d 'do not check TLS certificates'
 complete -c loader -n _shtab_loader_using -l public-only -d 'refuse private, loopback and link-local addresses'
