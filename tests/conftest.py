@@ -53,7 +53,9 @@ SETTINGS = settings_of(
         **DEFAULTS, "directory": "unused", "threads": 8, "per_host": 4, "timeout": 5.0, "max_time": 10.0,
         "retries": 0, "max_size": 10_000_000, "user_agent": "test/1",
     }
-)._replace(window=100, window_size=10**6, batch=10, chunk=65536, connects=64, host_failures=3)  # fmt: skip
+)._replace(
+    window=100, window_size=10**6, window_hosts=100, batch=10, chunk=65536, connects=64, host_failures=3
+)  # fmt: skip
 """Those of a short run; a test changes what it is about."""
 
 CLOCK_STEP = 0.02

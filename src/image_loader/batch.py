@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from image_loader.scheduling.queue import Task
 
 _LOG = logging.getLogger(__name__)
-# What would be imported later, when there may be no file descriptor left for it.
-_WANTED_LATER = ("encodings.unicode_escape", "idna.uts46data", "ipaddress")
+# What would be imported later, when there may be no file descriptor left for it. With a few downloads there is.
+_WANTED_LATER = ("encodings.unicode_escape", "idna.uts46data", "image_loader.transport.redirects", "ipaddress")
+_FEW = 10
 # How soon an interruption is noticed, and how long attempts that were cut off get to clean up, in seconds.
 _WAIT = 0.1
 _BRIEFLY = 0.01
@@ -205,7 +206,7 @@ class Run:
             self._downloads = _Downloads(self._settings, self._directory, self._stack)
         self._undecided = plan.rest
         if self._downloads is not None:
-            self._downloads.scheduler.add(plan.jobs)
+            self._downloads.add(plan.jobs)
             self._new += sum(job.inode is None for job in plan.jobs)
             self._size += sum(len(job.url.text) for job in plan.jobs)
         yield from plan.outcomes
@@ -235,8 +236,12 @@ class Run:
             yield from self._advance(stop, self._settings.window, _BRIEFLY)
 
     def _has_room(self, room: int) -> bool:
-        pending = self._downloads.scheduler.pending if self._downloads is not None else 0
-        return pending <= room and (self._size <= self._settings.window_size or not pending)
+        if self._downloads is None:
+            return True
+        scheduler = self._downloads.scheduler
+        if scheduler.hosts_ahead > self._settings.window_hosts:
+            return False
+        return scheduler.pending <= room and (self._size <= self._settings.window_size or not scheduler.pending)
 
     def _interrupted(self) -> Iterator[Outcome]:
         """Yield the outcomes of all lines that were read and have none yet, since the run ends."""
@@ -281,13 +286,11 @@ class _Downloads:
     def __init__(self, settings: Settings, directory: Directory, stack: ExitStack) -> None:
         from image_loader.attempt import Downloader
         from image_loader.processors import stay_on_one
-        from image_loader.scheduling.dispatch import Connected, Inbox, close_delivered
+        from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, close_delivered
         from image_loader.scheduling.scheduler import Scheduler
         from image_loader.scheduling.workers import Workers
         from image_loader.transport import Transport
 
-        for module in _WANTED_LATER:
-            importlib.import_module(module)
         processors = stay_on_one() if settings.one_processor else frozenset()
         inbox: Inbox = SimpleQueue()
         stack.callback(close_delivered, inbox)
@@ -297,7 +300,15 @@ class _Downloads:
         stack.callback(workers.close)
         self._downloader = Downloader(self.transport, directory, settings, processors)
         stack.callback(self._downloader.interrupt)
-        self.scheduler = Scheduler(workers, self._downloader.attempt, self.transport, inbox, settings)
+        dispatch = Dispatch(workers, self._downloader.attempt, self.transport, inbox, settings)
+        self.scheduler = Scheduler(dispatch, inbox, settings)
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Take jobs."""
+        self.scheduler.add(jobs)
+        if self.scheduler.pending > _FEW:
+            for module in _WANTED_LATER:
+                importlib.import_module(module)
 
     def interrupt(self) -> None:
         """End all attempts within moments."""

@@ -4,11 +4,10 @@ They are named tuples: with frozen dataclasses (Python 3.11), the start of the c
 fresh line a quarter.
 """
 
-from __future__ import annotations
-
+# No annotation is a string here, so that making the named tuples takes no evaluation: that would cost a millisecond.
 from collections.abc import Mapping
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from image_loader.url import Url
 
@@ -220,7 +219,7 @@ class Hop(NamedTuple):
     url: Url
     redirects: tuple[Redirect, ...]
     deadline: float
-    cookies: CookieJar | None = None
+    cookies: "CookieJar | None" = None
 
 
 class Job(NamedTuple):
@@ -248,7 +247,7 @@ class Job(NamedTuple):
     hop: Hop | None = None
     is_unconditional: bool = False
 
-    def anew(self, resume: Resume | None) -> Job:
+    def anew(self, resume: Resume | None) -> Self:
         """Return the job for its next attempt, which goes on from ``resume``, if given, or from what it had."""
         return self._replace(resume=resume or self.resume, hop=None, is_unconditional=False)
 

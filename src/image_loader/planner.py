@@ -84,6 +84,7 @@ class Planner:
             self._renamer = Renamer(settings, directory, index)
         self._claimed: frozenset[bytes] = frozenset()
         self._states: dict[str, os.stat_result | None] = {}
+        self._explains = _LOG.isEnabledFor(logging.DEBUG)
         self._read = 0
 
     def plan(self, group: Sequence[Line], verdict: Verdict = lambda _: None) -> Plan:
@@ -198,13 +199,13 @@ class Planner:
             plan.outcomes.append(outcome.exists(line, name.path, state.st_size if state else 0, record.image))
             return
         if image is not None and not (settings.force or settings.revalidate) and freshness.is_fresh(image, now):
-            if _LOG.isEnabledFor(logging.DEBUG):
+            if self._explains:
                 left = freshness.end(image.lifetime, image.checked) - now
                 _LOG.debug("line %d: %s: fresh for another %.0f s by its headers", line.number, image.file, left)
             plan.outcomes.append(outcome.fresh(line, image))
             return
         validators = image.validators if image is not None and not settings.force else _NO_VALIDATORS
-        if _LOG.isEnabledFor(logging.DEBUG):
+        if self._explains:
             why = _request_shown(validators, state, changed=image is None and record.image is not None)
             _LOG.debug("line %d: %s: %s", line.number, name.path, "asked for, by force" if settings.force else why)
         adopted = image is not None and not self._index_lost

@@ -211,6 +211,7 @@ class Settings(NamedTuple):
     decoding_time: int
     window: int
     window_size: int
+    window_hosts: int
     batch: int
     chunk: int
     pool_hosts: int

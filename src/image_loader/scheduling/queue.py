@@ -110,6 +110,11 @@ class Host:
         del self.waiting[:size]
         return shared
 
+    @property
+    def usual_time(self) -> float:
+        """The seconds that an answer takes where all that may run does; 0 where more may start beside it."""
+        return self.pace if self.pace is not None and self.free <= 0 else 0.0
+
     def connection(self) -> Connection:
         """Take the connection that was used last. Its worker checks whether it still stands."""
         return self.connections.pop()

@@ -49,10 +49,10 @@ _RENEW = """UPDATE image SET etag = ?, last_modified = ?, target = ?,
     checked = ? WHERE rowid = ? AND size = ? AND mtime_ns = ?"""
 
 _TEXT, _BYTES, _INTEGER, _NUMBER = ((kind, type(None)) for kind in (str, bytes, int, float))
-# The types in a row from its name on, where there is no image yet, and where there is one.
-_NO_IMAGE = (str, int, *[type(None)] * 16)
+# The types in a row, where there is no image yet, and where there is one.
+_NO_IMAGE = (bytes, int, str, int, *[type(None)] * 16)
 _IMAGE = (
-    *((str,), (int,), (int,), (int,), _INTEGER, _TEXT, _BYTES, _TEXT, _TEXT, _BYTES),
+    *((bytes,), (int,), (str,), (int,), (int,), (int,), _INTEGER, _TEXT, _BYTES, _TEXT, _TEXT, _BYTES),
     *(_NUMBER, _NUMBER, (int,), (float,), (float,), _NUMBER, (float,), (float,)),
 )
 
@@ -348,7 +348,7 @@ def _record(row: tuple[Any, ...]) -> Record:
     """Return the record in a row. A row with values that this program never writes counts as damage."""
     path = f"/{row[2]}/"
     # A name stays below the directory, and is neither hidden nor of a hidden folder.
-    if not _are_sound(tuple(map(type, row[2:]))) or "/." in path or "//" in path or "\0" in path:
+    if not _are_sound(tuple(map(type, row))) or "/." in path or "//" in path or "\0" in path:
         raise sqlite3.OperationalError("a row that makes no sense")
     (_, number, name, complete, size, mtime_ns, ctime_ns, media_type, sha256, etag, last_modified, target,
      max_age, expires, varies, date, age, redirects_end, saved, checked) = row  # fmt: skip
@@ -363,7 +363,7 @@ def _record(row: tuple[Any, ...]) -> Record:
 
 @functools.cache
 def _are_sound(types: tuple[type, ...]) -> bool:
-    """Whether the columns of a row, from its name on, have types that this program writes."""
+    """Whether the columns of a row have types that this program writes."""
     return types == _NO_IMAGE or all(found in allowed for found, allowed in zip(types, _IMAGE, strict=True))
 
 
