@@ -46,6 +46,7 @@ def test_a_host_is_looked_at_at_the_earliest_time_that_was_set(host: Host) -> No
     timers.set_host(host, 3.0)
     timers.set_host(host, 1.0)
     timers.set_host(host, 2.0)
+    assert timers.next_at() == 1.0
     assert list(timers.due(5.0)) == [host]
     assert host.wakes_at is None
     timers.set_host(host, 6.0)
