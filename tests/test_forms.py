@@ -89,6 +89,8 @@ TABLES = {
     "quoted fields": (b'"1","red","http://h/a.jpg"\n"2","blue","http://h/b.jpg"\n', "3"),
     "quoted URLs": (b'"http://h/a,1.jpg"\n"http://h/b.jpg"\n', "1"),
     "quoted URLs with heading": (b'"link"\n"http://h/a,1.jpg"\n', "link"),
+    "quoted fields, the URL first": (b'"url","caption"\n"http://h/a.jpg","Shoe,\nred"\n', "url"),
+    "quoted fields and semicolons": (b'"image link";"id"\n"http://h/a,1.jpg";"1"\n', "'image link'"),
     "rows of other lengths": (b"id,image\n1,http://h/a.jpg,,\n", "image"),
     "a row longer than the heading": (b"id,image\n1,red,http://h/a.jpg\n", "COLUMN"),
     "comments first": (b"# exported today\n\n1;http://h/a.jpg\n# more\n2;http://h/b.jpg\n", "2"),

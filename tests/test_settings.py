@@ -182,6 +182,10 @@ WRONG = [
     ({"headers": {"X": 5}}, "headers: the value of 'X' must be text in Latin-1, without control characters"),
     ({"headers": {5: "X"}}, "headers: malformed header name"),
     ({"headers": {"X-A": "1", "x-a": "secret"}}, "headers: 'x-a' is given twice"),
+    ({"headers": {"Accept-Encoding": "br"}}, "headers: Accept-Encoding: br cannot be decoded; leave it out (gzip and"),
+    ({"headers": {"accept-encoding": "gzip, br;q=0.5"}}, "headers: Accept-Encoding: br cannot be decoded"),
+    ({"headers": {"Accept-Encoding": "gzip;q=1.0,\tZSTD , *;q=0"}}, "headers: Accept-Encoding: zstd cannot be decoded"),
+    ({"headers": {"Accept-Encoding": "compress"}}, "headers: Accept-Encoding: compress cannot be decoded"),
     ({"user_agent": None}, "user_agent: must be text in Latin-1, without control characters"),
     ({"user_agent": b"mine"}, "user_agent: must be text in Latin-1, without control characters"),
     ({"ca_bundle": 5}, "ca_bundle: must be a path, not 5"),
@@ -220,6 +224,13 @@ def test_what_makes_no_sense_is_refused_in_the_words_of_python(
     assert "secret" not in str(raised.value)
     assert "--" not in str(raised.value)
     assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize(
+    "value", ["gzip", "x-gzip, deflate;q=0.5", "identity", "*", "*;q=0.1", "", "gzip, br;q=0", "GZIP;q=1", "gzip,,"]
+)
+def test_a_coding_that_can_be_decoded_or_is_ruled_out_is_accepted(value: str) -> None:
+    assert _settings([], "images", headers={"Accept-Encoding": value}).headers == {"Accept-Encoding": value}
 
 
 def test_a_name_may_be_any_path(tmp_path: Path) -> None:

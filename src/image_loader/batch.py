@@ -49,8 +49,8 @@ def run(
 ) -> Generator[Outcome, None, None]:
     """Yield the outcome of every line, as images end, until the list ends or ``stop`` is set.
 
-    ``lines`` come in groups; None in place of one says that none is there yet. ``tick`` is called several times a
-    second, also while nothing ends, with the seconds for which nothing can, since all that is left has to wait. Raises
+    ``lines`` come in groups; None means that there is nothing to read yet. ``tick`` is called several times a second,
+    also while nothing ends. Its argument is the number of seconds for which every job has to wait, mostly 0. Raises
     ``LoaderError`` for what ends the run; what was saved until then is in place and in the index.
     """
     lines = iter(lines)
@@ -72,7 +72,7 @@ def run(
 
 
 def _compare_layouts(former: str, settings: Settings) -> None:
-    """Say once that new images go elsewhere than those that are there; whatever else a note may hold says nothing."""
+    """Warn once if the layout is not that of the last run. A note that holds no layout is ignored."""
     if former != settings.layout and former in list(Layout):
         _LOG.warning(
             "%s: --layout is %s, and was %s before: images that are there keep their places",
@@ -107,7 +107,7 @@ class _Run:
             yield from self._interrupted()
             raise
         finally:
-            # Where nobody takes outcomes any more, there is nothing left to yield, but still something to record.
+            # If the caller has closed the iterator, nothing can be yielded, but results still have to be recorded.
             self._cut_off()
 
     def _downloaded(self, lines: Iterable[Sequence[Line] | None], stop: threading.Event) -> Iterator[Outcome]:
@@ -133,7 +133,7 @@ class _Run:
             if unreadable is not None:
                 raise unreadable
         finally:
-            # It knows this frame by its traceback: such a circle would keep the directory open.
+            # Its traceback refers to this frame. This reference cycle would keep the directory open.
             del unreadable
 
     def _delete(self, stop: threading.Event) -> Iterator[Outcome]:
@@ -145,7 +145,7 @@ class _Run:
             yield from removal.delete(self._settings, self._directory, self._index, self._known, stop)
 
     def _take_on_all(self, stop: threading.Event, wait: float) -> Iterator[Outcome]:
-        """Take on the lines that were read, in parts where much has to be compared; downloads go on in between."""
+        """Take on the lines that were read; in parts, with downloads in between, if many files have to be compared."""
         while not stop.is_set():
             yield from self._take_on()
             yield from self._advance(stop, self._settings.window - self._settings.batch, wait)
@@ -171,7 +171,7 @@ class _Run:
             self._directory.check_inodes(max(0, self._new - self._downloads.scheduler.running))
 
     def _advance(self, stop: threading.Event, room: int, wait: float) -> Iterator[Outcome]:
-        """Let downloads go on until at most ``room`` are left, and until one ends, for ``wait`` seconds at the most."""
+        """Let downloads go on until at most ``room`` are left. Wait at most ``wait`` seconds for one to end."""
         self._index.tick()
         self._tick(0.0)
         while self._downloads is not None and not stop.is_set():
@@ -185,7 +185,7 @@ class _Run:
                 return
 
     def _hand_over(self, stop: threading.Event) -> Iterator[Outcome]:
-        """Have the few jobs that there are begin before the next line is waited for, which may take long."""
+        """If there are few jobs, start them before waiting for the next line, which may take long."""
         while self._downloads is not None and not stop.is_set():
             scheduler = self._downloads.scheduler
             if scheduler.pending > self._settings.threads or not scheduler.is_about_to_start:
@@ -197,7 +197,7 @@ class _Run:
         return pending <= room and (self._size <= self._settings.window_size or not pending)
 
     def _interrupted(self) -> Iterator[Outcome]:
-        """Yield the outcomes of all lines that were read and not told yet: the run ends."""
+        """Yield the outcomes of all lines that were read and have none yet, since the run ends."""
         yield from map(outcome.interrupted, self._undecided)
         yield from self._cut_off()
 
@@ -227,7 +227,7 @@ class _Run:
         return [outcome.of_task(task, self._settings.ignore_status) for task in finished]
 
     def _discard(self, job: Job, result: Result) -> None:
-        """Remove what was kept to be resumed, and will not be."""
+        """Remove a partial file that was kept for a next attempt, since there will be none."""
         last = result.resume if isinstance(result, Failure) else None
         if resume := last or job.resume:
             self._directory.discard(resume.key)

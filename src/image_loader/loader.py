@@ -68,7 +68,7 @@ BACKOFF_CAP = 60.0
 RETRY_AFTER_CAP = 120.0
 """Seconds of the longest pause that a host can ask for (``Retry-After``)."""
 HOST_FAILURES = 5
-"""Requests in a row without an answer after which a host is only probed; as many refusals it may send in a row."""
+"""Requests in a row without an answer after which a host is only probed. It may also refuse so many in a row."""
 HOST_PATIENCE = 30.0
 """Seconds without a success after which the images of such a host fail at once."""
 ONE_PROCESSOR = True

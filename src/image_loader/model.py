@@ -231,7 +231,8 @@ class Job(NamedTuple):
     that had the name when this was planned; None if there was no file, so that the image takes one more inode.
     ``foreign`` says that this file may be another's: it stays unless the image is the same, byte for byte. ``sha256``
     is that of the last image of this URL, whatever became of its file. ``hop`` is where redirects have led the current
-    attempt; ``is_unconditional`` says that a conditional request led to nothing.
+    attempt; ``is_unconditional`` says that the answer to a conditional request was of no use, so that the next one has
+    no condition.
     """
 
     line: int

@@ -17,7 +17,7 @@ from image_loader.url import Url
 
 _LOG = logging.getLogger(__name__)
 _ROUNDS = 2
-"""In the first, names that are to be exchanged become free, since their files get names with a hash."""
+"""Where images exchange names, the first round gives them names with a hash. So the names are free in the second."""
 
 Lines = Mapping[bytes, tuple[Line, Url]]
 
@@ -63,7 +63,7 @@ class Renamer:
             if not _is_called(record.name, preferred):
                 others = list(names)
                 is_hashed = any(_is_called(record.name, other) for other in others)
-                # But for the hash, it has the right name: its file gets the plain one as soon as that is free.
+                # It has the right name with a hash: its file gets the plain name as soon as that is free.
                 if not is_hashed or record.image is not None:
                     yield _Move(digest, record, iter([preferred, *([] if is_hashed else others)]))
 
@@ -81,7 +81,7 @@ class Renamer:
         return moved
 
     def _is_free(self, record: Record, name: Name) -> bool:
-        """Whether no file stands under a name, unless it is the image, which a run that was killed has renamed."""
+        """Whether no file has a name, except for the image itself, which a killed run may have renamed already."""
         new = _new_file(record, name)
         if new is None:
             extensions = () if name.complete else {*EXTENSIONS.values(), UNKNOWN_EXTENSION}

@@ -107,12 +107,17 @@ class Settings(NamedTuple):
             "--delete",
             Flag(),
             IMAGES,
-            "delete the images that are no longer in the list, after a run that read all of it",
+            "delete images that are no longer in the list, after a run that read all of it",
         ),
     ]
     max_delete: Annotated[
         int | None,
-        Option("--max-delete", Limit(0, 10**9, "half of the images"), IMAGES, "delete nothing where it would be more"),
+        Option(
+            "--max-delete",
+            Limit(0, 10**9, "half of the images"),
+            IMAGES,
+            "delete nothing if more than N images would be deleted",
+        ),
     ]
     dry_run: Annotated[
         bool,

@@ -35,7 +35,8 @@ def opened(
         _check_distinct(command.urls, settings.directory, files)
     except OSError as error:
         raise OptionError(f"the current directory: {error.strerror}; go to another one") from error
-    # Before a file is made. A bundle without certificates shows with the first request: by then, lines have failed.
+    # These checks come before any file is made. Otherwise a bundle without certificates would show after lines have
+    # failed.
     urlfile.check(command.urls)
     _check_bundle(settings.ca_bundle)
     _check_extensions(command)
@@ -58,14 +59,14 @@ def opened(
 
 
 def _check_dry(command: Command) -> None:
-    """Raise ``OptionError`` for files that a dry run would replace with less than they hold."""
+    """Raise ``OptionError`` for files that a dry run does not write."""
     for keyword in ("failed", "report"):
         if getattr(command, keyword) is not None:
             raise OptionError("is not written by --dry-run; use --results", keyword)
 
 
 def _check_extensions(command: Command) -> None:
-    """Raise ``OptionError`` for a file whose extension is none that is written."""
+    """Raise ``OptionError`` for a file whose extension is not supported."""
     if command.results is not None:
         from image_loader.cli.results import row_format
 
@@ -106,7 +107,7 @@ def _check_distinct(urls: str, directory: Path, files: Mapping[str, Path | None]
     used: list[Path | int] = [Path(urls), 0] if urls == urlfile.STANDARD_INPUT else [Path(urls)]
     hidden = Path(os.path.realpath(directory / HIDDEN))
     index = Path(os.path.realpath(files["index"] or hidden / FILE))
-    # The index comes first: with it, two files are in use that SQLite makes beside it.
+    # The index comes first: SQLite makes two files beside it, which are in use as well.
     for name in ("index", *(name for name in files if name != "index")):
         path = files[name]
         if path is not None:

@@ -35,7 +35,7 @@ _TARGETS_SHOWN = 50  # of those that several images came from
 _BINS_PER_DECADE = 10
 _COLUMN_HEIGHT = 48  # pixels of the highest column of a plot
 _EXTENSIONS = (".html", ".htm")
-# As a page of its own an SVG may run a script, and what has no known extension may turn out to be a page.
+# Opened by itself, an SVG may run a script, and a file without a known extension may be a web page.
 _LINKED_EXTENSIONS = tuple(IMAGE_EXTENSIONS - {".svg"})
 
 
@@ -63,7 +63,7 @@ class Report:
         """
         require_page(path)
         require_report()
-        # Replaced by a page, a FIFO or a device would be gone.
+        # The page replaces the file: a FIFO or a device would be lost.
         if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
             raise ResultsFileError(f"{path}: cannot be written: it is no regular file; name another file")
         if not os.access(path.parent, os.W_OK | os.X_OK):

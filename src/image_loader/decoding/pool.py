@@ -27,7 +27,7 @@ from image_loader.settings import Settings
 _SHARE = 64 << 20
 # Seconds that a child may take to start.
 _START = 30.0
-# By the clock, decoding may take so many times the seconds that it may take of a processor, which others use as well.
+# Decoding may take so many times its limit of processor time by the clock, since others use the processors as well.
 _PATIENCE = 4.0
 _LONGEST_REPLY = 4096
 _REASONS = {"damaged": Reason.DAMAGED, "not-an-image": Reason.NOT_AN_IMAGE, "too-large": Reason.TOO_LARGE}
@@ -87,12 +87,12 @@ class Decoders:
                 reply = self._ask(descriptor, memory, deadline)
             if "memory" not in reply or memory == self._limits.most:
                 return _verdict(reply)
-            # What it asks for, and then all: it must not ask for ever.
+            # First what it asks for, then all there is, so that it does not ask for ever.
             memory = min(reply["memory"], self._limits.most) if memory == _SHARE else self._limits.most
 
     @contextmanager
     def _granted(self, memory: int, deadline: float) -> Iterator[None]:
-        """Wait until so much memory may be taken; who waits longest comes first, so that large images come at all."""
+        """Wait until so much memory is free. Whoever waits longest comes first, so that large images get their turn."""
         extra = memory - _SHARE
         if not extra:
             yield
@@ -113,7 +113,7 @@ class Decoders:
                 self._changed.notify_all()
 
     def _ask(self, descriptor: int, memory: int, deadline: float) -> dict[str, Any]:
-        """Have a child decode; what it dies of is part of the reply."""
+        """Have a child decode. If it dies, the reply says of what."""
         limits = self._limits._replace(memory=memory)
         child = self._take(deadline)
         try:
@@ -142,7 +142,7 @@ class Decoders:
                     if child is not None:
                         return child
                     continue
-                # The last one used: where there is little to do, the others rest.
+                # The one that was used last: if there is little to do, the others stay idle.
                 child = self._idle.pop()
                 if child.is_alive():
                     return child
@@ -186,7 +186,7 @@ class Decoders:
             detail = f"takes more than {self._limits.seconds} s of a processor to decode"
             return {"reason": "too-large", "detail": detail}
         if memory < self._limits.most:
-            # Libraries that get no memory crash as well; and it may have been killed from outside.
+            # A lack of memory makes libraries crash as well, and the child may have been killed from outside.
             return {"memory": self._limits.most}
         return {"reason": "damaged", "detail": f"the decoder crashed ({_name(status)})"}
 
@@ -286,7 +286,7 @@ def _available_processors() -> int:
 
 
 def _verdict(reply: dict[str, Any]) -> Decoded:
-    """Return or raise what a child has found; it may have been taken over by what it decoded."""
+    """Return or raise what a child has found. Its reply is not trusted: a hostile image may control the child."""
     reason, media_type = reply.get("reason"), reply.get("media_type")
     if reason in _REASONS:
         raise DownloadError(_REASONS[reason], str(reply.get("detail")))
@@ -313,7 +313,7 @@ def _unreadable(error: OSError) -> DownloadError:
 
 
 def _not_started(error: OSError) -> DownloadError | OptionError:
-    """Return what says that no child can be started; for want of descriptors or processes, one may be later."""
+    """Return the failure where no child can be started; retryable if descriptors or processes have run out."""
     detail = f"no process to decode in can be started: {error.strerror}"
     if is_out_of_descriptors(error) or error.errno in (errno.EAGAIN, errno.ENOMEM):
         return DownloadError(Reason.WRITE, detail, retryable=True, blame=Blame.PROCESS)

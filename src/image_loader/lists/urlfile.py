@@ -68,11 +68,11 @@ def check(path: str | os.PathLike[str]) -> None:
 
 
 def from_strings(urls: Iterable[object], batch: int) -> Iterator[list[Line]]:
-    """Yield the same for strings as ``read`` does for the lines of a file; what is no string is a fault.
+    """Yield groups of lines, as ``read`` does, from strings; an element that is not a string is a fault.
 
-    A group is yielded with the first string that comes more than ``POLL`` seconds after the last group: strings that
-    come slowly one by one, and those before a pause with the one that ends it, since an iterable cannot be polled. An
-    exception of the iterable is raised after the lines before it.
+    A group is yielded when it is full, and with the first string that comes more than ``POLL`` seconds after the last
+    group. An iterable cannot be polled: strings before a pause wait for the string that ends it. An exception of the
+    iterable is raised after the lines before it.
     """
     group: list[Line] = []
     begun = time.monotonic()
@@ -175,7 +175,7 @@ def _raw_lines(path: str | os.PathLike[str], limit: int) -> Iterator[list[bytes]
 
 
 def _checked(groups: Iterator[list[bytes] | None]) -> Iterator[list[bytes] | None]:
-    """Yield the lines, once the first of them that are told show no table or other document."""
+    """Yield the lines, once the first two entries show that this is no table or other document."""
     first: str | None = None
     held: list[bytes] = []
     for group in groups:
@@ -247,7 +247,7 @@ def _chunks(descriptor: int) -> Iterator[bytes | None]:
 
 
 def _head(chunks: Iterator[bytes | None], size: int) -> Generator[bytes | None, None, bytes]:
-    """Return the first bytes, at least ``size`` if there are as many; until then, yield nothing but progress."""
+    """Return the first bytes, at least ``size`` if there are as many. Until then, yield None or empty chunks."""
     head = b""
     for chunk in chunks:
         head += chunk or b""

@@ -109,7 +109,7 @@ class Judge:
         if host.successes > task.seen:
             task.refusals, task.seen = task.refusals + 1, host.successes
         if task.refusals > retry.REFUSALS and not host.health.refusals:
-            # The host lets all others through.
+            # The host lets all others through: this image is the problem.
             self._jobs.change(host, host.health.reached(), now)
             self._fail(task, failure, now)
             return
@@ -118,11 +118,11 @@ class Judge:
             self._jobs.finish(task, failure, now)
         elif host.origin == task.job.url.origin:
             task.job = task.job.anew(failure.resume)
-            # After a pause that the server asked for, the next one is likely let through, and be it this one.
+            # After a pause that the server asked for, the next request is likely to be let through: let it be this one.
             first = failure.retry_after is not None and task.refusals == 1
             host.waiting.insert(0 if first else retry.LATER, task)
             if host.health.refusals > 1:
-                # Neighbours in the list are often refused alike: ask for another part of it.
+                # Neighbours in the list are often refused for the same reason: go on with another part of it.
                 at = len(host.waiting) - int(self._chance() * len(host.waiting))
                 host.waiting[:] = host.waiting[at:] + host.waiting[:at]
             self._jobs.settle_host(host, now)

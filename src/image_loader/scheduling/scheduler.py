@@ -33,7 +33,7 @@ class Scheduler:
         clock: Clock = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """Other threads tell what they did in ``inbox``; ``chance`` is the jitter of retries, from 0 to 1."""
+        """``inbox`` has the messages of other threads; ``chance`` is the jitter of retries, from 0 to 1."""
         self._clock = clock
         self._inbox = inbox
         self._dispatch = Dispatch(

@@ -201,16 +201,16 @@ class Directory(View):
     def partial(self, file: str, key: str, resume: Resume | None = None) -> Partial:
         """Open and lock the partial file of an image; ``key`` is one and the same for all spellings of ``file``.
 
-        It is empty, unless it still is what ``resume`` says. Raises ``LockedError`` if another process is at it.
+        It is empty, unless it still is what ``resume`` says. Raises ``LockedError`` if another process has it locked.
         """
         return self._partials.open(file, key, resume)
 
     def is_kept(self, resume: Resume) -> bool:
-        """Whether a partial file that was kept still is what it was."""
+        """Whether a partial file that was kept is unchanged."""
         return self._partials.is_kept(resume)
 
     def discard(self, key: str) -> None:
-        """Remove a partial file that was kept to be resumed, and will not be."""
+        """Remove a partial file that was kept for a next attempt, since there will be none."""
         self._partials.discard(key)
 
     def note_layout(self, layout: str) -> str:
@@ -259,9 +259,9 @@ class Directory(View):
         self._partials.sweep()
 
     def close(self) -> None:
-        """Remove what was kept for attempts that never came, and what an attempt that nobody waits for still holds.
+        """Remove the partial files that were kept for further attempts, and those of attempts that were given up.
 
-        Such an attempt cannot put its image in place any more.
+        An attempt that was given up cannot put its image in place any more.
         """
         self._partials.close()
         self._presence.close()

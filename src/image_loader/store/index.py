@@ -119,7 +119,7 @@ class Index:
             return self._connection.execute("SELECT 1 FROM image LIMIT 1").fetchone() is None
 
     def known(self) -> Known:
-        """Return what is known now, by which what is ``unseen`` in the end is told from what came meanwhile."""
+        """Return what is known now; ``unseen`` leaves out what comes after that."""
         with self._transaction("BEGIN"):
             images, last = self._connection.execute("SELECT count(size), max(rowid) FROM image").fetchone()
         return Known(images, last or 0, time.time())
@@ -129,10 +129,10 @@ class Index:
         return bool(self._seen)
 
     def unseen(self, known: Known, after: int, most: int) -> tuple[list[Record], int]:
-        """Return records that this run has not seen, among the next rows behind the one ``after``, at ``most`` so many.
+        """Look at the next ``most`` rows behind the one ``after``; return the records that this run has not seen.
 
-        They were there when the index had just what is ``known``, and no run has saved or checked their images since.
-        Also return the last row that was looked at, 0 where there are no more.
+        Only those that are among the ``known`` ones, and whose images no run has saved or checked since. Also return
+        the last row that was looked at, 0 if there are no more.
         """
         where = "rowid > ? AND rowid <= ? ORDER BY rowid LIMIT ?"
         with self._transaction("BEGIN"):
@@ -141,7 +141,7 @@ class Index:
         return [record for record in records if _is_from_before(record, known)], rows[-1][1] if rows else 0
 
     def forget(self, rows: Sequence[int]) -> None:
-        """Forget the URLs of these rows, and what their names are. No other run may be under way: it knows the rows."""
+        """Delete these rows; their names are free then. No other run may be under way: it may hold their numbers."""
         with self._transaction("BEGIN IMMEDIATE"):
             self._connection.executemany("DELETE FROM image WHERE rowid = ?", [(row,) for row in rows])
 
@@ -254,7 +254,7 @@ class Index:
             self._connection.close()
 
     def _following(self, digests: Sequence[bytes]) -> dict[bytes, Record]:
-        """Select those that stand where they are to be expected: rows in a row are found at half the price."""
+        """Select those that come next in the order of the rows: consecutive rows cost half as much."""
         if self._next_row is None:
             return {}
         where = "rowid >= ? ORDER BY rowid LIMIT ?"
@@ -320,7 +320,7 @@ def _is_from_before(record: Record, known: Known) -> bool:
 def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:
     """Return a name's own key, and the first and last of the keys that must not be another's.
 
-    A name without extension holds all extensions, by a key that no path has.
+    A name without extension reserves all extensions, by a key that no path has.
 
     >>> _reserved("a.jpg", complete=True), _reserved("a-0f", complete=False)
     (('a.jpg', 'a.*', 'a.*'), ('a-0f.*', 'a-0f.', 'a-0f/'))
@@ -333,7 +333,7 @@ def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:
 
 
 def _record(row: tuple[Any, ...]) -> Record:
-    """Return what a row tells; one that this program never wrote, since bits have changed, counts as damage."""
+    """Return the record in a row. A row with values that this program never writes counts as damage."""
     path = f"/{row[2]}/"
     # A name stays below the directory, and is neither hidden nor of a hidden folder.
     if not _are_sound(tuple(map(type, row[2:]))) or "/." in path or "//" in path or "\0" in path:

@@ -81,7 +81,8 @@ class Root:
         self.descriptor = os.open(self.resolved, _OPEN)
 
     def __del__(self) -> None:
-        # Not before the last reference is gone: an attempt that nobody waits for must not find another directory there.
+        # Only when the last reference is gone: for an attempt that was given up, the number must not be another
+        # directory's.
         with suppress(AttributeError):
             os.close(self.descriptor)
 

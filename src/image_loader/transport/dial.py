@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # RFC 8305, 5: how long an address has before the next one is tried beside it.
 _ATTEMPT_DELAY = 0.25
-# A host with very many addresses: all are begun within this part of the timeout, so many of them at once.
+# If a host has very many addresses, all are begun within this part of the timeout, at most so many at once.
 _PART_FOR_ATTEMPTS = 0.8
 _MOST_AT_ONCE = 8
 _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK})
@@ -162,7 +162,7 @@ class Dial:
                 self._drop(next(iter(self._sockets)))
             code = self._try_address(address)
             if code in _UNDER_WAY:
-                # Where the thread is late, the one after that is not.
+                # If this thread is late, the next address is still begun at its time.
                 self._next_at = min(self._next_at, time.monotonic()) + self._delay
                 self._set_due(self._next_at if self._addresses else self._phase_end)
                 return

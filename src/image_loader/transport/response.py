@@ -37,7 +37,7 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 _FRAMING = re.compile("contentlength|transferencoding|contentencoding|contentrange")
 _FRAMING_FIELD = re.compile(r"[ \t]*(?:content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
 _NO_LETTERS = re.compile("[^a-z]+")
-# In a header line they may be the beginning of a body that nothing was put before.
+# Control characters: a line with one may be the beginning of a body that has no header.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _BLANKS = " \t"
 _LONGEST_FRAMING = len("transfer-encoding")
@@ -63,7 +63,7 @@ class Response:
     the number of body bytes announced, None where chunks or the end of the connection frame the body.
     """
 
-    # How each one begins; to set this again for every one of a million takes time.
+    # The state at the beginning. As class attributes, they cost nothing for each response.
     status = 0
     fields: dict[str, str]
     length: int | None = None

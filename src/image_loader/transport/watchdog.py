@@ -112,12 +112,12 @@ class Watchdog:
     def _pause(self) -> float:
         """End the attempts whose time is over; return the seconds until the next one's is."""
         self._look.clear()
-        # While it is not known, each watch that begins asks for another look.
+        # Until the next look is known, each watch that begins asks for one.
         self._next_look = math.inf
         now = time.monotonic()
         watches = list(self._watches.values())
         self._end([watch for watch in watches if watch.deadline <= now], Reason.DEADLINE)
-        # None that begins during the pause with all of its time can be due before it is over.
+        # A watch that begins during the pause, with all of its time, cannot be due before the pause is over.
         next_look = min((each.deadline for each in watches if each.deadline > now), default=now + self._max_time)
         self._next_look = next_look
         return next_look - now
