@@ -33,6 +33,13 @@ def test_a_task_whose_timer_is_set_anew_is_due_then_alone(task: Task) -> None:
     assert timers.next_at() is None
 
 
+def test_a_task_whose_timer_is_set_earlier_is_due_once(task: Task) -> None:
+    timers = Timers()
+    timers.set_task(task, 2.0)
+    timers.set_task(task, 1.0)
+    assert list(timers.due(3.0)) == [task]
+
+
 def test_a_task_that_is_finished_is_due_no_more(task: Task) -> None:
     timers = Timers()
     timers.set_task(task, 1.0)
