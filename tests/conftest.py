@@ -192,6 +192,15 @@ def _peak(process: int) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
+def sockets_of(process: int) -> int:
+    """Return how many sockets a process has open."""
+    count = 0
+    for descriptor in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(OSError):
+            count += descriptor.readlink().name.startswith("socket:")
+    return count
+
+
 def _content(file: IO[bytes]) -> str:
     return os.pread(file.fileno(), 1 << 26, 0).decode()
 

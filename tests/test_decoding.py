@@ -25,6 +25,7 @@ from image_loader.formats import EXTENSIONS
 from image_loader.model import Failure, Reason
 
 SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><rect width="1" height="1"/></svg>'
+# What has to be found; written out, since the program's own table would agree with itself.
 FORMATS = {
     "JPEG": "image/jpeg",
     "PNG": "image/png",

@@ -428,8 +428,7 @@ def test_no_child_outlives_the_command(endless_server: Server, loader: Loader, n
 def test_max_time_holds_while_an_image_is_decoded(endless_server: Server, loader: Loader) -> None:
     url = endless_server.url("/a.gif")
     run = loader.run([url], "--verify", "--max-time", "2")
-    assert run.row(url)["reason"] == "deadline"
-    assert run.row(url)["seconds"] < 2 + PROMPT
+    assert run.row(url)["reason"] == "deadline", "the limit of processor time would come later, with another reason"
 
 
 # Standard error ---------------------------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ def test_every_group_of_options_has_its_place() -> None:
     assert sorted(groups) == sorted({option.group for option in all_options()})
 
 
-TEXTS = [*(f"docs/{page}" for page in PAGES), "README.rst", "CONTRIBUTING.rst", "SECURITY.rst"]
+TEXTS = [*(f"docs/{page}" for page in PAGES), "README.rst", "CONTRIBUTING.rst", "SECURITY.rst", "tests/README.rst"]
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -9,13 +9,13 @@ import sqlite3
 import sys
 import termios
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from asking import BODY
-from conftest import MODULE, Loader, leftovers, urls_of
+from conftest import MODULE, Loader, leftovers, sockets_of, urls_of
 from exchange import PNG, End, head, length, whole
 from server import Scripted, Server, plays, silent_port
 
@@ -57,17 +57,9 @@ def test_a_signal_ends_the_run_within_two_seconds(
 def test_a_signal_ends_a_run_that_connects(server: Server, loader: Loader) -> None:
     with silent_port() as port:
         running = loader.start([f"https://127.0.0.1:{port}/{number}.png" for number in range(200)], *BLOCKED)
-        server.wait_for(lambda: _sockets(running.process.pid) > 0)
+        server.wait_for(lambda: sockets_of(running.process.pid) > 0)
         running.send(signal.SIGTERM)
         assert running.finish(PROMPT).status == 143
-
-
-def _sockets(process: int) -> int:
-    count = 0
-    for descriptor in Path(f"/proc/{process}/fd").iterdir():
-        with suppress(OSError):
-            count += descriptor.readlink().name.startswith("socket:")
-    return count
 
 
 def test_a_signal_ends_a_run_that_waits_to_try_again(server: Server, loader: Loader) -> None:
