@@ -17,6 +17,8 @@ version = release = __version__
 extensions = ["sphinx.ext.autodoc", "from_settings"]
 exclude_patterns = ["_build"]
 autodoc_typehints = "description"
+nitpicky = True  # What is referred to has to exist,
+nitpick_ignore = [("py:class", "Path")]  # but for a signature's short name of pathlib's class.
 # "--" in a text is that of an option.
 smartquotes = False
 

@@ -69,6 +69,21 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
+WORKERS = 4
+"""Processes that run the whole suite, at least: most tests wait for a process, a server or a limit."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return in how many processes the tests run; those that were named run in one."""
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return max(WORKERS, os.cpu_count() or 1) if is_whole and not config.getoption("usepdb") else 0
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long bytes by their place; with what they hold (a time, in gzip), each worker would have other tests."""
+    return argname if isinstance(val, bytes) and len(val) > 50 else None
+
+
 Urls = Sequence[str] | bytes | Path
 Row = Mapping[str, Any]
 
@@ -117,8 +132,8 @@ class Run:
 
 def _files(directory: Path) -> frozenset[str]:
     """Name the files that stand in the directory, but for its hidden ones."""
-    below = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
-    return frozenset(name for name in below if not name.startswith(".image_loader/"))
+    below = (path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir())
+    return frozenset(path.as_posix() for path in below if ".image_loader" not in path.parts)
 
 
 class Running:
@@ -175,6 +190,15 @@ class Running:
 def _peak(process: int) -> int:
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
     return int(found[1]) * 1024 if found else 0
+
+
+def sockets_of(process: int) -> int:
+    """Return how many sockets a process has open."""
+    count = 0
+    for descriptor in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(OSError):
+            count += descriptor.readlink().name.startswith("socket:")
+    return count
 
 
 def _content(file: IO[bytes]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Container
-from graphlib import TopologicalSorter
+from collections.abc import Container, Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ import image_loader
 PACKAGE = Path(image_loader.__file__).parent
 LAYERS = (
     ("url", "model", "errors", "formats"),
-    ("option", "media_types", "sniffing"),
+    ("option", "media_types", "sniffing", "interpreter", "unpacking"),
     ("settings",),
     ("lists", "freshness", "transport", "store", "processors", "endings", "decoding"),
     ("scheduling",),
@@ -27,6 +27,8 @@ LAYERS = (
     ("attempt", "removal"),
     ("preview",),
     ("batch",),
+    ("cluster", "processes"),
+    ("engine",),
     ("cli",),
     ("loader",),
 )
@@ -48,9 +50,11 @@ OWNERS = {
     "csv": {"cli", "lists"},
     "gzip": {"lists"},
     "concurrent": {"scheduling"},
+    "multiprocessing": {"processes"},
     "PIL": {"decoding"},
-    "subprocess": {"decoding"},
+    "subprocess": {"decoding", "processes"},
     "jinja2": {"cli"},
+    "distributed": {"cluster"},
 }
 
 
@@ -103,8 +107,18 @@ def test_every_layer_names_modules_that_exist() -> None:
 def test_no_import_is_circular() -> None:
     """Within a package below ours neither, where a layer says nothing."""
     names = {_dotted(path): path for path in _files()}
-    graph = {name: {_longest(imported, names) for imported in _imported(path)} for name, path in names.items()}
-    TopologicalSorter({name: imported - {name, ""} for name, imported in graph.items()}).prepare()
+    found = {name: {_longest(imported, names) for imported in _imported(path)} for name, path in names.items()}
+    graph = {name: imported - {name, ""} for name, imported in found.items()}
+    assert not _has_cycle(graph)
+    assert _has_cycle({**graph, "image_loader.model": {"image_loader.loader"}}), "a cycle would not be seen"
+
+
+def _has_cycle(graph: Mapping[str, Iterable[str]]) -> bool:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError:
+        return True
+    return False
 
 
 def _dotted(path: Path) -> str:
@@ -149,9 +163,10 @@ def test_only_those_who_know_of_people_print(path: Path) -> None:
     assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
 
 
-def test_every_exception_is_caught_around_one_job_and_around_the_callers_iterable_alone() -> None:
+def test_every_exception_is_caught_around_one_job_the_callers_iterable_and_a_question_to_dask_alone() -> None:
     handlers = ((path, node) for path in _files() for node in ast.walk(ast.parse(path.read_text())))
-    assert [path.name for path, node in handlers if _is_broad(node)] == ["attempt.py", "batch.py"]
+    broad = [path.name for path, node in handlers if _is_broad(node)]
+    assert broad == ["attempt.py", "batch.py", "dask.py", "driver.py"]
 
 
 def _is_broad(node: ast.AST) -> bool:
@@ -159,3 +174,30 @@ def _is_broad(node: ast.AST) -> bool:
     if not isinstance(node, ast.ExceptHandler) or isinstance(node.body[-1], ast.Raise):
         return False
     return node.type is None or (isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"})
+
+
+# Tests ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_test_says_what_has_to_be() -> None:
+    trees = [ast.parse(path.read_text()) for path in Path(__file__).parent.glob("*.py")]
+    functions = {node.name: node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    stating = {name for name, node in functions.items() if _states_something(node)}
+    # Helpers may state it: these, those that call them, and so on.
+    while more := {name for name, node in functions.items() if name not in stating and _called(node) & stating}:
+        stating |= more
+    assert [name for name in functions if name.startswith("test_") and name not in stating] == []
+
+
+def _states_something(function: ast.FunctionDef) -> bool:
+    """Tell whether a function asserts something, or expects an exception or a warning."""
+    return any(isinstance(node, ast.Assert) for node in ast.walk(function)) or bool(_called(function) & {"raises"})
+
+
+def _called(function: ast.FunctionDef) -> set[str]:
+    names = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
+    return {
+        name.attr if isinstance(name, ast.Attribute) else name.id
+        for name in names
+        if isinstance(name, ast.Attribute | ast.Name)
+    }

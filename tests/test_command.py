@@ -435,6 +435,7 @@ except OSError:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process choose its processors")
+@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="without a lock, there is no reason to")
 def test_the_command_stays_on_one_processor_while_it_downloads(loader: Loader, server: Server) -> None:
     running = loader.start(urls_of(server, 1, "held"))
     server.wait_for(lambda: server.at_work == 1)

@@ -62,14 +62,8 @@ def test_a_closed_stream_is_survived_and_no_other_file_is_written_to(tmp_path: P
     assert image.read_bytes() == b""
 
 
-def test_a_reader_that_went_away_is_survived() -> None:
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "w", encoding="utf-8") as stream, Bar(Console(stream), Tally(), 1):
-        Console(stream).write("line")
-
-
-def test_a_full_disk_is_survived_and_does_not_change_the_exit_status() -> None:
+@pytest.mark.parametrize("fault", ["a full disk", "a reader that went away"])
+def test_a_standard_error_that_fails_is_survived_and_does_not_change_the_exit_status(fault: str) -> None:
     program = """
 import sys
 from image_loader.cli.bar import Bar
@@ -80,8 +74,11 @@ with Bar(console, Tally(), 1):
     console.write("line")
 sys.exit(3)
 """
-    with Path("/dev/full").open("w") as full:
-        assert in_a_process(program, stderr=full).returncode == 3
+    read, write = os.pipe()
+    os.close(read)
+    with Path("/dev/full").open("w") as full, os.fdopen(write, "w") as unread:
+        sink = full if fault == "a full disk" else unread
+        assert in_a_process(program, stderr=sink).returncode == 3
 
 
 @pytest.mark.parametrize("stop", ["full pipe", "stopped terminal"])
@@ -99,7 +96,7 @@ def test_a_standard_error_that_takes_nothing_holds_up_the_run_once_and_briefly(
     start = time.monotonic()
     for _ in range(1000):
         console.write("line")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 100, "each would take a second of its own"
     if stop == "full pipe":
         os.read(read, 4096)
         console.write("again")

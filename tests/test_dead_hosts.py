@@ -5,12 +5,11 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from contextlib import ExitStack
 
 import pytest
 
-from conftest import MODULE, Loader, Running, urls_of
+from conftest import MODULE, Loader, Running, sockets_of, urls_of
 from server import ALL_ADDRESSES, Server, silent_port, unaccepting_port
 
 TIMEOUT = 30
@@ -84,19 +83,11 @@ def test_an_interrupt_ends_a_run_with_three_hundred_connects_under_way(
         dead = dead_lines(unaccepting, 150, 1)
         silent = dead_lines(lambda network, host: f"https://127.0.{network}.{host}:{port}", 150, 1)
         running = loader.start([*dead, *silent], "--timeout", str(TIMEOUT))
-        server.wait_for(lambda: _sockets(running.process.pid) >= 300)
+        server.wait_for(lambda: sockets_of(running.process.pid) >= 300)
         running.send(signal.SIGINT)
         run = running.finish(PROMPT)
     assert run.status == 130
     assert {row["reason"] for row in run.rows} <= {"interrupted"}
-
-
-def _sockets(process: int) -> int:
-    count = 0
-    for descriptor in Path(f"/proc/{process}/fd").iterdir():
-        with suppress(OSError):
-            count += descriptor.readlink().name.startswith("socket:")
-    return count
 
 
 @pytest.mark.slow

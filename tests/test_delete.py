@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Loader, Run, urls_of
+from conftest import Loader, Run, impatient, urls_of
 from image_loader import load
 from image_loader.errors import OptionError, TooManyDeletionsError
 from image_loader.model import Outcome, Status
@@ -125,7 +125,7 @@ def test_load_raises_after_all_outcomes(loader: Loader, saved: list[str]) -> Non
 
 
 def test_max_delete_alone_makes_no_sense(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"^max_delete: must come with --delete"):
+    with pytest.raises(OptionError, match=r"^max_delete: can only be used with --delete"):
         load([], tmp_path, max_delete=3)
 
 
@@ -186,7 +186,7 @@ def test_images_of_a_host_that_is_down_stay(new_server: Callable[..., Server], l
     urls = urls_of(down, 30)
     loader.run(urls)
     down.__exit__()
-    run = loader.run(urls, "--delete", "--retries", "0", "--timeout", "1")
+    run = loader.run(urls, "--delete", "--retries", "0", "--timeout", "1", command=impatient(0.0))
     assert run.counts == (0, 0, 0, 30)
     assert len(run.files) == 30
 

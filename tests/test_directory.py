@@ -345,7 +345,8 @@ def test_start_does_not_import_filelock(tmp_path: Path) -> None:
         "Directory(pathlib.Path(sys.argv[1])).check_inodes(1);"
         "sys.exit('filelock' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=ENVIRONMENT, check=True)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == 0
 
 
 def test_name_limit_is_that_of_the_file_system(directory: Directory) -> None:
@@ -408,9 +409,13 @@ def test_close_leaves_alone_what_another_run_has_begun_under_the_same_name(direc
     assert is_old(directory)
 
 
-def test_close_is_silent_when_the_directory_is_gone(directory: Directory) -> None:
+def test_close_is_silent_and_makes_nothing_when_the_directory_is_gone(
+    directory: Directory, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.rmtree(directory.path)
     directory.close()
+    assert not directory.path.exists()
+    assert caplog.records == []
 
 
 # The state of a file
@@ -872,6 +877,27 @@ def test_discarded_partial_file_is_gone(directory: Directory) -> None:
     directory.discard("a.jpg")
     directory.discard("never-there.jpg")
     assert is_old(directory)
+
+
+def test_kept_partial_file_outlasts_another_process_of_the_run(directory: Directory) -> None:
+    resume = kept(directory)
+    held = directory.held()
+    Directory(directory.path, held._replace(descriptor=os.dup(held.descriptor))).close()
+    assert directory.is_kept(resume)
+
+
+@pytest.mark.parametrize(
+    ("instead", "told"), [(False, "put the directory back"), (True, "another directory is in its place")]
+)
+def test_another_process_of_the_run_takes_no_other_directory(directory: Directory, instead: bool, told: str) -> None:
+    held = directory.held()
+    directory.path.rename(directory.path.with_name("moved"))
+    if instead:
+        directory.path.mkdir()
+    with pytest.raises(DirectoryError, match=told):
+        Directory(directory.path, held._replace(descriptor=os.dup(held.descriptor)))
+    assert not (directory.path / ".image_loader").exists()
+    assert directory.path.exists() == instead
 
 
 def test_kept_partial_file_does_not_outlast_the_run(directory: Directory) -> None:

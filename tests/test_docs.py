@@ -22,6 +22,7 @@ import image_loader
 from image_loader.cli.results import COLUMNS
 from image_loader.lists.naming import candidates
 from image_loader.model import Layout, Outcome, Reason, Status
+from image_loader.scheduling.retry import TRANSIENT_STATUSES
 from image_loader.settings import all_options
 from image_loader.url import parse
 from server import Server
@@ -219,6 +220,14 @@ def test_every_member_of_an_outcome_is_described() -> None:
     assert members == list(Outcome._fields)
 
 
+@pytest.mark.parametrize("page", ["reference/options.rst", "understanding/scheduling.rst"])
+def test_the_statuses_that_are_retried_are_named(page: str) -> None:
+    named = re.search(r"the statuses (408[\d, toand\n]+)", " ".join(_page(page).split()))
+    assert named is not None
+    spans = [re.findall(r"\d+", part) for part in re.split(r",|and", named[1])]
+    assert {status for span in spans for status in range(int(span[0]), int(span[-1]) + 1)} == TRANSIENT_STATUSES
+
+
 def test_every_layout_is_described() -> None:
     section = _page("reference/names.rst").partition("Layouts\n")[2].partition("\nNames from a table")[0]
     assert _terms(section) == list(Layout)
@@ -237,7 +246,7 @@ def test_every_group_of_options_has_its_place() -> None:
     assert sorted(groups) == sorted({option.group for option in all_options()})
 
 
-TEXTS = [*(f"docs/{page}" for page in PAGES), "README.rst", "CONTRIBUTING.rst", "SECURITY.rst"]
+TEXTS = [*(f"docs/{page}" for page in PAGES), "README.rst", "CONTRIBUTING.rst", "SECURITY.rst", "tests/README.rst"]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -274,7 +283,7 @@ def test_every_message_that_is_explained_is_one_of_the_program() -> None:
 
 
 def test_the_table_of_layers_is_the_one_that_the_imports_are_held_against() -> None:
-    table = _page("architecture.rst").partition(".. list-table:: Layers")[2].partition("\n\nRooms")[0]
+    table = _page("architecture.rst").partition(".. list-table:: Layers")[2].partition("\n\nModules")[0]
     rows = [re.split(r"\n     - ?", row) for row in re.split(r"\n   \* - ", table)[2:]]
     assert [(int(layer), module.strip("`")) for layer, module, _, _ in rows] == [
         (layer, module) for layer in reversed(range(len(LAYERS))) for module in LAYERS[layer]

@@ -89,6 +89,8 @@ TABLES = {
     "quoted fields": (b'"1","red","http://h/a.jpg"\n"2","blue","http://h/b.jpg"\n', "3"),
     "quoted URLs": (b'"http://h/a,1.jpg"\n"http://h/b.jpg"\n', "1"),
     "quoted URLs with heading": (b'"link"\n"http://h/a,1.jpg"\n', "link"),
+    "quoted fields, the URL first": (b'"url","caption"\n"http://h/a.jpg","Shoe,\nred"\n', "url"),
+    "quoted fields and semicolons": (b'"image link";"id"\n"http://h/a,1.jpg";"1"\n', "'image link'"),
     "rows of other lengths": (b"id,image\n1,http://h/a.jpg,,\n", "image"),
     "a row longer than the heading": (b"id,image\n1,red,http://h/a.jpg\n", "COLUMN"),
     "comments first": (b"# exported today\n\n1;http://h/a.jpg\n# more\n2;http://h/b.jpg\n", "2"),
@@ -138,8 +140,17 @@ def test_a_list_is_read_whatever_is_in_its_lines(path: Path, content: str) -> No
 @given(st.lists(st.text(alphabet="ab,;\"'|= /[]{}<>\\").map("http://h/".__add__).map(str.strip), min_size=1))
 @settings(max_examples=300, deadline=None)
 def test_a_list_of_urls_is_never_taken_for_a_table(lines: list[str]) -> None:
-    check_lines(lines[0], lines[1] if lines[1:] else None)
-    check_lines("photos", lines[0])
+    assert not _is_refused(lines[0], lines[1] if lines[1:] else None)
+    assert not _is_refused("photos", lines[0])
+    assert _is_refused("photos,link", f'1,"{lines[0].replace(chr(34), "")}"'), "no table would be seen"
+
+
+def _is_refused(first: str, second: str | None) -> bool:
+    try:
+        check_lines(first, second)
+    except UrlFileError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize(

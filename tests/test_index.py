@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -930,10 +931,12 @@ def test_a_run_that_ends_does_not_wait_for_a_lock(path: Path) -> None:
     with start(HOLD, path) as holder, Index(path, NEVER, is_ending=lambda: True) as index:
         assert holder.stdout is not None
         holder.stdout.readline()
-        begun = time.monotonic()
+        # A run that goes on waits for a minute, and would get the lock.
+        release = threading.Timer(30, said, (holder, "go\n"))
+        release.start()
         with pytest.raises(IndexFileError, match="locked"):
             claim(index, "u", "a.jpg")
-        assert time.monotonic() - begun < 10
+        release.cancel()
         said(holder, "go\n")
 
 

@@ -196,7 +196,7 @@ def test_without_any_thread_the_run_ends(names: Names, monkeypatch: pytest.Monke
 
 _HANGING = """
 import socket, threading, time
-socket.getaddrinfo = lambda *_, **__: time.sleep(60)
+socket.getaddrinfo = lambda *_, **__: time.sleep(3600)
 from image_loader.transport.names import Names
 Names().look_up("a.test", 0, print)
 assert any(each.name == "image_loader-names" for each in threading.enumerate())
@@ -204,4 +204,5 @@ assert any(each.name == "image_loader-names" for each in threading.enumerate())
 
 
 def test_a_look_up_that_hangs_does_not_keep_the_interpreter_from_ending() -> None:
-    subprocess.run([sys.executable, "-c", _HANGING], env=ENVIRONMENT, check=True, timeout=30)
+    finished = subprocess.run([sys.executable, "-c", _HANGING], env=ENVIRONMENT, check=False, timeout=300)
+    assert finished.returncode == 0

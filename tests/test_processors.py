@@ -17,6 +17,12 @@ T = TypeVar("T")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a thread choose its processors")
 
 
+@pytest.fixture(autouse=True)
+def interpreter_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the lock also where the tests run on a Python without it; CPython before 3.13 lacks this function."""
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: True, raising=False)
+
+
 def in_a_thread(call: Callable[[], T]) -> T:
     """Call what binds its thread, and leave all others alone."""
     with ThreadPoolExecutor(1) as executor:
@@ -47,6 +53,17 @@ def test_the_one_is_that_which_the_thread_is_on() -> None:
         assert in_a_thread(partial(stay, processor)) == {processor}
 
 
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_thread_is_bound_only_where_there_is_an_interpreter_lock(
+    monkeypatch: pytest.MonkeyPatch, *, locked: bool
+) -> None:
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: locked, raising=False)
+    allowed = os.sched_getaffinity(0)
+    might_have_had, bound = in_a_thread(lambda: (processors.stay_on_one(), os.sched_getaffinity(0)))
+    assert might_have_had == (allowed if locked else set())
+    assert (bound == allowed) is (not locked or len(allowed) == 1)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_thread_that_was_spread_returns_to_where_it_was(*, fails: bool) -> None:
     allowed = frozenset(os.sched_getaffinity(0))
@@ -66,3 +83,12 @@ def test_a_thread_that_was_spread_returns_to_where_it_was(*, fails: bool) -> Non
     before, meanwhile, after = in_a_thread(work)
     assert meanwhile == allowed
     assert before == after
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 1000])
+def test_processes_share_all_processors(count: int) -> None:
+    allowed = os.sched_getaffinity(0)
+    shares = [processors.share(number, count) for number in range(count)]
+    assert all(shares)
+    assert frozenset().union(*shares) == allowed
+    assert sum(map(len, shares)) == max(count, len(allowed))

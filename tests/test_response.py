@@ -7,6 +7,7 @@ import random
 import re
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -467,16 +468,24 @@ def test_no_bytes_at_all_raise_anything_but_what_is_said() -> None:
         head("Transfer-Encoding: chunked", "A: b\r\n c") + chunked(b"body" * 9, 7) + b"0\r\nA: b\r\n\r\n",
         head("A: b", status="103 Early") + head("Content-Length: 3,3", status="302 Found", version="HTTP/1.0") + b"abc",
     ]
+    endings = Counter[type[Exception] | None]()
     for _ in range(1500):
         data = bytearray(draw.choice(seeds))
         for _ in range(draw.randrange(1, 6)):
             place = draw.randrange(len(data))
             data[place : place + draw.randrange(3)] = draw.choice(pieces)
         ours, theirs = socket.socketpair()
-        with ours, theirs, suppress(DownloadError, ClosedEarlyError):
+        with ours, theirs:
             theirs.sendall(data)
             theirs.shutdown(socket.SHUT_WR)
             response = Response(ours)
-            response.read_head()
-            body = iter(lambda response=response: response.read(100), b"")  # type: ignore[misc]
-            b"".join(coding.decoded(body, response.fields.get("content-encoding", ""), 100))
+            try:
+                response.read_head()
+                body = iter(lambda response=response: response.read(100), b"")  # type: ignore[misc]
+                b"".join(coding.decoded(body, response.fields.get("content-encoding", ""), 100))
+            except (DownloadError, ClosedEarlyError) as error:
+                endings[type(error)] += 1
+            else:
+                endings[None] += 1
+    assert all(endings[each] for each in (None, DownloadError))
+    assert endings.total() == 1500

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import requests
 
-from asking import transport
 from conftest import SETTINGS
-from image_loader.errors import DownloadError, OptionError
+from image_loader.errors import DownloadError
 from image_loader.settings import Settings
 from image_loader.transport.routes import Routes
 
@@ -199,21 +198,6 @@ def test_the_environment_is_looked_at_once_a_run(
 def test_a_host_that_requests_refuses_is_a_bad_url(session: requests.Session, host: str) -> None:
     with pytest.raises(DownloadError, match="bad host name"):
         Routes(SETTINGS, session).route(f"http://{host}")
-
-
-@pytest.mark.parametrize("value", ["br", "gzip, br;q=0.5", "zstd", "compress", "gzip;q=1.0, ZSTD , *;q=0"])
-def test_a_coding_that_cannot_be_decoded_is_refused_at_the_start(value: str) -> None:
-    for name in ("Accept-Encoding", "accept-encoding"):
-        with pytest.raises(OptionError, match=r"Accept-Encoding: (br|zstd|compress) cannot be decoded"):
-            transport(headers={name: value})
-
-
-@pytest.mark.parametrize(
-    "value", ["gzip", "x-gzip, deflate;q=0.5", "identity", "*", "*;q=0.1", "", "gzip, br;q=0", "GZIP;q=1", "gzip,,"]
-)
-def test_a_coding_that_can_be_decoded_or_is_ruled_out_is_not(value: str) -> None:
-    with transport(headers={"Accept-Encoding": value}):
-        pass
 
 
 def test_a_route_takes_no_more_than_some_microseconds(session: requests.Session, settings: Settings) -> None:

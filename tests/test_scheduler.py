@@ -30,6 +30,7 @@ ANSWER = Locked("another run is downloading it")
 RESET = Failure(Reason.CONNECT, "reset", retryable=True, blame=Blame.HOST)
 BUSY = Failure(Reason.HTTP_STATUS, "HTTP status 503", 503, retryable=True, blame=Blame.HOST)
 FAULTY = Failure(Reason.HTTP_STATUS, "HTTP status 500", 500, retryable=True)
+STOPPED = Failure(Reason.DEADLINE, "not done in time", stopped=True)
 OUT_OF_DESCRIPTORS = Failure(Reason.CONNECT, "too many open files", retryable=True, blame=Blame.PROCESS)
 GONE = Failure(Reason.HTTP_STATUS, "HTTP status 410", 410)
 
@@ -808,6 +809,17 @@ def test_out_of_descriptors_with_nothing_else_running_is_a_failure_like_any_othe
         else:
             house.advance(1.0)
     assert house.finished[0].attempts == 3
+
+
+@pytest.mark.parametrize("last", [ANSWER, STOPPED])
+def test_an_attempt_whose_time_ended_while_this_process_was_stopped_is_made_once_more(last: Result) -> None:
+    house = House({"retries": 0})
+    house.add("http://host/a.jpg")
+    house.answer(STOPPED)
+    house.advance(0.0)
+    assert not house.finished
+    house.answer(last)
+    assert [(task.result, task.attempts) for task in house.finished] == [(last, 2)]
 
 
 def test_what_ends_the_run_is_kept_and_the_other_results_are_not_lost() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import inspect
 import re
 from collections import UserDict
@@ -28,6 +29,7 @@ OTHER = {
     "ignore_status": ([404, 410], frozenset({404, 410})),
     "max_delete": (5, 5),
     "max_size": (1234, 1234),
+    "processes": (3, 3),
     "threads": (7, 7),
     "per_host": (6, 6),
     "delay": (2.5, 2.5),
@@ -39,6 +41,7 @@ OTHER = {
     "ca_bundle": (Path(__file__), __file__),
     "layout": ("hash", Layout.HASH),
     "index": ("own.sqlite3", Path("own.sqlite3")),
+    "cluster": ("tcp://127.0.0.1:8786", "tcp://127.0.0.1:8786"),
 }
 
 """For each option that is no flag a value other than its default, and what it is in the settings."""
@@ -85,7 +88,7 @@ def test_the_constants_at_the_top_are_the_defaults_and_the_rest_of_the_settings(
     fields = settings._asdict()
     for name in ("threads", "per_host", "timeout", "max_time", "retries", "max_size", "user_agent", "layout"):
         assert fields[name] == getattr(loader, name.upper())
-    for name in fields.keys() - options(Settings).keys() - {"one_processor", "window"}:
+    for name in fields.keys() - options(Settings).keys() - {"one_processor", "exclusive", "window"}:
         assert fields[name] == getattr(loader, name.upper())
     assert settings.window == max(loader.WINDOW, loader.BATCH)
     assert settings.one_processor is False
@@ -181,12 +184,21 @@ WRONG = [
     ({"headers": {"X": 5}}, "headers: the value of 'X' must be text in Latin-1, without control characters"),
     ({"headers": {5: "X"}}, "headers: malformed header name"),
     ({"headers": {"X-A": "1", "x-a": "secret"}}, "headers: 'x-a' is given twice"),
+    ({"headers": {"Accept-Encoding": "br"}}, "headers: Accept-Encoding: br cannot be decoded; leave it out (gzip and"),
+    ({"headers": {"accept-encoding": "gzip, br;q=0.5"}}, "headers: Accept-Encoding: br cannot be decoded"),
+    ({"headers": {"Accept-Encoding": "gzip;q=1.0,\tZSTD , *;q=0"}}, "headers: Accept-Encoding: zstd cannot be decoded"),
+    ({"headers": {"Accept-Encoding": "compress"}}, "headers: Accept-Encoding: compress cannot be decoded"),
     ({"user_agent": None}, "user_agent: must be text in Latin-1, without control characters"),
     ({"user_agent": b"mine"}, "user_agent: must be text in Latin-1, without control characters"),
     ({"ca_bundle": 5}, "ca_bundle: must be a path, not 5"),
     ({"ca_bundle": ""}, "ca_bundle: an empty name"),
     ({"ca_bundle": "a\0b"}, "ca_bundle: the name holds a character that no file name can have"),
     ({"ca_bundle": "missing.pem"}, "ca_bundle: missing.pem: no such file or directory"),
+    ({"cluster": "http://h:1"}, "cluster: must be tcp://HOST:PORT, tls://HOST:PORT, or a scheduler file"),
+    ({"cluster": "tcp://u:secret@h:1"}, "cluster: must be tcp://HOST:PORT, tls://HOST:PORT, or a scheduler file"),
+    ({"cluster": "tcp://h"}, "cluster: must be tcp://HOST:PORT, tls://HOST:PORT, or a scheduler file"),
+    ({"cluster": 5}, "cluster: must be a path, not 5"),
+    ({"cluster": ""}, "cluster: an empty name"),
     ({"index": "a\0b"}, "index: the name holds a character that no file name can have"),
     ({"index": b"own"}, "index: must be a path, not bytes"),
     ({"index": Path("http://u:secret@h/x")}, "index: must be a path, not a URL: http://h/x"),
@@ -221,6 +233,13 @@ def test_what_makes_no_sense_is_refused_in_the_words_of_python(
     assert not (tmp_path / "images").exists()
 
 
+@pytest.mark.parametrize(
+    "value", ["gzip", "x-gzip, deflate;q=0.5", "identity", "*", "*;q=0.1", "", "gzip, br;q=0", "GZIP;q=1", "gzip,,"]
+)
+def test_a_coding_that_can_be_decoded_or_is_ruled_out_is_accepted(value: str) -> None:
+    assert _settings([], "images", headers={"Accept-Encoding": value}).headers == {"Accept-Encoding": value}
+
+
 def test_a_name_may_be_any_path(tmp_path: Path) -> None:
     for name in ("c:", "a:b", "http", "-", "\udcff"):
         assert Name().checked(name) == Path(name)
@@ -242,3 +261,23 @@ def test_the_versions_that_were_tested_are_those_that_are_allowed() -> None:
         assert wanted[name].contains(pin.version)
     for name in ("requests", "urllib3", "filelock"):
         assert "<" in {each.operator for each in wanted[name]}
+
+
+@pytest.mark.skipif(not (CHECKOUT / "setup.cfg").exists(), reason="there is no checkout here")
+def test_the_oldest_versions_that_are_tested_are_the_oldest_that_are_allowed() -> None:
+    """Those of what is needed to run the tests, but for descriptions of types, whose versions say little."""
+    config = configparser.ConfigParser()
+    config.read(CHECKOUT / "setup.cfg")
+    texts = [config["options"]["install_requires"]]
+    texts += [config["options.extras_require"][extra] for extra in ("verify", "report", "completion", "testing")]
+    needed = [
+        Requirement(line) for text in texts for line in text.split("\n") if line and not line.startswith("types-")
+    ]
+    floors = {each.name: one.version for each in needed for one in each.specifier if one.operator in (">=", "==")}
+    assert {each.name for each in needed} == {*floors, "image_loader"}
+    pins = [
+        Requirement(line)
+        for line in (CHECKOUT / "tests" / "oldest.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    assert {pin.name: str(pin.specifier) for pin in pins} == {name: f"=={floor}" for name, floor in floors.items()}

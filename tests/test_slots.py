@@ -19,7 +19,7 @@ def limits() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-@pytest.mark.parametrize(("limit", "connects"), [(1024, 464), (256, 80), (128, 24), (64, 8), (40, 2)])
+@pytest.mark.parametrize(("limit", "connects"), [(1024, 464), (256, 80), (128, 24), (64, 8), (43, 2), (40, 2)])
 def test_where_descriptors_are_few_connects_have_half_of_them(limit: int, connects: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
@@ -72,7 +72,9 @@ def test_no_more_are_begun_than_workers_will_use_soon_but_those_that_take_long_d
     assert not slots.has_room(1.0, standing=4)
     numbers = [slots.begin(1.0) for _ in range(4)]
     assert not slots.has_room(1.1, standing=0)
-    assert slots.has_room(1.3, standing=0)
+    assert slots.next_at() == 1.25
+    assert slots.has_room(1.25, standing=0)
+    assert slots.next_at() is None
     assert not slots.has_room(1.3, standing=4)
     assert slots.in_use == 4
     slots.end(numbers[0])

@@ -102,6 +102,12 @@ def test_a_column_is_given_by_its_heading_or_its_number_and_headings_are_not_cou
     assert count(path, Columns(column)) == 1
 
 
+def test_a_number_beyond_the_columns_is_a_heading(path: Path) -> None:
+    path.write_text("2025,2026\nhttp://h/a.jpg,http://h/b.jpg\n")
+    assert told(path, "2026") == [(2, "http://h/b.jpg", None)]
+    assert told(path, "2") == [(2, "http://h/b.jpg", None)]
+
+
 def test_of_headings_that_differ_in_case_the_exact_one_is_meant(path: Path) -> None:
     path.write_text("URL,url\nhttp://h/a.jpg,http://h/b.jpg\n")
     assert told(path, "url") == [(2, "http://h/b.jpg", None)]
@@ -191,11 +197,46 @@ def test_a_first_row_of_urls_is_told_without_its_secrets(path: Path) -> None:
         'caption\turl\n"a stray quote\thttp://h/a.jpg\nb\thttp://h/b.jpg\nc\thttp://h/c.jpg\n',
         'caption,url\n"a stray quote,http://h/a.jpg\nb,http://h/b.jpg\n"c",http://h/c.jpg\n',
         'url,caption\nhttp://h/a.jpg,"a stray quote\nhttp://h/b.jpg,b\nhttp://h/c.jpg,"c"\n',
+        'caption\turl\na\thttp://h/a.jpg\nb\thttp://h/b.jpg\n"a stray quote\thttp://h/c.jpg\n',
+        'caption\turl\na\thttp://h/a.jpg\nb\thttp://h/b.jpg\n"a stray quote\thttp://h/c.jpg\n\n\n',
+        'caption\turl\na\thttp://h/a.jpg\nb\thttp://h/b.jpg\nc "or" ""d" \thttp://h/c.jpg',
     ],
 )
 def test_a_stray_quote_costs_no_row(path: Path, content: str) -> None:
     path.write_text(content)
     assert [line.text for line in lines(path, "url")] == [f"http://h/{name}.jpg" for name in "abc"]
+
+
+def test_after_a_stray_quote_a_row_that_is_broken_is_a_fault_of_its_own(path: Path) -> None:
+    path.write_text('caption\turl\n"a stray quote\thttp://h/a.jpg\nno URL here, "or so\nc\thttp://h/c.jpg\n')
+    found = [(line.number, line.text) for line in lines(path, "url")]
+    assert found == [(2, "http://h/a.jpg"), (3, ""), (4, "http://h/c.jpg")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '"a, stray quote\thttp://h/a.jpg\nb\thttp://h/b.jpg\n"c" or "d\thttp://h/c.jpg\n',
+        '"a; stray, quote\thttp://h/a.jpg\nb\thttp://h/b.jpg\nc\thttp://h/c.jpg\n',
+        'a, b "" "\thttp://h/a.jpg\n"b\thttp://h/b.jpg\nc\thttp://h/c.jpg\n',
+    ],
+)
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_stray_quote_in_the_first_row_costs_no_row(content: str, size: int) -> None:
+    found = through_a_pipe(content.encode(), size, "2")
+    assert [(number, url) for number, url, _ in found] == [
+        (1 + at, f"http://h/{name}.jpg") for at, name in enumerate("abc")
+    ]
+
+
+def test_a_first_row_may_have_line_ends_in_quotes(path: Path) -> None:
+    path.write_text('1,http://h/a.jpg,"text\nhttp://h/x.jpg, and so on"\n2,http://h/b.jpg,""\n')
+    assert told(path, "2", "1") == [(1, "http://h/a.jpg", "1"), (3, "http://h/b.jpg", "2")]
+
+
+def test_a_url_within_a_quoted_text_is_not_the_row_s(path: Path) -> None:
+    path.write_text('text,url\n"see,http://h/x.jpg",\n"b, see http://h/y.jpg",http://h/b.jpg\n')
+    assert [(line.number, line.text) for line in lines(path, "url")] == [(2, ""), (3, "http://h/b.jpg")]
 
 
 def test_a_stray_quote_in_a_long_table_costs_no_row(path: Path) -> None:

@@ -33,6 +33,13 @@ def test_a_task_whose_timer_is_set_anew_is_due_then_alone(task: Task) -> None:
     assert timers.next_at() is None
 
 
+def test_a_task_whose_timer_is_set_earlier_is_due_once(task: Task) -> None:
+    timers = Timers()
+    timers.set_task(task, 2.0)
+    timers.set_task(task, 1.0)
+    assert list(timers.due(3.0)) == [task]
+
+
 def test_a_task_that_is_finished_is_due_no_more(task: Task) -> None:
     timers = Timers()
     timers.set_task(task, 1.0)
@@ -46,6 +53,7 @@ def test_a_host_is_looked_at_at_the_earliest_time_that_was_set(host: Host) -> No
     timers.set_host(host, 3.0)
     timers.set_host(host, 1.0)
     timers.set_host(host, 2.0)
+    assert timers.next_at() == 1.0
     assert list(timers.due(5.0)) == [host]
     assert host.wakes_at is None
     timers.set_host(host, 6.0)

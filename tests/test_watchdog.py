@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
@@ -184,22 +185,18 @@ def test_a_watch_may_be_ended_while_its_attempt_comes_and_goes() -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             watch = watchdog.watch()
-            done = threading.Event()
 
-            def come_and_go() -> None:
-                while not done.is_set():
+            def come_and_go() -> int:
+                for _ in range(3000):
                     with closing(watch), suppress(DownloadError):
                         watch.guard(ours)
+                return 3000
 
-            thread = threading.Thread(target=come_and_go)
-            thread.start()
-            try:
-                until = time.monotonic() + 0.5
-                while time.monotonic() < until:
+            with ThreadPoolExecutor(1) as executor:
+                coming = executor.submit(come_and_go)
+                while not coming.done():
                     watch.end(Reason.INTERRUPTED)
-            finally:
-                done.set()
-                thread.join()
+                assert coming.result() == 3000
     finally:
         sys.setswitchinterval(former)
         watchdog.close()

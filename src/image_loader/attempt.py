@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from image_loader.decoding.pool import Decoders
 
 _LOG = logging.getLogger(__name__)
-# What tells a server, and every cache on the way to it, to send the image whatever they think we have.
+# Asks the server, and every cache on the way, to send the image in any case.
 _UNCONDITIONAL = {"Cache-Control": "no-cache"}
-# What tells the caches to ask the server whether it has changed (RFC 9111, 5.2.1.1).
+# Asks the caches on the way to ask the server whether the image has changed (RFC 9111, 5.2.1.1).
 _REVALIDATING = {"Cache-Control": "max-age=0"}
 _NONE: dict[str, str] = {}
 # Answers to a request for the rest of a body.
@@ -78,12 +78,12 @@ class _Found(NamedTuple):
 
 
 class Downloader:
-    """Makes attempts, from any thread; shares nothing that changes but the transport, the directory, and a guess."""
+    """Makes attempts, from any thread. They share the transport, the directory, and a guess at the next extension."""
 
     def __init__(
         self, transport: Transport, directory: Directory, settings: Settings, processors: frozenset[int] = frozenset()
     ) -> None:
-        """``processors`` are those for work without Python's lock; none: it is done wherever its thread is."""
+        """``processors``: where work without the interpreter lock may run; if empty, it stays where its thread is."""
         self._processors = processors
         self._transport = transport
         self._directory = directory
@@ -91,23 +91,24 @@ class Downloader:
         self._fields = _UNCONDITIONAL if settings.force else _REVALIDATING if settings.revalidate else {}
         self._likely_extension = ".jpg"
         self._sniffs = settings.sniff or settings.verify
-        self._decoders = _decoders(settings, processors) if settings.verify else None
+        self._decoders = _decoders(settings, processors, directory) if settings.verify else None
 
     def interrupt(self) -> None:
-        """End what attempts wait for beside the transport."""
+        """End the decoding that attempts wait for."""
         if self._decoders is not None:
             self._decoders.close()
 
     def attempt(self, job: Job, connection: Connection) -> Result | Unfinished:
         """Make one attempt at ``job``, or go on with it; raise only what ends the run (``LoaderError``).
 
-        ``connection`` stands, to the host that is asked next. The attempt is unfinished where another one is needed.
+        ``connection`` leads to the host that is asked next. If another connection is needed, the result is
+        ``Unfinished``.
         """
         result = self._result(job, connection)
         if job.resume is not None and isinstance(result, Failure) and result.http_status in _PART_STATUSES:
             self._directory.discard(job.resume.key)  # The next attempt asks for the whole.
         if isinstance(result, Failure) and result.blame is Blame.PROCESS and self._transport.drop_idle():
-            # Connections that waited for their next request may have been what had the descriptors.
+            # Idle connections may have taken the descriptors; they are closed now.
             return Unfinished(job)
         return result
 
@@ -128,7 +129,7 @@ class Downloader:
 
     def _attempt(self, job: Job, connection: Connection) -> Result | Unfinished:
         if job.resume is not None and not self._directory.is_kept(job.resume):
-            job = job._replace(resume=None)  # Another run has removed it, or it was written to since.
+            job = job._replace(resume=None)  # Another run has removed it or written to it.
         condition = _NONE if job.is_unconditional else _condition(job)
         # Overlapping runs share the work.
         if not condition and job.hop is None:
@@ -146,7 +147,7 @@ class Downloader:
         return self._attempt(job, connection) if stays else Unfinished(job)
 
     def _ask(self, job: Job, condition: Mapping[str, str], connection: Connection) -> Result | Unfinished | None:
-        """Ask once; None where a 304 came that says nothing about the file that is here."""
+        """Ask once; return None for a 304 that is not about the file in place."""
         fields = _UNCONDITIONAL if job.is_unconditional else self._fields
         target = (job.validators if job.resume is None else job.resume.validators).target
         answer = self._transport.exchange(job.url, fields, condition, target, connection, job.hop)
@@ -165,7 +166,7 @@ class Downloader:
         image = job.image
         if image is None or job.resume is not None or not answer.conditional:
             return None
-        # What may be another's file is taken for the image only if it has the very time of the server's.
+        # A file that may be another's counts as the image only if its time is exactly the server's Last-Modified.
         if job.foreign and answer.fields.get("last-modified") != job.validators.last_modified:
             return None
         times = (answer.requested, answer.received, _redirects_end(answer))
@@ -219,14 +220,14 @@ class Downloader:
         return Saved(image, answer.status, change, new_key, _final_url(answer), found.width, found.height)
 
     def _sha256_before(self, job: Job, file: str) -> str | None:
-        """Return that of the image before; where it is not known, that of the file that is about to be replaced."""
+        """Return the SHA-256 of the previous image; if it is not known, that of the file that will be replaced."""
         if job.sha256 is not None or job.inode is None:
             return job.sha256
         read = self._directory.digest(file)
         return None if read is None else read[0]
 
     def _files(self, job: Job, file: str, extension: str, sha256: str) -> Iterator[str]:
-        """Yield the names that an image may get: its own, where no other's file stands there, and spare ones."""
+        """Yield the names that an image may get: its own, unless another's file has that name, then spare ones."""
         if not (job.foreign and self._is_other(file, sha256)):
             yield file
         for spare in spares(job.url, self._settings.layout, extension):
@@ -234,12 +235,12 @@ class Downloader:
                 yield spare
 
     def _is_other(self, file: str, sha256: str) -> bool:
-        """Whether a file stands there that has another content."""
+        """Whether there is a file of this name with another content."""
         read = self._directory.digest(file)
         return self._directory.stat(file) is not None if read is None else read[0] != sha256
 
     def _body(self, answer: Answer, resume: Resume | None) -> _Body:
-        """Look at what is announced, and at the first bytes; ``DownloadError`` where that is no image."""
+        """Check the headers and the first bytes; raise ``DownloadError`` if they are not those of an image."""
         size = _whole_size(answer, resume)
         announced = media_types.essence(answer.fields.get("content-type"))
         if not (media_types.is_image(announced) or media_types.is_generic(announced)):
@@ -248,7 +249,7 @@ class Downloader:
             raise DownloadError(Reason.TOO_LARGE, f"{answer.length} bytes announced", http_status=answer.status)
         pieces = answer.chunks(self._settings.chunk)
         if resume is not None:
-            # A 206 may leave out what was known when its beginning came (RFC 9110, 15.3.7).
+            # A 206 may leave out fields that came with the beginning (RFC 9110, 15.3.7).
             return _Body(pieces, resume.media_type, size)
         media_type, first = self._media_type(answer, announced, pieces)
         return _Body(chain((first,), pieces), media_type, size)
@@ -260,7 +261,7 @@ class Downloader:
             _refuse_text(answer, announced, first)
             return announced, first
         first = b""
-        # A body that is refused anyway may break off.
+        # The body is refused anyway, so it does not matter if it breaks off.
         with nullcontext() if self._sniffs else suppress(DownloadError):
             first = sniffing.beginning(body)
         found = sniffing.image_type(first)
@@ -327,11 +328,11 @@ def _check_end(partial: Partial, answer: Answer) -> None:
         raise DownloadError(Reason.TRUNCATED, detail, http_status=answer.status, retryable=True)
 
 
-def _decoders(settings: Settings, processors: frozenset[int]) -> Decoders:
-    """Return what decodes; most runs need none, and are spared the time of its import."""
+def _decoders(settings: Settings, processors: frozenset[int], directory: Directory) -> Decoders:
+    """Return the decoders. They are imported only here, since most runs need none."""
     from image_loader.decoding.pool import Decoders
 
-    return Decoders(settings, processors)
+    return Decoders(settings, directory.partials, processors)
 
 
 def _change(sha256: str, before: str | None) -> Change:
@@ -395,7 +396,7 @@ def _validators(answer: Answer, resume: Resume | None) -> Validators:
 
 
 def _is_whole(answer: Answer) -> bool:
-    """Whether an answer brings a whole image: 200, 203, or a part that is the whole, which nobody asked for."""
+    """Whether an answer is a whole image: 200, 203, or an unrequested part that is the whole."""
     return answer.status in (200, 203) or (answer.status == 206 and _is_whole_range(_range(answer)))
 
 
@@ -427,7 +428,7 @@ def _is_whole_range(part: _Range | None) -> bool:
 
 
 def _is_same_version(answer: Answer, known: Validators) -> bool:
-    """Whether a part is one of the version that its beginning was; a strong date counts where there is no ETag."""
+    """Whether a part is of the same version as the beginning, by its ETag or, without one, by a strong date."""
     etag, last_modified = answer.fields.get("etag"), answer.fields.get("last-modified")
     return etag == known.etag and (etag is not None or last_modified == known.last_modified)
 

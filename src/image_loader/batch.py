@@ -24,10 +24,11 @@ from image_loader.model import (
     Result,
     Saved,
 )
-from image_loader.planner import Planner
+from image_loader.planner import Beginning, Planner, beginning
 from image_loader.settings import Settings
 from image_loader.store.directory import Directory
 from image_loader.store.index import FILE, Index
+from image_loader.store.root import Held
 
 if TYPE_CHECKING:
     from image_loader.scheduling.queue import Task
@@ -41,6 +42,9 @@ _WAIT = 0.1
 _BRIEFLY = 0.01
 _GRACE = 1.5
 
+Store = tuple[Directory, Index]
+"""What a run works on."""
+
 
 def run(
     lines: Iterable[Sequence[Line] | None],
@@ -50,8 +54,8 @@ def run(
 ) -> Generator[Outcome, None, None]:
     """Yield the outcome of every line, as images end, until the list ends or ``stop`` is set.
 
-    ``lines`` come in groups; None in place of one says that none is there yet. ``tick`` is called several times a
-    second, also while nothing ends, with the seconds for which nothing can, since all that is left has to wait. Raises
+    ``lines`` come in groups; None means that there is nothing to read yet. ``tick`` is called several times a second,
+    also while nothing ends. Its argument is the number of seconds for which every job has to wait, mostly 0. Raises
     ``LoaderError`` for what ends the run; what was saved until then is in place and in the index.
     """
     lines = iter(lines)
@@ -63,17 +67,27 @@ def run(
         yield from preview.run(chain(first, lines), settings, stop, tick)
         return
     with ExitStack() as stack:
-        directory = Directory(settings.directory)
-        stack.callback(directory.close)
-        named = settings.index_file
-        path = named or directory.hidden / FILE
-        index = stack.enter_context(Index(path, settings.flush_interval, stop.is_set, named=named is not None))
+        store = opened(settings, stop, stack)
+        found = beginning(*store)
+        yield from Run(settings, store, found, stack, tick).outcomes(chain(first, lines), stop)
+
+
+def opened(settings: Settings, stop: threading.Event, stack: ExitStack, held: Held | None = None) -> Store:
+    """Open directory and index, to be closed with ``stack``; ``held`` by another process of the run, nothing is new."""
+    directory = Directory(settings.directory, held)
+    stack.callback(directory.close)
+    named = settings.index_file
+    path = named or directory.hidden / FILE
+    index = stack.enter_context(
+        Index(path, settings.flush_interval, stop.is_set, named=named is not None, exclusive=settings.exclusive)
+    )
+    if held is None:
         _compare_layouts(directory.note_layout(settings.layout.value), settings)
-        yield from _Run(settings, directory, index, stack, tick).outcomes(chain(first, lines), stop)
+    return directory, index
 
 
 def _compare_layouts(former: str, settings: Settings) -> None:
-    """Say once that new images go elsewhere than those that are there; whatever else a note may hold says nothing."""
+    """Warn once if the layout is not that of the last run. A note that holds no layout is ignored."""
     if former != settings.layout and former in list(Layout):
         _LOG.warning(
             "%s: --layout is %s, and was %s before: images that are there keep their places",
@@ -81,24 +95,65 @@ def _compare_layouts(former: str, settings: Settings) -> None:
         )
 
 
-class _Run:
-    """One run, in the main thread: it reads, decides, schedules and records."""
+class Reading:
+    """The groups of a list, read one by one until ``stop`` is set."""
+
+    def __init__(self, lines: Iterable[Sequence[Line] | None], stop: threading.Event) -> None:
+        self._lines = iter(lines)
+        self._stop = stop
+        self._fault: Exception | None = None
+
+    def __iter__(self) -> Iterator[Sequence[Line] | None]:
+        """Yield the groups; what reading raises is kept."""
+        while not self._stop.is_set():
+            try:
+                group = next(self._lines)
+            except StopIteration:
+                return
+            except Exception as error:  # noqa: BLE001 (the caller's own iterable may raise anything)
+                self._fault = error
+                return
+            yield group
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the list was read to its end, once there are no more groups."""
+        return self._fault is None and not self._stop.is_set()
+
+    def close(self) -> None:
+        """Raise what reading has raised."""
+        fault, self._fault = self._fault, None
+        try:
+            if fault is not None:
+                raise fault
+        finally:
+            # Its traceback refers to this frame. This reference cycle would keep the directory open.
+            del fault
+
+
+class Run:
+    """One run, or the part of one process in it, in the main thread: it reads, decides, schedules and records."""
 
     def __init__(
-        self, settings: Settings, directory: Directory, index: Index, stack: ExitStack, tick: Callable[[float], None]
+        self, settings: Settings, store: Store, found: Beginning, stack: ExitStack, tick: Callable[[float], None]
     ) -> None:
         self._settings = settings
-        self._directory = directory
-        self._index = index
-        self._planner = Planner(settings, directory, index)
+        self._directory, self._index = store
+        self._planner = Planner(settings, *store, found)
         self._stack = stack
         self._tick = tick
-        self._known = index.known() if settings.delete else None
+        self._known = self._index.known() if settings.delete else None
         self._downloads: _Downloads | None = None
         # Lines that were read and not decided about yet.
         self._undecided: Sequence[Line] = ()
         self._new = 0
         self._size = 0
+
+    @property
+    def wanted(self) -> int:
+        """How many files are going to be made; those of jobs that run may be there already."""
+        running = self._downloads.scheduler.running if self._downloads is not None else 0
+        return max(0, self._new - running)
 
     def outcomes(self, lines: Iterable[Sequence[Line] | None], stop: threading.Event) -> Iterator[Outcome]:
         """Yield the outcomes; whatever ends the run, every line that was read is accounted for."""
@@ -108,34 +163,21 @@ class _Run:
             yield from self._interrupted()
             raise
         finally:
-            # Where nobody takes outcomes any more, there is nothing left to yield, but still something to record.
+            # If the caller has closed the iterator, nothing can be yielded, but results still have to be recorded.
             self._cut_off()
 
     def _downloaded(self, lines: Iterable[Sequence[Line] | None], stop: threading.Event) -> Iterator[Outcome]:
-        unreadable: Exception | None = None
-        reading = iter(lines)
-        while not stop.is_set():
-            try:
-                read = next(reading)
-            except StopIteration:
-                break
-            except Exception as error:  # noqa: BLE001 (the caller's own iterable may raise anything; raised below)
-                unreadable = error
-                break
+        reading = Reading(lines, stop)
+        for read in reading:
             self._undecided = read or ()
             yield from self._take_on_all(stop, _WAIT if read is None else 0.0)
             yield from self._hand_over(stop)
         yield from self._advance(stop, 0, _WAIT)
         if stop.is_set():
             yield from self._interrupted()
-        elif unreadable is None:
+        elif reading.is_whole:
             yield from self._delete(stop)
-        try:
-            if unreadable is not None:
-                raise unreadable
-        finally:
-            # It knows this frame by its traceback: such a circle would keep the directory open.
-            del unreadable
+        reading.close()
 
     def _delete(self, stop: threading.Event) -> Iterator[Outcome]:
         """Delete what is no longer in the list, which was read to its end."""
@@ -146,9 +188,10 @@ class _Run:
             yield from removal.delete(self._settings, self._directory, self._index, self._known, stop)
 
     def _take_on_all(self, stop: threading.Event, wait: float) -> Iterator[Outcome]:
-        """Take on the lines that were read, in parts where much has to be compared; downloads go on in between."""
+        """Take on the lines that were read; in parts, with downloads in between, if many files have to be compared."""
         while not stop.is_set():
-            yield from self._take_on()
+            if self._undecided:
+                yield from self._take_on()
             yield from self._advance(stop, self._settings.window - self._settings.batch, wait)
             if not self._undecided:
                 return
@@ -168,11 +211,10 @@ class _Run:
             self._size += sum(len(job.url.text) for job in plan.jobs)
         yield from plan.outcomes
         if self._downloads is not None:
-            # Jobs that run may hold their inode already.
-            self._directory.check_inodes(max(0, self._new - self._downloads.scheduler.running))
+            self._directory.check_inodes(self.wanted)
 
     def _advance(self, stop: threading.Event, room: int, wait: float) -> Iterator[Outcome]:
-        """Let downloads go on until at most ``room`` are left, and until one ends, for ``wait`` seconds at the most."""
+        """Let downloads go on until at most ``room`` are left. Wait at most ``wait`` seconds for one to end."""
         self._index.tick()
         self._tick(0.0)
         while self._downloads is not None and not stop.is_set():
@@ -186,7 +228,7 @@ class _Run:
                 return
 
     def _hand_over(self, stop: threading.Event) -> Iterator[Outcome]:
-        """Have the few jobs that there are begin before the next line is waited for, which may take long."""
+        """If there are few jobs, start them before waiting for the next line, which may take long."""
         while self._downloads is not None and not stop.is_set():
             scheduler = self._downloads.scheduler
             if scheduler.pending > self._settings.threads or not scheduler.is_about_to_start:
@@ -202,7 +244,7 @@ class _Run:
         return scheduler.pending <= room and (self._size <= self._settings.window_size or not scheduler.pending)
 
     def _interrupted(self) -> Iterator[Outcome]:
-        """Yield the outcomes of all lines that were read and not told yet: the run ends."""
+        """Yield the outcomes of all lines that were read and have none yet, since the run ends."""
         yield from map(outcome.interrupted, self._undecided)
         yield from self._cut_off()
 
@@ -232,7 +274,7 @@ class _Run:
         return [outcome.of_task(task, self._settings.ignore_status) for task in finished]
 
     def _discard(self, job: Job, result: Result) -> None:
-        """Remove what was kept to be resumed, and will not be."""
+        """Remove a partial file that was kept for a next attempt, since there will be none."""
         last = result.resume if isinstance(result, Failure) else None
         if resume := last or job.resume:
             self._directory.discard(resume.key)

@@ -21,7 +21,7 @@ _GIF_IMAGE, _GIF_EXTENSION = b",", b"!"
 _SVG_MARKUP = re.compile(rb"<!--|<!\[CDATA\[|</?(?:[\w.-]{1,64}:)?svg(?=[\s/>])", re.IGNORECASE)
 _SVG_END = {b"<!--": re.compile(rb"-->"), b"<![CDATA[": re.compile(rb"\]\]>")}
 _TAG_END = re.compile(rb"/?>")
-# Of each set one box has to be there. The contents of an image may stand within its "meta", as "idat".
+# One box of each set must be there. The contents of an image may be inside "meta", as "idat".
 _IMAGE_BOXES = {
     "image/avif": ({b"meta", b"moov"}, {b"mdat", b"idat"}),
     "image/heic": ({b"meta", b"moov"}, {b"mdat", b"idat"}),
@@ -29,7 +29,7 @@ _IMAGE_BOXES = {
     "image/jp2": ({b"jp2c"},),
     "image/jxl": ({b"jxlc", b"jxlp"},),
 }
-# Others that come behind these are no part of the image.
+# Boxes of other types that come behind these are not part of the image.
 _BOXES = frozenset({b"free", b"jxlc", b"jxlp", b"mdat", b"meta", b"moof", b"moov", b"mpvd", b"skip", b"uuid"})
 
 
@@ -162,7 +162,7 @@ def _read_webp(source: _Source) -> None:
 
 
 def _read_bmp(source: _Source) -> None:
-    # The size of the file is often told wrong; where the image is not compressed, that of its lines says more.
+    # The size in the file header is often wrong. Without compression, the size of the pixel lines is more reliable.
     header = source.take(34)
     told, start = (int.from_bytes(header[at : at + 4], "little") for at in (2, 10))
     if header[14] == 12:  # OS/2's.
@@ -200,7 +200,7 @@ def _read_svg(source: _Source) -> None:
 
 
 def _read_boxes(source: _Source, *wanted: set[bytes]) -> None:
-    """ISO/IEC 14496-12, 4.2: of each set in ``wanted``, one box has to be there, and each that is there to be whole."""
+    """ISO/IEC 14496-12, 4.2: one box of each set in ``wanted`` must be there, and every box must be whole."""
     seen: set[bytes] = set()
     while source.left or not _have(seen, wanted):
         if source.left < 8 and _have(seen, wanted):

@@ -188,8 +188,8 @@ def retry_after(headers: Headers, received: float) -> float | None:
 def is_resumable(headers: Headers) -> bool:
     """Whether a cut-off body may be continued: by a strong ETag, or without any by a strong date.
 
-    RFC 9110, 13.1.5 and 14.3; a date is strong where it is a minute older than the response (8.8.2.2), by then a
-    file that was written twice within a second is written no more.
+    RFC 9110, 13.1.5 and 14.3; a date is strong if it is a minute older than the response (8.8.2.2), since a file may be
+    written twice within one second.
 
     >>> [is_resumable({"accept-ranges": "bytes", "etag": etag}) for etag in ('"1a"', 'W/"1a"')]
     [True, False]
@@ -205,9 +205,9 @@ def _merged(image: Image, theirs: Validators) -> Validators | None:
     if ours.etag and theirs.etag:
         same = _opaque(ours.etag) == _opaque(theirs.etag)
     elif theirs.etag and not theirs.last_modified and image.media_type is None:
-        return ours  # All that is known of what another program saved is its time; nor does that program know more.
+        return ours  # Of a file that another program saved, only the time is known.
     elif theirs.etag:
-        # It may be that of an older version, which has not been modified since ours either.
+        # The 304 may be about an older version, which has not been modified since ours either.
         same = theirs.last_modified is not None and theirs.last_modified == ours.last_modified
     else:
         same = ours.last_modified is None or theirs.last_modified in (None, ours.last_modified)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
+import runpy
 import sys
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
     # Run as a file, from a checkout: the package is found one folder up, and no module of ours hides another.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # As in __main__: no traceback while the modules are imported.
+    runpy.run_module("image_loader", run_name="__main__")
 
 import gc
 import logging
@@ -19,7 +18,7 @@ import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from image_loader import __version__, batch
+from image_loader import __version__, engine
 from image_loader.errors import OptionError
 from image_loader.lists import urlfile
 from image_loader.model import Layout, Line, Outcome
@@ -30,8 +29,10 @@ from image_loader.url import redacted
 # ---------------------------------------------------------------------------------------------------------------------
 # What shapes memory, sockets, threads and time. Edit here: the command and the library call both take it from here.
 
+PROCESSES = 1
+"""Processes to download in; each takes 30 MB. All images of a host come from one of them."""
 THREADS = 32
-"""Downloads at once; each takes a thread (some 100 kB), a socket and an open file."""
+"""Downloads at once, in all processes together; each takes a thread (some 100 kB), a socket and an open file."""
 PER_HOST = 10
 """Downloads at once from one host, and idle connections kept for it."""
 DELAY = 0.0
@@ -71,16 +72,19 @@ BACKOFF_CAP = 60.0
 RETRY_AFTER_CAP = 120.0
 """Seconds of the longest pause that a host can ask for (``Retry-After``)."""
 HOST_FAILURES = 5
-"""Requests in a row without an answer after which a host is only probed; as many refusals it may send in a row."""
+"""Requests in a row without an answer after which a host is only probed. It may also refuse so many in a row."""
 HOST_PATIENCE = 30.0
 """Seconds without a success after which the images of such a host fail at once."""
 ONE_PROCESSOR = True
 """Whether the command stays on one processor once it downloads, except for large bodies. Only one thread runs Python at
 a time, and passing the interpreter lock between processors costs more than a second one brings. Set it to False where
-that processor may be busy."""
+that processor may be busy. A free-threaded Python has no such lock, and is never bound to one."""
 GARBAGE_INTERVAL = 100_000
 """Objects made between two searches for cyclic garbage, of which a run makes little: with Python's own 700, the command
 would spend a twentieth of its time there."""
+PARTITIONS = 256
+"""Parts that --cluster divides the hosts into, each with a folder and an index of its own; a directory keeps the number
+that it was made with."""
 REDIRECTS = 20
 """Redirects followed for one image."""
 USER_AGENT = f"image_loader/{__version__}"
@@ -89,7 +93,7 @@ LAYOUT = Layout.FLAT
 """The path of an image below the directory: flat, host, hash or path."""
 # ---------------------------------------------------------------------------------------------------------------------
 
-_CONSTANTS = Settings.__annotations__.keys() - options(Settings).keys() - {"one_processor"}
+_CONSTANTS = Settings.__annotations__.keys() - options(Settings).keys() - {"one_processor", "exclusive"}
 # Without a handler, logging prints warnings on standard error; where they go is for the caller of ``load`` to say.
 logging.getLogger("image_loader").addHandler(logging.NullHandler())
 
@@ -107,11 +111,13 @@ def load(
     delete: bool = False,
     max_delete: int | None = None,
     dry_run: bool = False,
+    processes: int = PROCESSES,
     threads: int = THREADS,
     per_host: int = PER_HOST,
     delay: float = DELAY,
     timeout: float = TIMEOUT,
     max_time: float = MAX_TIME,
+    cluster: str | os.PathLike[str] | None = None,
     retries: int = RETRIES,
     max_size: int = MAX_SIZE,
     headers: Mapping[str, str] | None = None,
@@ -135,7 +141,7 @@ def load(
     given = locals()  # Each option is a keyword of this function and an entry in ``settings``, and nothing else.
     urls = given.pop("urls")
     settings = settings_of(given)
-    return batch.run(_lines(urls, settings), settings, threading.Event())
+    return engine.run(_lines(urls, settings), settings, threading.Event())
 
 
 DEFAULTS: Mapping[str, Any] = load.__kwdefaults__ or {}
@@ -154,10 +160,16 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
     """Return the settings of a run: options by their keywords, and the constants of this module."""
     constants = {name: globals()[name.upper()] for name in _CONSTANTS}
     settings = settings_from(given, {**constants, "window": max(WINDOW, BATCH)})
+    # The processes that are started are our own.
+    settings = settings._replace(one_processor=ONE_PROCESSOR and settings.processes > 1)
     if settings.verify:
         from image_loader.decoding.pool import require_verify
 
         require_verify()
+    if settings.cluster is not None:
+        from image_loader.cluster.dask import require_cluster
+
+        require_cluster()
     return settings
 
 
@@ -170,9 +182,5 @@ def _lines(urls: Any, settings: Settings) -> Iterable[Sequence[Line] | None]:
     if isinstance(urls, bytes | bytearray) or not isinstance(urls, Iterable):
         raise OptionError(f"must be a path or an iterable of URLs, not {type(urls).__name__}", "urls")
     if settings.columns is not None:
-        raise OptionError("must be None where URLs are given, and not the path of a table", "url_column")
+        raise OptionError("is for the path of a table, not for an iterable of URLs", "url_column")
     return urlfile.from_strings(urls, settings.batch)
-
-
-if __name__ == "__main__":
-    main()

@@ -67,7 +67,7 @@ def is_image(essence: str | None) -> bool:
 
 
 def is_generic(essence: str | None) -> bool:
-    """Whether a type says nothing about what it is the type of; so does none.
+    """Whether a type says nothing about the body, such as ``application/octet-stream``, or is missing.
 
     >>> is_generic(None), is_generic("binary/octet-stream"), is_generic("text/html")
     (True, True, False)

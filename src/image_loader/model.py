@@ -230,7 +230,8 @@ class Job(NamedTuple):
     that had the name when this was planned; None if there was no file, so that the image takes one more inode.
     ``foreign`` says that this file may be another's: it stays unless the image is the same, byte for byte. ``sha256``
     is that of the last image of this URL, whatever became of its file. ``hop`` is where redirects have led the current
-    attempt; ``is_unconditional`` says that a conditional request led to nothing.
+    attempt; ``is_unconditional`` says that the answer to a conditional request was of no use, so that the next one has
+    no condition.
     """
 
     line: int
@@ -292,7 +293,7 @@ class Failure(NamedTuple):
     """The attempt failed.
 
     ``retryable`` failures may be tried again; ``blame`` says whom they count against. ``retry_after`` is the pause that
-    the server asked for, in seconds.
+    the server asked for, in seconds. ``stopped`` says that this process did not run when the attempt's time was over.
     """
 
     reason: Reason
@@ -302,6 +303,10 @@ class Failure(NamedTuple):
     blame: Blame = Blame.IMAGE
     retry_after: float | None = None
     resume: Resume | None = None
+    stopped: bool = False
+
+
+INTERRUPTED = Failure(Reason.INTERRUPTED, "the run was ended")
 
 
 class Unfinished(NamedTuple):

@@ -15,9 +15,12 @@ from image_loader.url import redacted
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 # As a Path, a URL has one slash left; a directory may well be named like "c:".
 _URL_START = r"(?i)\s*(?:https?:/|[a-z][a-z0-9+.-]*://)"
+_ADDRESS = r"(?:tcp|tls)://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]):[0-9]{1,5}"
 # Compiled where they are needed: most runs send no header but the default ones.
 _HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEADER_VALUE = r"[\t\x20-\x7e\xa0-\xff]*"
+_RULED_OUT = r"q=0(?:\.0*)?"  # a weight (RFC 9110, 12.4.2)
+_DECODABLE = frozenset({"gzip", "x-gzip", "deflate", "identity", "*"})
 # The name is not repeated, since it may be a secret.
 _MALFORMED_NAME = "malformed header name before the colon; write it as 'Name: value'"
 _LONGEST_QUOTED = 50  # characters of a value that a message repeats
@@ -27,8 +30,8 @@ _MOST_DIGITS = 20  # of a whole number; with more, it is out of any range
 
 
 # The kinds of values. Each reads a word of the command line (``read``), checks a value and returns it as it is stored
-# (``checked``), and shows a default in the help (``shown``). The first two raise ``OptionError`` that says what the
-# value must be, and not yet of which option.
+# (``checked``), and shows a default in the help (``shown``). The first two raise ``OptionError``. It says what the
+# value must be; the name of the option is added by ``Option``.
 
 
 class Flag:
@@ -216,11 +219,13 @@ class Headers:
         return _headers_of_file(word[1:]) if word.startswith("@") else [_header(word)]
 
     def checked(self, value: object) -> Mapping[str, str]:
-        """Return the headers, if all of them can be sent and no name is there twice."""
+        """Return the headers, if all of them can be sent, no name is there twice, and what they ask for can be read."""
         if not isinstance(value, Mapping | None):
             # It is not repeated, since it may be a secret.
             raise OptionError(f"must be a mapping of names to values, not {type(value).__name__}")
-        return named_once((value or {}).items())
+        headers = named_once((value or {}).items())
+        _check_codings(headers)
+        return headers
 
     def shown(self, _: object) -> str:
         """Show no default: there are none."""
@@ -309,6 +314,25 @@ class Name:
         return ""
 
 
+class Address(Name):
+    """The address of a Dask scheduler, or the file that a scheduler wrote its address to."""
+
+    def __init__(self) -> None:
+        super().__init__("ADDRESS", str)
+
+    def checked(self, value: object) -> str | None:
+        """Return the address or the name.
+
+        >>> Address().checked("tcp://10.0.0.1:8786"), Address().checked("scheduler.json")
+        ('tcp://10.0.0.1:8786', 'scheduler.json')
+        """
+        if isinstance(value, str) and re.match(_URL_START, value):
+            if re.fullmatch(_ADDRESS, value):
+                return value
+            raise OptionError("must be tcp://HOST:PORT, tls://HOST:PORT, or a scheduler file")
+        return super().checked(value)  # type: ignore[return-value]
+
+
 Kind = Flag | Whole | Seconds | Statuses | HeaderText | Headers | Choice | Column | Name
 
 
@@ -380,6 +404,16 @@ def named_once(headers: Iterable[tuple[object, object]]) -> dict[str, str]:
             raise OptionError(f"the value of {name!r} must be text in Latin-1, without control characters")
         named[name.lower()] = name, str(value)
     return dict(named.values())
+
+
+def _check_codings(headers: Mapping[str, str]) -> None:
+    """Raise ``OptionError`` for an ``Accept-Encoding`` whose answers could not be decoded."""
+    accepted = next((value for name, value in headers.items() if name.lower() == "accept-encoding"), "")
+    for token in accepted.split(","):
+        coding, _, weight = token.lower().replace(" ", "").replace("\t", "").partition(";")
+        if coding and coding not in _DECODABLE and not re.fullmatch(_RULED_OUT, weight):
+            detail = f"Accept-Encoding: {coding[:_LONGEST_QUOTED]} cannot be decoded"
+            raise OptionError(f"{detail}; leave it out (gzip and deflate can be decoded)")
 
 
 def header_lines(text: str, place: str) -> list[tuple[str, str]]:

@@ -6,13 +6,22 @@ from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from image_loader.lists.forms import hint
-from image_loader.model import Failure, Image, Job, Line, Locked, NotModified, Outcome, Reason, Saved, Status
+from image_loader.model import (
+    INTERRUPTED,
+    Failure,
+    Image,
+    Job,
+    Line,
+    Locked,
+    NotModified,
+    Outcome,
+    Reason,
+    Saved,
+    Status,
+)
 
 if TYPE_CHECKING:
     from image_loader.scheduling.queue import Task
-
-INTERRUPTED = "the run was ended"
-"""The detail of what was not done when a run ended."""
 
 
 def fresh(line: Line, image: Image) -> Outcome:
@@ -40,7 +49,7 @@ def failed(line: Line, reason: Reason, detail: str) -> Outcome:
 
 def interrupted(line: Line) -> Outcome:
     """Return the outcome of a line that the end of the run left undone."""
-    return failed(line, Reason.INTERRUPTED, INTERRUPTED)
+    return failed(line, INTERRUPTED.reason, INTERRUPTED.detail)
 
 
 def would_ask(job: Job) -> Outcome:

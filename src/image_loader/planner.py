@@ -34,11 +34,28 @@ _SECOND = 10**9  # nanoseconds
 _READ_MAX = 64_000_000
 """Bytes of images that are compared before downloads go on; reading them takes some tenths of a second."""
 _HEAD = 16384
-"""Bytes by which an image is known: the root of an SVG may stand behind long comments."""
+"""First bytes by which an image is recognised: the root of an SVG may come after long comments."""
 _NO_VALIDATORS = Validators()
 
 Verdict = Callable[[str], Failure | None]
-"""Tells of an origin that it is down, and what becomes of its images; None where it may be asked."""
+"""Returns the failure of all images of an origin that is down; None if the origin may be asked."""
+
+
+class Beginning(NamedTuple):
+    """What was there when the run began, seen before anything was changed.
+
+    Where there was no index (``first_run``), images are found again by their names. Where there was one, those that it
+    does not know are another's. ``index_lost`` says that the images may be ours all the same.
+    """
+
+    first_run: bool
+    index_lost: bool
+
+
+def beginning(directory: View, index: Index) -> Beginning:
+    """Return what is there."""
+    first_run = index.is_empty() and not directory.is_empty()
+    return Beginning(first_run, first_run and not directory.is_new)
 
 
 class Plan(NamedTuple):
@@ -55,14 +72,11 @@ class Plan(NamedTuple):
 class Planner:
     """Decides, by what the index and the directory know; used by the main thread alone."""
 
-    def __init__(self, settings: Settings, directory: View, index: Index) -> None:
+    def __init__(self, settings: Settings, directory: View, index: Index, found: Beginning) -> None:
         self._settings = settings
         self._directory = directory
         self._index = index
-        # Where there was no index, images are found again by their names. Where there was one, those that it does not
-        # know are another's.
-        self._first_run = index.is_empty() and not directory.is_empty()
-        self._index_lost = self._first_run and not directory.is_new
+        self._first_run, self._index_lost = found
         self._renamer = None
         if settings.name_column is not None and isinstance(directory, Directory):
             from image_loader.renaming import Renamer
@@ -74,7 +88,7 @@ class Planner:
         self._read = 0
 
     def plan(self, group: Sequence[Line], verdict: Verdict = lambda _: None) -> Plan:
-        """Decide about a group of lines, at one price: a few queries, and a look at each file."""
+        """Decide about a group of lines, with a few queries for all of them and a look at each file."""
         plan = Plan([], [], [])
         self._states.clear()
         self._read = 0
@@ -92,7 +106,7 @@ class Planner:
         for digest, (line, url) in urls.items():
             record = records.get(digest)
             if record is None:
-                continue  # Its outcome is told.
+                continue  # It has its outcome.
             if self._read > _READ_MAX and record.image is not None:
                 plan.rest.append(line)
             elif self._index.first_seen(record):
@@ -104,7 +118,7 @@ class Planner:
     def _records(self, urls: dict[bytes, tuple[Line, Url]], verdict: Verdict, plan: Plan) -> dict[bytes, Record]:
         """Return what the index knows of each URL; those that it does not know get their names.
 
-        A name costs more than all else about a line that is not downloaded: where the host is down, none is given.
+        URLs whose host is down get no name: finding one costs more than all else about a line that is not downloaded.
         """
         records = self._index.look_up(list(urls))
         self._claimed = frozenset()
@@ -129,8 +143,8 @@ class Planner:
     def _names(self, line: Line, url: Url) -> Iterator[Name]:
         """Yield the names that ``url`` may get, best first.
 
-        A file under the plain name may be another's, which is left alone; or, where there was no index, that of any URL
-        of the list that has this name. One with a hash in its name is its URL's own.
+        A file with the plain name may be another's, which is left alone. If there was no index, it may be the image of
+        any URL that ends in this name. A file with a hash in its name belongs to its URL.
         """
         directory = self._directory
         limits = (directory.max_name_bytes, directory.refused_characters)
@@ -140,7 +154,7 @@ class Planner:
             yield from (name for name in self._standing(preferred) if self._begins_like_image(name.path))
         if not preferred.complete:
             yield from self._in_place(preferred)
-            # Without the hash in its name, a file that stands there may be another's.
+            # A file without the hash in its name may be another's.
             if line.name is None or naming.has_hash(url, preferred.path + ".") or not any(self._standing(preferred)):
                 yield preferred
         elif self._state(preferred.path) is None:
@@ -222,10 +236,10 @@ class Planner:
         return image
 
     def _adopted(self, url: Url, path: str, state: os.stat_result, now: float) -> Image | None:
-        """Return the image that another program has saved, or this one before its index was lost.
+        """Return the image that another program, or this one before its index was lost, has saved.
 
-        Not where its time is no whole second, and so no ``Last-Modified``: it is that of writing, which may have been
-        cut off. Nor where it is from the future: some servers answer 304 to any such date.
+        None if the file's time is not a whole second: then it is no ``Last-Modified``, but the time of writing, which
+        may have been cut off. None if the time is in the future: some servers answer 304 to any such date.
         """
         time_saved = state.st_mtime_ns / 1e9
         if not self._first_run or url.digest not in self._claimed:

@@ -12,15 +12,30 @@ from pathlib import Path
 def stay_on_one() -> frozenset[int]:
     """Bind this thread, and those that it will start, to the processor that it is on; return those it might have had.
 
-    The kernel has chosen it, so that runs at the same time have different ones. Returns an empty set where there is no
-    choice (``sched_setaffinity(2)`` exists on Linux alone).
+    The kernel has chosen it, so that runs at the same time have different ones. Does nothing, and returns an empty set,
+    where there is no choice (``sched_setaffinity(2)`` exists on Linux alone), and where there is no interpreter lock.
     """
-    if sys.platform == "linux":
+    if sys.platform == "linux" and _has_interpreter_lock():
         with suppress(OSError):
             allowed = os.sched_getaffinity(0)
             os.sched_setaffinity(0, {_current()})
             return frozenset(allowed)
     return frozenset()
+
+
+def share(number: int, count: int) -> frozenset[int]:
+    """Return the processors that one of ``count`` processes should have; none where there is no choice."""
+    if sys.platform != "linux":
+        return frozenset()
+    allowed = sorted(os.sched_getaffinity(0))
+    return frozenset(allowed[number % len(allowed) :: count])
+
+
+def stay_on(processors: frozenset[int]) -> None:
+    """Let this thread, and those that it will start, run on these processors alone, if there are any."""
+    if sys.platform == "linux" and processors:
+        with suppress(OSError):
+            os.sched_setaffinity(0, processors)
 
 
 @contextmanager
@@ -37,6 +52,11 @@ def spread(processors: frozenset[int]) -> Iterator[None]:
     finally:
         with suppress(OSError):
             os.sched_setaffinity(0, bound)
+
+
+def _has_interpreter_lock() -> bool:
+    """Tell whether only one thread runs Python at a time; free-threaded builds exist since CPython 3.13 (PEP 703)."""
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 def _current() -> int:

@@ -17,7 +17,7 @@ from image_loader.store.index import Index, Known
 
 _LOG = logging.getLogger(__name__)
 _ROWS = 100
-"""Rows that are decided about together; other runs wait so long with their start."""
+"""Rows that are handled together. Meanwhile, other runs wait with their start."""
 
 
 class _Look(NamedTuple):
@@ -32,9 +32,9 @@ def delete(
 ) -> Iterator[Outcome]:
     """Delete the images that were ``known`` when the run began and that it has not seen; yield what became of each.
 
-    A file goes before its row: what a kill leaves is a row without a file, which the next run forgets. The other way
-    round, the file would be taken for another program's, and stay for ever. Raises ``TooManyDeletionsError`` before
-    anything is deleted.
+    A file is deleted before its row: a kill in between leaves a row without a file, which the next run forgets. The
+    other way round, it would leave a file without a row, which is taken for another program's and stays for ever.
+    Raises ``TooManyDeletionsError`` before anything is deleted.
     """
     if error := _refusal(settings, index, known):
         raise error
@@ -67,7 +67,7 @@ def preview(
 
 
 def _refusal(settings: Settings, index: Index, known: Known) -> TooManyDeletionsError | None:
-    """Return the error where more would be deleted than may be; an empty list deletes nothing."""
+    """Return the error if more would be deleted than is allowed. An empty list deletes nothing."""
     if not index.has_seen():
         if known.images:
             _LOG.warning("--delete: no URL in the list; nothing was deleted")
@@ -90,7 +90,7 @@ def _delete(
         image, look = record.image, looks.get(record.row)
         seen = () if image is None else _seen_of(directory, image.file)
         if look is None or look.image != image or (look.seen and look.seen != seen):
-            continue  # Another program was there meanwhile: the next run decides.
+            continue  # Another program has changed it meanwhile: the next run decides.
         try:
             if image is not None and look.seen:
                 directory.remove(image.file)
@@ -120,9 +120,9 @@ def _images(records: Iterable[Record]) -> Iterator[Image]:
 
 
 def _look_at(directory: View, image: Image | None) -> _Look:
-    """Look whether a file is the image as it was saved. Unlike elsewhere, an unknown ctime proves nothing.
+    """Look whether a file is the image as it was saved. Unlike elsewhere, an unknown ctime is not trusted.
 
-    Other runs are not kept from starting meanwhile: large files may have to be read.
+    Large files may have to be read, so other runs may start meanwhile.
     """
     state = None if image is None else directory.stat(image.file)
     if image is None or state is None or state.st_size != image.size:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from image_loader.errors import DownloadError, LockedError
-from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
+from image_loader.formats import EXTENSIONS, IMAGE_EXTENSIONS, UNKNOWN_EXTENSION
 from image_loader.lists import naming
 from image_loader.model import Line, Name, Record
 from image_loader.settings import Settings
@@ -17,7 +17,7 @@ from image_loader.url import Url
 
 _LOG = logging.getLogger(__name__)
 _ROUNDS = 2
-"""In the first, names that are to be exchanged become free, since their files get names with a hash."""
+"""Where images exchange names, the first round gives them names with a hash. So the names are free in the second."""
 
 Lines = Mapping[bytes, tuple[Line, Url]]
 
@@ -56,14 +56,16 @@ class Renamer:
         limits = (self._directory.max_name_bytes, self._directory.refused_characters)
         for digest, (line, url) in lines.items():
             record = records.get(digest)
-            if record is None or line.name is None or self._index.is_seen(record.row):
+            if record is None or line.name is None or _is_called(record.name, _as_written(line.name)):
+                continue  # Nearly all rows; what follows takes longer than all else about a fresh image.
+            if self._index.is_seen(record.row):
                 continue
             names = naming.candidates(url, self._settings.layout, *limits, wanted=line.name)
             preferred = next(names)
             if not _is_called(record.name, preferred):
                 others = list(names)
                 is_hashed = any(_is_called(record.name, other) for other in others)
-                # But for the hash, it has the right name: its file gets the plain one as soon as that is free.
+                # It has the right name with a hash: its file gets the plain name as soon as that is free.
                 if not is_hashed or record.image is not None:
                     yield _Move(digest, record, iter([preferred, *([] if is_hashed else others)]))
 
@@ -81,7 +83,7 @@ class Renamer:
         return moved
 
     def _is_free(self, record: Record, name: Name) -> bool:
-        """Whether no file stands under a name, unless it is the image, which a run that was killed has renamed."""
+        """Whether no file has a name, except for the image itself, which a killed run may have renamed already."""
         new = _new_file(record, name)
         if new is None:
             extensions = () if name.complete else {*EXTENSIONS.values(), UNKNOWN_EXTENSION}
@@ -115,6 +117,11 @@ class Renamer:
         if state is not None:
             image = image._replace(mtime_ns=state.st_mtime_ns, ctime_ns=state.st_ctime_ns)
         return Record(record.row, Name(new, complete=True), image._replace(file=new))
+
+
+def _as_written(name: str) -> Name:
+    """Return a name of the list as it stands there, which is right if it needs no change to be safe."""
+    return Name(name, complete="." + name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS)
 
 
 def _is_called(name: Name, wanted: Name) -> bool:

@@ -50,7 +50,8 @@ _BEFORE_ROOT = r"""(?isx)[\t\n\f\r\x20]+|<!--.*?-->|<\?.*?\?>
     |<!DOCTYPE[^\[>]*(?:\[(?:<!--.*?(?:-->|\Z)|"[^"]*"|'[^']*'|[^]"'])*+\][\t\n\f\r\x20]*)?>"""
 _ROOT = r"<(?:[A-Za-z_][\w.-]*:)?([A-Za-z_][\w.-]*)(?=[\t\n\f\r />])"
 _MARKUP = r"(?i)<(?:[A-Za-z_?]|!--|!DOCTYPE)"
-_DOCTYPE_HTML = r"(?i)<!DOCTYPE[\t\n\f\r ]+HTML[\t\n\f\r >]"
+# Atomic: however many comments stand before it, each is read once.
+_DOCTYPE_HTML = r"(?is)(?:(?>[\t\n\f\r ]+|<!--.*?-->|<\?.*?\?>))*+<!DOCTYPE[\t\n\f\r ]+HTML[\t\n\f\r >]"
 # Those of section 7.1, and some more that fragments of pages and error messages begin with.
 _HTML_ELEMENTS = frozenset(
     {"a", "article", "b", "base", "body", "br", "center", "div", "em", "font", "form", "h1", "h2", "h3", "h4", "head"}
@@ -84,7 +85,7 @@ def image_type(first: bytes) -> str | None:
             return media_type
     if first[:4] == b"RIFF" and first[8:14] == b"WEBPVP":
         return "image/webp"
-    if first[:2] == b"BM" and re.search(_BINARY, first[2:54]):  # Two letters are not much.
+    if first[:2] == b"BM" and re.search(_BINARY, first[2:54]):  # Two letters alone could be text.
         return "image/bmp"
     if first[4:8] == b"ftyp":
         return _type_of_brands(first)
@@ -94,7 +95,8 @@ def image_type(first: bytes) -> str | None:
 def text_kind(first: bytes, *, svg: bool) -> str | None:
     """Return what kind of text these bytes begin, which no browser shows as an image; None for all else.
 
-    ``svg`` says that they were announced as SVG. Then this is believed if their root element is not among these bytes.
+    ``svg`` says that they were announced as SVG. Then this is believed if their root element is still to come: if there
+    are as many bytes as ``beginning`` returns, and it is not among them.
 
     >>> text_kind(b"<!DOCTYPE html>", svg=False), text_kind(b"<Error><Code>", svg=True), text_kind(b"<svg>", svg=False)
     ('HTML', 'XML', None)
@@ -109,7 +111,7 @@ def text_kind(first: bytes, *, svg: bool) -> str | None:
         return None
     if root in _HTML_ELEMENTS or re.match(_DOCTYPE_HTML, text):
         return "HTML"
-    if svg and not root:
+    if svg and not root and len(first) >= ENOUGH:
         return None
     return "HTML" if text.startswith("<!--") else "XML"
 

@@ -97,7 +97,7 @@ class Url(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """The canonical spelling without a signature, which is another one each time: what tells images apart.
+        """The canonical spelling without its signature, which differs each time: this identifies an image.
 
         >>> signed = "https://cdn.example/a.jpg?id=1&X-Amz-Date=20261125T000000Z&X-Amz-Signature={}"
         >>> parse(signed.format(1)).identity == parse(signed.format(2)).identity
@@ -243,7 +243,7 @@ def _percent_encoded(match: re.Match[str]) -> str:
 
 
 def _userinfo(text: str) -> str:
-    """Encode user and password; a colon before an empty password says nothing."""
+    """Encode user and password; an empty password is dropped with its colon."""
     user, _, password = text.partition(":")
     user, password = _encoded(_TO_ENCODE_IN_USERINFO, user), _encoded(_TO_ENCODE_IN_USERINFO, password)
     return f"{user}:{password}" if password else user

@@ -60,7 +60,7 @@ class Bar:
         self, console: Console, tally: Tally, total: int | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """``total`` is the number of lines of the list; it may be set later, or stay unknown."""
-        # Its own settings, of which none matters here: it would not be imported with one that is no number.
+        # Settings of tqdm. None matters here, but its import fails if one is not a number.
         for name in [name for name in os.environ if name.startswith("TQDM_")]:
             del os.environ[name]
         from tqdm import tqdm
@@ -102,7 +102,7 @@ class Bar:
         return _Sample(self._clock(), self._tally.done, self._tally.images, self._tally.bytes_saved)
 
     def _line(self, since: _Sample, now: _Sample, waits: float = 0.0, *, final: bool = False) -> str:
-        # A list that grew while it was read has no known end any more.
+        # The list grew while it was read: its length is not known any more.
         total = self.total if self.total is not None and now.done <= self.total else None
         speed = now.per_second(since)
         words = [

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from typing import Any, NoReturn
 
-from image_loader import batch
+from image_loader import engine
 from image_loader.cli import parser
 from image_loader.cli.console import Console, LineFormatter, LogHandler, open_closed_streams, stream_of
 from image_loader.cli.signals import Stop
@@ -81,10 +81,10 @@ def _run(command: Command, settings: Settings, console: Console, stop: Stop) -> 
     started, tally, log = time.monotonic(), Tally(), OutcomeLog(_LOG)
     with ExitStack() as stack:
         stack.callback(lambda: _summarize(tally, log, time.monotonic() - started, console))
-        records = [tally.add, log.write, *_files(command, settings, stack, stop)]
+        records = [tally.add, log.write, *_files(command, settings, stack, stop, tally)]
         tick = _bar(command, settings, console, tally, stack)
         lines = urlfile.read(command.urls, settings.batch, settings.columns)
-        for outcome in stack.enter_context(closing(batch.run(lines, settings, stop.event, tick))):
+        for outcome in stack.enter_context(closing(engine.run(lines, settings, stop.event, tick))):
             for record in records:
                 record(outcome)
     return tally
@@ -97,13 +97,15 @@ def _take_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _files(command: Command, settings: Settings, stack: ExitStack, stop: Stop) -> Sequence[Callable[[Outcome], None]]:
+def _files(
+    command: Command, settings: Settings, stack: ExitStack, stop: Stop, tally: Tally
+) -> Sequence[Callable[[Outcome], None]]:
     """Open the files that were asked for; return what writes an outcome to each. Most runs want none."""
     if not (command.results or command.failed or command.report or settings.index_file):
         return ()
     from image_loader.cli import files
 
-    return files.opened(command, settings, stack, stop.event.is_set)
+    return files.opened(command, settings, stack, stop.event.is_set, tally)
 
 
 def _bar(

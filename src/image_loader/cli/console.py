@@ -15,9 +15,9 @@ from image_loader.url import printable
 
 _WRITE_PATIENCE = 1.0  # seconds that a full pipe or a stopped terminal may hold up the run, once
 _PIPE_BUFFER = 4096  # bytes that a pipe that is ready takes without blocking (POSIX PIPE_BUF, on Linux)
-# How descriptors that were closed are opened: in the direction in which nobody uses them.
+# How closed descriptors are opened: standard input for writing, the others for reading, so that using them still fails.
 _CLOSED = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_RDONLY}
-_USUAL_WIDTH = 80  # columns, of a terminal that does not tell
+_USUAL_WIDTH = 80  # columns, if the terminal does not say
 
 
 class Console:
@@ -99,7 +99,8 @@ class Console:
                 self._stream.write(text)
 
     def _write(self, descriptor: int, content: bytes) -> None:
-        # Past the stream's buffer: what it could not write it would try again at exit, and end the process with 120.
+        # Not through the stream's buffer: what is left in it is written again at exit, and if that fails, the exit
+        # status is 120.
         while content and self._ready(descriptor):
             content = content[os.write(descriptor, content[:_PIPE_BUFFER]) :]
 

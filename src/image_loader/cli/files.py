@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from image_loader.cli.summary import Tally
 from image_loader.errors import OptionError, ResultsFileError
 from image_loader.lists import urlfile
 from image_loader.model import Outcome
@@ -18,9 +19,9 @@ _STANDARD_OUTPUT = "/dev/stdout"
 
 
 def opened(
-    command: Command, settings: Settings, stack: ExitStack, is_ending: Callable[[], bool]
+    command: Command, settings: Settings, stack: ExitStack, is_ending: Callable[[], bool], tally: Tally
 ) -> list[Callable[[Outcome], None]]:
-    """Open the files that were asked for; return what writes an outcome to each."""
+    """Open the files that were asked for; return what writes an outcome, once ``tally`` has counted it, to each."""
     if settings.dry_run:
         _check_dry(command)
     results = _STANDARD_OUTPUT if command.results == "-" else command.results
@@ -34,7 +35,8 @@ def opened(
         _check_distinct(command.urls, settings.directory, files)
     except OSError as error:
         raise OptionError(f"the current directory: {error.strerror}; go to another one") from error
-    # Before a file is made. A bundle without certificates shows with the first request: by then, lines have failed.
+    # These checks come before any file is made. Otherwise a bundle without certificates would show after lines have
+    # failed.
     urlfile.check(command.urls)
     _check_bundle(settings.ca_bundle)
     _check_extensions(command)
@@ -44,7 +46,7 @@ def opened(
     if command.report is not None:
         from image_loader.cli.report import Report
 
-        writers.append(stack.enter_context(Report(command.report, settings.directory)).write)
+        writers.append(stack.enter_context(Report(command.report, settings.directory, tally)).write)
     if command.results is not None:
         from image_loader.cli.results import ResultsFile
 
@@ -57,14 +59,14 @@ def opened(
 
 
 def _check_dry(command: Command) -> None:
-    """Raise ``OptionError`` for files that a dry run would replace with less than they hold."""
+    """Raise ``OptionError`` for files that a dry run does not write."""
     for keyword in ("failed", "report"):
         if getattr(command, keyword) is not None:
             raise OptionError("is not written by --dry-run; use --results", keyword)
 
 
 def _check_extensions(command: Command) -> None:
-    """Raise ``OptionError`` for a file whose extension is none that is written."""
+    """Raise ``OptionError`` for a file whose extension is not supported."""
     if command.results is not None:
         from image_loader.cli.results import row_format
 
@@ -95,13 +97,9 @@ def _check_bundle(path: str | None) -> None:
     # Unlike Path's methods (3.11), these raise nothing where a name cannot be looked at.
     if path is None or not (os.path.isfile(path) or os.path.isdir(path)):  # noqa: PTH112, PTH113
         return
-    import ssl
+    from image_loader.transport import tls
 
-    try:
-        place = "capath" if os.path.isdir(path) else "cafile"  # noqa: PTH112
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(**{place: path})
-    except OSError as error:
-        raise OptionError(f"{path}: no certificates can be read from it; name another", "ca_bundle") from error
+    tls.context(path)
 
 
 def _check_distinct(urls: str, directory: Path, files: Mapping[str, Path | None]) -> None:
@@ -109,7 +107,7 @@ def _check_distinct(urls: str, directory: Path, files: Mapping[str, Path | None]
     used: list[Path | int] = [Path(urls), 0] if urls == urlfile.STANDARD_INPUT else [Path(urls)]
     hidden = Path(os.path.realpath(directory / HIDDEN))
     index = Path(os.path.realpath(files["index"] or hidden / FILE))
-    # The index comes first: with it, two files are in use that SQLite makes beside it.
+    # The index comes first: SQLite makes two files beside it, which are in use as well.
     for name in ("index", *(name for name in files if name != "index")):
         path = files[name]
         if path is not None:

@@ -36,6 +36,8 @@ examples:
   zcat feed.gz | loader - images -v         read the list from a pipe, log each image
   loader urls.txt images --failed failed.txt; loader failed.txt images
   loader urls.txt images --layout hash      millions of images: spread them over folders
+  loader feed.csv images --url-column "image link" --name-column id
+  loader urls.txt images --delete --dry-run show what would be deleted, since it left the list
 
 environment:
   {HEADERS_VARIABLE}                      headers to send, one a line; -H replaces those of the same name

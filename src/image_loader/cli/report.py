@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.parse import quote
 
+from image_loader.cli.summary import Tally
 from image_loader.errors import LoaderError, MissingPackagesError, OptionError, ResultsFileError
 from image_loader.formats import IMAGE_EXTENSIONS
 from image_loader.model import Change, Outcome, Reason, Status
@@ -34,7 +35,7 @@ _TARGETS_SHOWN = 50  # of those that several images came from
 _BINS_PER_DECADE = 10
 _COLUMN_HEIGHT = 48  # pixels of the highest column of a plot
 _EXTENSIONS = (".html", ".htm")
-# As a page of its own an SVG may run a script, and what has no known extension may turn out to be a page.
+# Opened by itself, an SVG may run a script, and a file without a known extension may be a web page.
 _LINKED_EXTENSIONS = tuple(IMAGE_EXTENSIONS - {".svg"})
 
 
@@ -55,20 +56,20 @@ def require_report() -> None:
 class Report:
     """One HTML page about a run, written when the run has ended, however it ended; memory stays flat meanwhile."""
 
-    def __init__(self, path: Path, directory: Path) -> None:
-        """Have ``path`` written about the images in ``directory``.
+    def __init__(self, path: Path, directory: Path, tally: Tally) -> None:
+        """Have ``path`` written about the images in ``directory``; ``tally`` has counted what is written here.
 
         ``OptionError`` for an unknown extension or a missing extra, ``ResultsFileError`` where nothing can be written.
         """
         require_page(path)
         require_report()
-        # Replaced by a page, a FIFO or a device would be gone.
+        # The page replaces the file: a FIFO or a device would be lost.
         if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
             raise ResultsFileError(f"{path}: cannot be written: it is no regular file; name another file")
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise ResultsFileError(f"{path}: cannot be written there; name a file in a directory that you can write to")
         self._path = path
-        self._summary = _Summary(Path(os.path.realpath(directory)).name or str(directory))
+        self._summary = _Summary(Path(os.path.realpath(directory)).name or str(directory), tally)
         self._pictures = {status: deque[_Picture](maxlen=_PICTURES) for status in (Status.SAVED, Status.FRESH)}
         self._failures = _Failures()
         self._targets = _Targets()
@@ -77,9 +78,9 @@ class Report:
 
     def write(self, outcome: Outcome) -> None:
         """Take one outcome into the report."""
-        self._summary.add(outcome)
         if not outcome.is_of_line:
             return
+        self._summary.add(outcome)
         if outcome.final_url is not None:
             self._targets.add(outcome.final_url)
         if outcome.status is Status.FAILED:
@@ -91,7 +92,7 @@ class Report:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: TracebackType | None) -> None:
-        if error is not None and not self._summary.statuses:
+        if error is not None and not self._summary.tally.statuses:
             return  # The run never began.
         if isinstance(error, LoaderError):
             self._summary.fault = printable(str(error))
@@ -198,27 +199,20 @@ class _Summary:
     """The figures of a run; ``fault`` is what ended it before the list had ended."""
 
     directory: str
+    tally: Tally
     fault: str = ""
-    bytes_saved: int = 0
-    statuses: Counter[Status] = field(default_factory=Counter)
     changes: Counter[Change] = field(default_factory=Counter)
-    deleted: int = 0
     interrupted: bool = False
     sizes: Histogram = field(default_factory=lambda: Histogram(least=100, decades=7))  # bytes
     times: Histogram = field(default_factory=lambda: Histogram(least=0.01, decades=5))  # seconds
 
     def add(self, outcome: Outcome) -> None:
-        if not outcome.is_of_line:
-            self.deleted += outcome.status is Status.DELETED
-            return
-        self.statuses[outcome.status] += 1
         if outcome.change is not None:
             self.changes[outcome.change] += 1
         self.interrupted |= outcome.reason is Reason.INTERRUPTED
         if outcome.bytes is not None:
             self.sizes.add(outcome.bytes)
         if outcome.status is Status.SAVED:
-            self.bytes_saved += outcome.bytes or 0
             self.times.add(outcome.seconds)
 
 

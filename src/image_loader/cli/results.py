@@ -103,7 +103,8 @@ class FailedFile:
         """Append the outcome's URL if it failed; ``ResultsFileError`` if the file does not take it."""
         self._file.begin()
         if outcome.status is Status.FAILED and outcome.is_of_line:
-            # Only a part of an overlong or undecodable line is known. If that part is a URL, it is not the line's.
+            # Only a part of an overlong or undecodable line is known. If that part happens to be a URL, it is the wrong
+            # one.
             self._file.append(f"{'# ' if _is_remnant(outcome) else ''}{outcome.url}\n")
 
     def __enter__(self) -> Self:

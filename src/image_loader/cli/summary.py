@@ -18,6 +18,7 @@ _FILE_COLUMN = 24
 # How the log begins what a dry run tells.
 _DRY: Mapping[Reason | None, str] = {Reason.WOULD_ASK: "ask", Reason.WOULD_DELETE: "delete"}
 _LINE_STATUSES = (Status.SAVED, Status.FRESH, Status.SKIPPED, Status.FAILED)
+_DELETED = "deleted"
 _NOT_DELETED = "could not be deleted"
 _AUTHORITY = r"[^:/]*://(?:[^/?#]*@)?([^/?#]*)"  # compiled with the first failure
 
@@ -68,7 +69,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.bytes_saved = 0
-        self._statuses: Counter[Status] = Counter()
+        self.statuses: Counter[Status] = Counter()
         self._reasons: Counter[Reason] = Counter()
         self._hosts: defaultdict[Reason, Counter[str]] = defaultdict(Counter)
         self._pairs = 0
@@ -80,24 +81,29 @@ class Tally:
     @property
     def done(self) -> int:
         """How many lines have ended, in whatever way."""
-        return self._statuses.total()
+        return self.statuses.total()
 
     @property
     def images(self) -> int:
         """How many lines ended with a current image in the directory."""
-        return self._statuses[Status.SAVED] + self._statuses[Status.FRESH]
+        return self.statuses[Status.SAVED] + self.statuses[Status.FRESH]
+
+    @property
+    def deleted(self) -> int:
+        """How many images were deleted, since they were no longer in the list."""
+        return self._deletions[_DELETED]
 
     @property
     def failed(self) -> int:
         """How many lines failed: none means success."""
-        return self._statuses[Status.FAILED] + self._deletions[_NOT_DELETED]
+        return self.statuses[Status.FAILED] + self._deletions[_NOT_DELETED]
 
     def add(self, outcome: Outcome) -> None:
         """Count one outcome."""
         if outcome.line <= 0 and not outcome.is_of_line:
             self._add_deletion(outcome)
             return
-        self._statuses[outcome.status] += 1
+        self.statuses[outcome.status] += 1
         if outcome.status is Status.SAVED:
             self.bytes_saved += outcome.bytes or 0
         elif outcome.reason is Reason.WOULD_ASK:
@@ -108,7 +114,7 @@ class Tally:
 
     def summary(self, seconds: float) -> list[str]:
         """Return the lines that end a run of so many seconds: its counts, then its failures by reason and host."""
-        saved, fresh, skipped, failed = map(self._statuses.__getitem__, _LINE_STATUSES)
+        saved, fresh, skipped, failed = map(self.statuses.__getitem__, _LINE_STATUSES)
         lines = [
             f"{urls_text(self.done)}: {saved} saved ({size_text(self.bytes_saved)}), "
             f"{fresh} fresh, {skipped} skipped, {failed} failed in {seconds:.1f} s"
@@ -128,7 +134,7 @@ class Tally:
         if outcome.status is Status.FAILED:
             self._deletions[_NOT_DELETED] += 1
             return
-        self._deletions["deleted" if outcome.status is Status.DELETED else "would be deleted"] += 1
+        self._deletions[_DELETED if outcome.status is Status.DELETED else "would be deleted"] += 1
         self._bytes_deleted += outcome.bytes or 0
 
     def _add_host(self, reason: Reason, url: str) -> None:

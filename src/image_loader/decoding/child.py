@@ -1,8 +1,9 @@
 """What runs in a child process: one image after the other is decoded, each within its limits.
 
-Over a socket comes the JSON of ``Limits`` with the descriptor of a file, and a line of JSON goes back: ``media_type``,
-``width`` and ``height``; or ``reason`` and ``detail``; or ``memory``, where more of it is needed; and ``spent``, where
-this process holds on to memory. The first line, once all is imported, is empty, or has a ``problem``.
+A request is the JSON of ``Limits``, with the descriptor of a file. The reply is a line of JSON: ``media_type``,
+``width`` and ``height``; or ``reason`` and ``detail``; or ``memory``, if more of it is needed. ``spent`` is added if
+this process still holds memory. The very first line is sent when all modules are imported: it is empty, or has a
+``problem``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from image_loader.decoding.verdict import Limits, MoreMemory, Refused
 
 _LONGEST_REQUEST = 1024
 _LONGEST_DETAIL = 300
-# Bytes of memory that may be left over from an image: at the start it is 11 MB; a heap in pieces is not given back.
+# Bytes of memory that may still be held after an image (11 MB at the start): a fragmented heap is not given back.
 _LEFT_OVER = 32 << 20
 _PAGE = resource.getpagesize()
 _UNLIMITED = resource.RLIM_INFINITY
@@ -74,7 +75,7 @@ def _settle() -> socket.socket:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
-    # Who ends the run ends its children; a signal to all processes of a session or a service is for the parent.
+    # A signal to all processes of a session or a service is for the parent, which ends its children.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGIO, signal.SIGXCPU):
@@ -106,8 +107,8 @@ class _Attached:
         self._flags = fcntl.fcntl(channel, fcntl.F_GETFL)
 
     def __enter__(self) -> None:
-        # From here on, the kernel sends SIGIO, which kills, when the socket has something to tell: there is nothing
-        # that could come but its end.
+        # From here on, the kernel sends SIGIO, which kills this process, when the socket becomes readable. Only its end
+        # can make it so.
         fcntl.fcntl(self._channel, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(self._channel, fcntl.F_SETFL, self._flags | os.O_ASYNC)
         if select.select([self._channel], [], [], 0)[0]:
@@ -140,7 +141,7 @@ def _limit(limits: Limits) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, hard))
     seconds, (_, hard) = int(time.process_time()) + 1 + limits.seconds, resource.getrlimit(resource.RLIMIT_CPU)
-    with suppress(ValueError):  # It is beyond what this process was started with, which holds.
+    with suppress(ValueError):  # It is more than the limit that this process was started with. That one stays.
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, hard))
 
 

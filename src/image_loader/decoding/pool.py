@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib.util
 import json
 import os
@@ -17,9 +18,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from image_loader import interpreter
 from image_loader.decoding.verdict import Decoded, Limits
-from image_loader.errors import DownloadError, MissingPackagesError, OptionError, is_out_of_descriptors
+from image_loader.errors import (
+    DownloadError,
+    MissingPackagesError,
+    OptionError,
+    interrupted,
+    is_out_of_descriptors,
+    too_late,
+    was_stopped,
+)
 from image_loader.formats import EXTENSIONS
+from image_loader.interpreter import status_name
 from image_loader.model import Blame, Reason
 from image_loader.settings import Settings
 
@@ -27,9 +38,11 @@ from image_loader.settings import Settings
 _SHARE = 64 << 20
 # Seconds that a child may take to start.
 _START = 30.0
-# By the clock, decoding may take so many times the seconds that it may take of a processor, which others use as well.
+# Decoding may take so many times its limit of processor time by the clock, since others use the processors as well.
 _PATIENCE = 4.0
 _LONGEST_REPLY = 4096
+# Seconds between two tries for a lock.
+_POLL = 0.02
 _REASONS = {"damaged": Reason.DAMAGED, "not-an-image": Reason.NOT_AN_IMAGE, "too-large": Reason.TOO_LARGE}
 # What the dynamic linker and Python itself may need; all else of the environment may be a secret.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
@@ -44,13 +57,17 @@ def require_verify() -> None:
 class Decoders:
     """The decoders of a run; any thread may use them."""
 
-    def __init__(self, settings: Settings, processors: frozenset[int] = frozenset()) -> None:
-        """``processors`` are those that the children may use; none: those that this thread may use."""
+    def __init__(self, settings: Settings, common: Path, processors: frozenset[int] = frozenset()) -> None:
+        """``processors`` are those that the children may use; none: those that this thread may use.
+
+        ``common`` is a directory that all processes of the run share.
+        """
+        self._common = common
         self._limits = Limits(_SHARE, _SHARE + settings.decoding_memory, settings.max_pixels, settings.decoding_time)
         self._processors = sorted(processors)
         # One more than can run: none of them stands idle while the next image is on its way to it.
-        self._number = 1 + (len(processors) or _available_processors())
-        self._left = settings.decoding_memory
+        self._number = 1 + (len(processors) or max(1, _available_processors() // settings.processes))
+        self._own = self._left = settings.decoding_memory // settings.processes
         self._turn = threading.Lock()
         self._changed = threading.Condition()
         self._idle: list[_Child] = []
@@ -87,18 +104,22 @@ class Decoders:
                 reply = self._ask(descriptor, memory, deadline)
             if "memory" not in reply or memory == self._limits.most:
                 return _verdict(reply)
-            # What it asks for, and then all: it must not ask for ever.
+            # First what it asks for, then all there is, so that it does not ask for ever.
             memory = min(reply["memory"], self._limits.most) if memory == _SHARE else self._limits.most
 
     @contextmanager
     def _granted(self, memory: int, deadline: float) -> Iterator[None]:
-        """Wait until so much memory may be taken; who waits longest comes first, so that large images come at all."""
+        """Wait until so much memory is free. Whoever waits longest comes first, so that large images get their turn."""
         extra = memory - _SHARE
         if not extra:
             yield
             return
+        if extra > self._own:
+            with self._alone(deadline):
+                yield
+            return
         if not self._turn.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise _too_late()
+            raise _too_late(deadline)
         try:
             with self._changed:
                 self._wait_for(lambda: self._left >= extra, deadline)
@@ -112,8 +133,26 @@ class Decoders:
                 self._left += extra
                 self._changed.notify_all()
 
+    @contextmanager
+    def _alone(self, deadline: float) -> Iterator[None]:
+        """Wait until no process of the run decodes an image that is too large for what one process has of the memory.
+
+        While it does, the others may take what they have. The lock of a directory is one of this machine alone.
+        """
+        descriptor = os.open(self._common, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            while not _locks(descriptor):
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._closed, _POLL):
+                        raise interrupted()
+                if time.monotonic() > deadline:
+                    raise _too_late(deadline)
+            yield
+        finally:
+            os.close(descriptor)
+
     def _ask(self, descriptor: int, memory: int, deadline: float) -> dict[str, Any]:
-        """Have a child decode; what it dies of is part of the reply."""
+        """Have a child decode. If it dies, the reply says of what."""
         limits = self._limits._replace(memory=memory)
         child = self._take(deadline)
         try:
@@ -142,7 +181,7 @@ class Decoders:
                     if child is not None:
                         return child
                     continue
-                # The last one used: where there is little to do, the others rest.
+                # The one that was used last: if there is little to do, the others stay idle.
                 child = self._idle.pop()
                 if child.is_alive():
                     return child
@@ -164,9 +203,9 @@ class Decoders:
     def _wait_for(self, condition: Callable[[], bool], deadline: float) -> None:
         done = self._changed.wait_for(lambda: self._closed or condition(), max(0.0, deadline - time.monotonic()))
         if self._closed:
-            raise _interrupted()
+            raise interrupted()
         if not done:
-            raise _too_late()
+            raise _too_late(deadline)
 
     def _drop(self, child: _Child) -> int:
         """End a child, and make room for another; return its exit status."""
@@ -179,19 +218,19 @@ class Decoders:
     def _post_mortem(self, child: _Child, memory: int, error: _DeadError) -> dict[str, Any]:
         status = self._drop(child)
         if self._closed:
-            raise _interrupted()
+            raise interrupted()
         if not child.ready:
             self._never_ready(error, status)
         if status == -signal.SIGXCPU:
             detail = f"takes more than {self._limits.seconds} s of a processor to decode"
             return {"reason": "too-large", "detail": detail}
         if memory < self._limits.most:
-            # Libraries that get no memory crash as well; and it may have been killed from outside.
+            # A lack of memory makes libraries crash as well, and the child may have been killed from outside.
             return {"memory": self._limits.most}
-        return {"reason": "damaged", "detail": f"the decoder crashed ({_name(status)})"}
+        return {"reason": "damaged", "detail": f"the decoder crashed ({status_name(status)})"}
 
     def _never_ready(self, error: _DeadError, status: int) -> None:
-        detail = f"the decoder cannot be started: {error or _name(status)}"
+        detail = f"the decoder cannot be started: {error or status_name(status)}"
         if self._proven:
             raise DownloadError(Reason.WRITE, detail, retryable=True, blame=Blame.PROCESS)
         raise OptionError(f"--verify: {detail}; is there too little memory (ulimit -v), or Pillow damaged?")
@@ -210,8 +249,6 @@ class _Child:
         self._socket, end = socket.socketpair()
         try:
             with end:
-                # Not multiprocessing: it would import the caller's main module in the child (spawn, forkserver), or
-                # copy a process with threads (fork).
                 self._process = subprocess.Popen(  # noqa: S603
                     _command(processors),
                     stdin=end.fileno(),
@@ -242,7 +279,7 @@ class _Child:
             socket.send_fds(self._socket, [json.dumps(limits).encode()], [descriptor])
             return self._line(deadline)
         except TimeoutError:
-            raise _too_late() from None
+            raise _too_late(deadline) from None
         except (OSError, ValueError) as error:
             raise _DeadError from error
 
@@ -272,13 +309,19 @@ class _Child:
         return found
 
 
+def _locks(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _command(processors: list[int]) -> list[str]:
-    """Return the command that starts a child, with the modules that this process would import, and no others."""
-    package = str(Path(__file__).parents[2])
-    places = [os.path.abspath(place) for place in sys.path]  # noqa: PTH100 (Path's resolves links)
-    code = f"import sys; sys.path[:] = {[*places, package]!a}; from image_loader.decoding.child import serve; "
+    """Return the command that starts a child."""
     # Without ``site``: what it would add to the path is there already.
-    return [sys.executable, "-s", "-S", "-B", "-c", f"{code}serve({processors})"]
+    call = interpreter.code("image_loader.decoding.child", f"serve({processors})")
+    return [sys.executable, "-s", "-S", "-B", "-c", call]
 
 
 def _available_processors() -> int:
@@ -286,7 +329,7 @@ def _available_processors() -> int:
 
 
 def _verdict(reply: dict[str, Any]) -> Decoded:
-    """Return or raise what a child has found; it may have been taken over by what it decoded."""
+    """Return or raise what a child has found. Its reply is not trusted: a hostile image may control the child."""
     reason, media_type = reply.get("reason"), reply.get("media_type")
     if reason in _REASONS:
         raise DownloadError(_REASONS[reason], str(reply.get("detail")))
@@ -296,16 +339,6 @@ def _verdict(reply: dict[str, Any]) -> Decoded:
     return Decoded(media_type, width, height)
 
 
-def _name(status: int) -> str:
-    """Name an exit status.
-
-    >>> _name(-11), _name(1)
-    ('SIGSEGV', 'exit status 1')
-    """
-    names = {-number.value: number.name for number in signal.Signals}
-    return names.get(status, f"exit status {status}")
-
-
 def _unreadable(error: OSError) -> DownloadError:
     lacking = is_out_of_descriptors(error)
     blame = Blame.PROCESS if lacking else Blame.IMAGE
@@ -313,16 +346,12 @@ def _unreadable(error: OSError) -> DownloadError:
 
 
 def _not_started(error: OSError) -> DownloadError | OptionError:
-    """Return what says that no child can be started; for want of descriptors or processes, one may be later."""
+    """Return the failure where no child can be started; retryable if descriptors or processes have run out."""
     detail = f"no process to decode in can be started: {error.strerror}"
     if is_out_of_descriptors(error) or error.errno in (errno.EAGAIN, errno.ENOMEM):
         return DownloadError(Reason.WRITE, detail, retryable=True, blame=Blame.PROCESS)
     return OptionError(f"--verify: {detail} ({sys.executable})")
 
 
-def _interrupted() -> DownloadError:
-    return DownloadError(Reason.INTERRUPTED, "the run was ended")
-
-
-def _too_late() -> DownloadError:
-    return DownloadError(Reason.DEADLINE, "not decoded in time")
+def _too_late(deadline: float) -> DownloadError:
+    return too_late("not decoded in time", stopped=was_stopped(deadline))

@@ -53,7 +53,7 @@ _USUAL = 8
 _DEMANDING = {"WEBP": 20, "AVIF": 20, "JPEG2000": 24}
 _WORST = 32
 _PREFIX = 64
-# How Pillow says that a file may well be whole, but is of a kind that it does not know.
+# How Pillow says that it does not know a kind of file, which may well be whole.
 _UNSUPPORTED = re.compile(r"(?i)\bunsupported|\bunknown|\bnot supported")
 _AVIF = (b"avif", b"avis")
 
@@ -63,7 +63,7 @@ def load_plugins() -> None:
     for name in _PLUGINS:
         with suppress(ImportError):  # Not every Pillow has AVIF.
             module: Any = importlib.import_module(f"PIL.{name}ImagePlugin")
-            # There is a process for each processor already.
+            # One thread for each process: there is a process for each processor already.
             module.DEFAULT_MAX_THREADS = 1
     # The limit is ours: Pillow's own is for opening only.
     Image.MAX_IMAGE_PIXELS = None

@@ -21,7 +21,7 @@ _FIRST_TAG = re.compile(rb"<(?:[\w.-]+:)?svg\b")
 
 
 def decode(file: BinaryIO, limits: Limits) -> Decoded | None:
-    """Read a well-formed SVG to its end; None for what is none.
+    """Read a well-formed SVG to its end; return None if it is not SVG.
 
     Internal entities are read, and Expat limits what they grow to. Raises ``Refused``, or ``MoreMemory`` where more
     than ``limits.memory`` is needed and may be had.

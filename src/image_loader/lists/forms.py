@@ -133,10 +133,12 @@ def _place(fields: list[str]) -> int:
 
 
 def _fields(line: str, delimiter: str) -> list[str]:
+    """Return the fields of a row; none where a quoted one is not followed by this delimiter."""
     import csv
 
     try:
-        return next(csv.reader([line], delimiter=delimiter), [])
+        # The row may go on in the next line: the second quote is read where the last field is still open.
+        return next(csv.reader([line, '"'], delimiter=delimiter, strict=True), [])
     except csv.Error:
         return []
 

@@ -163,7 +163,7 @@ def _host(url: Url) -> str:
 
 
 def _folder(parts: Iterable[str], max_bytes: int) -> str:
-    """Join safe folder names, as many as there is room for; none of them is one that a file may have.
+    """Join safe folder names, as many as there is room for. None of them can be the name of a file.
 
     >>> _folder(["a", "..", "b.jpg", "-c"], 255)
     'a/image/b.jpg_/_c/'

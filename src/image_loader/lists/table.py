@@ -13,13 +13,14 @@ from image_loader.model import Columns
 from image_loader.url import printable, redacted, shortened
 
 LIMIT = 1_048_576
-"""Longest row, in bytes; what is in the tables of shops has descriptions in it."""
+"""Longest row, in bytes; the tables of shops have long descriptions."""
 
 _DELIMITERS = "\t;,"  # in this order where nothing else tells: a URL may well hold a comma
 _TOO_LONG = "row longer than 1 MiB"
 _LONG_FIELD = "field longer than 128 KiB; is a quote not closed?"
 _LOOKED_AT = 100_000  # characters that the first row may have
-_QUOTED_URL = r"(?i)[\s\"]*https?:"
+_URL = r"(?i)[\s\"]*https?:[^\t]*"
+_BARE_URL = r"(?i)\s*https?:[^\t\"]*"
 _SHOWN_COLUMNS = 50
 _CELL_OF_DATA = r"(?i)\s*(?:$|www\.|//|[a-z][a-z0-9+.-]*:[/\\]|data:)"
 _SEPARATOR_LINE = r"(?i)\s*sep=([,;|\t])\s*"  # Excel's
@@ -67,7 +68,7 @@ class _Table:
         self._held += lines
         if not self._delimiter and not self._begin(ended=ended):
             return []
-        # What is in quotes is not read again and again for each line that comes.
+        # An open quoted field is not read again until a line with a quote comes.
         found = [] if in_quotes and not ended and not any('"' in line for line in lines) else self._rows(ended=ended)
         if sum(map(len, self._held)) > LIMIT:
             found.append(self._bad(0, f"{_TOO_LONG}; is a quote not closed?"))
@@ -105,7 +106,7 @@ class _Table:
             try:
                 for fields in reader:
                     end = begun + reader.line_num
-                    if end - done > 1 and self._holds_rows(done, end):
+                    if self._is_stray(done, end, fields):
                         found.append(self._row(done, self._unquoted(self._held[done])))
                         done += 1
                         break
@@ -115,7 +116,7 @@ class _Table:
                 break
             except csv.Error:  # A field is longer than the library takes.
                 end = begun + reader.line_num
-                is_stray = self._holds_rows(done, end)
+                is_stray = self._count_rows(done, end) > 1
                 found.append(
                     self._row(done, self._unquoted(self._held[done])) if is_stray else self._bad(done, _LONG_FIELD)
                 )
@@ -123,11 +124,27 @@ class _Table:
         self._skip(done)
         return [row for row in found if row is not None]
 
-    def _holds_rows(self, start: int, end: int) -> bool:
-        """Whether lines that quotes make one row are rows of their own: then the first quote is none, but text."""
+    def _is_stray(self, start: int, end: int, fields: list[str]) -> bool:
+        """Whether the first quote of these lines, which quotes make one row, is part of a text.
+
+        So it is where two of the lines are rows of their own, or the first is one and all of them together are none.
+        """
+        if end - start > 1:
+            if self._count_rows(start, end) > 1:
+                return True
+        elif '"' not in self._held[start] or (len(fields) == self._width and fields[self._place].startswith("http")):
+            return False  # Most rows: the searches below would cost them a quarter of their time.
+        return not _has_url(fields, self._url_place()) and self._count_rows(start, start + 1, _BARE_URL) == 1
+
+    def _count_rows(self, start: int, end: int, url: str = _URL) -> int:
+        """Return how many of the lines are whole rows if their quotes are taken for text."""
+        place, width = self._url_place(), self._width or len(self._unquoted(self._held[start]))
         lines = (self._unquoted(line) for line in self._held[start:end])
-        are_rows = (len(fields) == self._width and re.match(_QUOTED_URL, fields[self._place]) for fields in lines)
-        return sum(map(bool, are_rows)) > 1
+        return sum(len(fields) == width and _has_url(fields, place, url) for fields in lines)
+
+    def _url_place(self) -> int:
+        """Return the place of the URLs; before the headings are read, -1 for a column that is given by its heading."""
+        return self._place if self._width else (_number(self._columns.url) or 0) - 1
 
     def _unquoted(self, line: str) -> list[str]:
         return line.rstrip("\n").split(self._delimiter)
@@ -179,7 +196,13 @@ def _delimiter(row: list[str], columns: Columns) -> str:
     """Return what separates the fields of the first row: what makes a column of the one that is asked for."""
     lines = [line[:_LOOKED_AT] for line in row]
     split = {delimiter: _fields(lines, delimiter) for delimiter in _DELIMITERS}
-    return max(_DELIMITERS, key=lambda delimiter: (_fits(split[delimiter], columns.url), len(split[delimiter])))
+    plain = {delimiter: lines[0].split(delimiter) for delimiter in _DELIMITERS}  # The first quote may be none.
+
+    def likeness(delimiter: str) -> tuple[bool, bool, int]:
+        fields = split[delimiter]
+        return _fits(fields, columns.url), _fits(plain[delimiter], columns.url), len(fields)
+
+    return max(_DELIMITERS, key=likeness)
 
 
 def _fields(lines: list[str], delimiter: str) -> list[str]:
@@ -190,16 +213,18 @@ def _fields(lines: list[str], delimiter: str) -> list[str]:
 
 def _fits(fields: list[str], column: str) -> bool:
     place = _place(fields, column)
-    if place is None or _number(column) is None:
-        return place is not None
-    return re.match(_QUOTED_URL, fields[place]) is not None
+    return place is not None and (_number(column) is None or _has_url(fields, place))
+
+
+def _has_url(fields: list[str], place: int, url: str = _URL) -> bool:
+    return 0 <= place < len(fields) and re.fullmatch(url, fields[place]) is not None
 
 
 def _place(fields: list[str], column: str) -> int | None:
     """Return the place of a column; None if there is none of this heading or number."""
     number = _number(column)
-    if number is not None:
-        return number - 1 if 1 <= number <= len(fields) else None
+    if number is not None and 1 <= number <= len(fields):
+        return number - 1
     headings = [field.strip() for field in fields]
     folded = [heading.casefold() for heading in headings]
     for names, wanted in ((headings, column.strip()), (folded, column.strip().casefold())):

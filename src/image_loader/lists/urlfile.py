@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from image_loader.errors import UrlFileError
 from image_loader.lists import forms
 from image_loader.model import Columns, Line
+from image_loader.unpacking import GZIP, Unpacker, pieces
 from image_loader.url import parse, redacted
 
 if TYPE_CHECKING:
@@ -34,11 +35,7 @@ POLL = 0.01
 _CHUNK = 65536
 _SHOWN_OF_LONG_LINE = 200
 _HELD = 1000  # lines that may stand between the two that tell a list from a table
-# Bytes decompressed at once. When a member ends, zlib copies all behind it: a flood of empty ones would cost several
-# times as much.
-_FED = 8192
 _GZIP_MAGIC = b"\x1f\x8b"
-_GZIP_WINDOW = 16 + zlib.MAX_WBITS
 _UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SURROGATE = "[\ud800-\udfff]"  # compiled with the first bad line
 
@@ -71,11 +68,11 @@ def check(path: str | os.PathLike[str]) -> None:
 
 
 def from_strings(urls: Iterable[object], batch: int) -> Iterator[list[Line]]:
-    """Yield the same for strings as ``read`` does for the lines of a file; what is no string is a fault.
+    """Yield groups of lines, as ``read`` does, from strings; an element that is not a string is a fault.
 
-    A group is yielded with the first string that comes more than ``POLL`` seconds after the last group: strings that
-    come slowly one by one, and those before a pause with the one that ends it, since an iterable cannot be polled. An
-    exception of the iterable is raised after the lines before it.
+    A group is yielded when it is full, and with the first string that comes more than ``POLL`` seconds after the last
+    group. An iterable cannot be polled: strings before a pause wait for the string that ends it. An exception of the
+    iterable is raised after the lines before it.
     """
     group: list[Line] = []
     begun = time.monotonic()
@@ -178,7 +175,7 @@ def _raw_lines(path: str | os.PathLike[str], limit: int) -> Iterator[list[bytes]
 
 
 def _checked(groups: Iterator[list[bytes] | None]) -> Iterator[list[bytes] | None]:
-    """Yield the lines, once the first of them that are told show no table or other document."""
+    """Yield the lines, once the first two entries show that this is no table or other document."""
     first: str | None = None
     held: list[bytes] = []
     for group in groups:
@@ -250,7 +247,7 @@ def _chunks(descriptor: int) -> Iterator[bytes | None]:
 
 
 def _head(chunks: Iterator[bytes | None], size: int) -> Generator[bytes | None, None, bytes]:
-    """Return the first bytes, at least ``size`` if there are as many; until then, yield nothing but progress."""
+    """Return the first bytes, at least ``size`` if there are as many. Until then, yield None or empty chunks."""
     head = b""
     for chunk in chunks:
         head += chunk or b""
@@ -288,30 +285,16 @@ def _decompressed(chunks: Iterator[bytes | None]) -> Iterator[bytes | None]:
 
     Zeros behind a member, such as those that fill the last block of a tape, are passed over, as ``zcat`` does.
     """
-    decoder = zlib.decompressobj(_GZIP_WINDOW)
-    for piece in _pieces(chunks):
-        if piece is None:
-            yield None
-            continue
-        rest, plain = piece.lstrip(b"\0") if decoder.eof else piece, b""
-        while rest or len(plain) == _CHUNK:
-            if decoder.eof and rest:
-                decoder = zlib.decompressobj(_GZIP_WINDOW)
-            if plain := decoder.decompress(rest, _CHUNK):
-                yield plain
-            rest = decoder.unconsumed_tail or decoder.unused_data.lstrip(b"\0")
-        if not plain:
-            yield b""
-    if not decoder.eof:
-        raise EOFError("unexpected end")
-
-
-def _pieces(chunks: Iterator[bytes | None]) -> Iterator[bytes | None]:
+    unpacker = Unpacker(GZIP, _CHUNK, padding=b"\0")
     for chunk in chunks:
         if chunk is None:
             yield None
-        else:
-            yield from (chunk[start : start + _FED] for start in range(0, len(chunk), _FED))
+            continue
+        for piece in pieces(chunk):
+            yield b""  # Progress, also where a piece holds nothing.
+            yield from unpacker.unpack(piece)
+    if not unpacker.is_at_end:
+        raise EOFError("unexpected end")
 
 
 def _split(chunks: Iterator[bytes | None], limit: int) -> Iterator[list[bytes] | None]:

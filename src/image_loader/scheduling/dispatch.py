@@ -17,9 +17,11 @@ from image_loader.settings import Settings
 from image_loader.transport import Connection
 
 _LOG = logging.getLogger(__name__)
-# How many of the workers' next turns are handed over while all of them are busy: none waits to be told what is next.
+# Turns that are queued while all workers are busy, as a part of the workers: so none of them has to wait for its next
+# turn.
 _AHEAD = 1 / 4
-# Out of descriptors, this part of the workers goes on; after so many images that each of them ended well, one more.
+# When descriptors run out, this part of the workers goes on. One more is added after each of them has done so many
+# images.
 _SHRINKS_TO = 3 / 4
 _GROWS_AFTER = 20
 
@@ -34,7 +36,7 @@ class Connected(NamedTuple):
 
 Message = Connected | TurnOver | TurnNearlyOver
 Inbox = SimpleQueue[Message]
-"""What other threads tell the one that schedules; it wakes that thread."""
+"""Messages of other threads to the scheduling thread, which they wake."""
 
 
 def close_delivered(inbox: Inbox) -> None:
@@ -70,7 +72,7 @@ class Dispatch:
         inbox: Inbox,
         settings: Settings,
     ) -> None:
-        """Other threads tell what they did in ``inbox``."""
+        """``inbox`` takes the messages of other threads."""
         self._workers = workers
         self._attempt = attempt
         self._connections = connections
@@ -83,11 +85,11 @@ class Dispatch:
         self._slots = Slots(connects_at_most(settings), settings.threads)
         self._for_worker: deque[Host] = deque()
         self._for_connection: deque[Host] = deque()
-        # Those that did not answer before: they have fewer slots.
+        # Hosts that did not answer before: they have fewer slots.
         self._for_connection_again: deque[Host] = deque()
         self.timers = Timers()
         self.turns: set[Turn] = set()
-        # What has ended is told here without waking anyone.
+        # Attempts that have ended; adding one wakes no thread.
         self.ended: deque[Ended] = deque()
 
     @property
@@ -129,7 +131,7 @@ class Dispatch:
         """Begin the connections and the turns that there is room for."""
         self._connect(self._for_connection, now, retry=False)
         self._connect(self._for_connection_again, now, retry=True)
-        # Those ahead wait in the executor; with fewer threads than it has, they would not.
+        # Turns ahead wait in the executor. With fewer threads in use than it has, it would start them at once.
         ahead = int(self._threads * self._ahead) if self._threads == self._all_threads else 0
         while self._for_worker and len(self.turns) < self._threads + ahead:
             host = self._for_worker.popleft()
@@ -190,14 +192,14 @@ class Dispatch:
         return self._threads == 1 and all(turn.current in (turn_of, None) for turn in self.turns)
 
     def shrink(self, started: float, now: float, *, connecting: bool) -> None:
-        """Do less at once for the time being, for want of descriptors: fewer connections, then fewer workers."""
+        """Do less at once for some time, since descriptors have run out: fewer connections, then fewer workers."""
         for host in self._for_worker:
             while host.connections:
                 host.connections.pop().close()
         if connecting and self._slots.shrink(started, now):
             return
         threads = max(1, int(_SHRINKS_TO * min(self._threads, len(self.turns) or 1)))
-        # Those that were already under way tell nothing new.
+        # Those that were already under way then do not count.
         if threads < self._threads and started > self._shrunk_at:
             _LOG.info("out of file descriptors (ulimit -n): %d downloads at once for the time being", threads)
             self._threads, self._shrunk_at, self._ended_well = threads, now, 0

@@ -75,11 +75,11 @@ class Policy(NamedTuple):
 class Health(NamedTuple):
     """What is known of a host; each event makes another value. Times are those of one monotonic clock, in seconds.
 
-    ``limit`` is the number of attempts at once, and ``interval`` the time between the starts of two, which leads to
-    ``next_at``. Nothing starts before that, before ``paused_until``, which the server or its refusals led to, and
-    before ``probe_at``. What was started before
-    ``slowed_at`` tells nothing new of a host that was slowed down then. ``successes`` is the host's count of them when
-    it last began to let requests through, at ``resumed_at``. ``ask_at`` is when a host that is down is asked again.
+    ``limit`` is the number of attempts at once, ``interval`` the time between the starts of two. Nothing starts before
+    ``next_at`` (the interval), ``paused_until`` (a pause after a refusal) and ``probe_at``. Refusals of attempts that
+    started before ``slowed_at`` do not count: the host was slowed down since. ``resumed_at`` is when it last began to
+    let requests through, ``successes`` how many it had let through by then. ``ask_at`` is when a host that is down is
+    asked again.
     """
 
     policy: Policy
@@ -167,7 +167,7 @@ class Health(NamedTuple):
         """Tell whether the patience with it is over: it neither answers nor lets anything through."""
         if self._is_probed and now - self.missing_since >= self.policy.patience:
             return True
-        # Time alone is no refusal: the pause that is over may have been long enough.
+        # Up to the last refusal, not up to now: the pause after it may have been long enough.
         return self.refusals > self.policy.failures and self.slowed_at - self.refused_since >= self.patience
 
     def started(self, now: float) -> Self:
@@ -204,7 +204,7 @@ class Health(NamedTuple):
             return self
         since = self.missing_since if self.misses else max(started, self.paused_until)
         health = self._replace(misses=self.misses + 1, missing_since=since)
-        # Those that were already under way when the host was paused tell nothing new.
+        # Attempts that were already under way when the host was paused do not count.
         if not health._is_probed or health._pause_ends > now:
             return health
         longer = min(_LONGEST_PROBE_PAUSE, 2 * health.probe_pause)

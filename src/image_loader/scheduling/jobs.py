@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from image_loader.model import Failure, Job, Reason, Result
+from image_loader.model import INTERRUPTED, Failure, Job, Result
 from image_loader.scheduling.dispatch import Dispatch
 from image_loader.scheduling.health import Health, Policy, State
 from image_loader.scheduling.hosts import Hosts, host_down
@@ -13,7 +13,6 @@ from image_loader.scheduling.queue import Host, Task
 from image_loader.scheduling.workers import Turn
 
 _LOG = logging.getLogger(__name__)
-INTERRUPTED = Failure(Reason.INTERRUPTED, "the run was ended")
 
 
 class Jobs:
@@ -88,7 +87,7 @@ class Jobs:
         self.hosts.forget_if_idle(host, now)
 
     def fire(self, now: float) -> None:
-        """Look at the jobs and hosts whose time has come."""
+        """Handle the jobs and hosts whose timers have run out."""
         for which in self._dispatch.timers.due(now):
             if isinstance(which, Task):
                 host = which.host
@@ -102,7 +101,7 @@ class Jobs:
             self.settle_host(host, now)
 
     def move(self, task: Task, host: Host, now: float) -> None:
-        """Have another host be asked next; while that one answers, the place at the one of the list stays taken."""
+        """Move a task to the host that is asked next. While that one answers, the host of the list counts it, too."""
         task.host = host
         former_home, task.guest_of = task.guest_of, None
         if host.origin != task.job.url.origin and host.successes:
@@ -111,7 +110,7 @@ class Jobs:
         if former_home is not None:
             former_home.away -= 1
             if former_home is host:
-                # It may have nothing to do until the task waits for it: it must not be forgotten now.
+                # The host may have no other job: it must not be forgotten before the task waits for it.
                 self._dispatch.line_up(host, now)
             else:
                 self.settle_host(former_home, now)

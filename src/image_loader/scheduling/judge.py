@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from image_loader.model import Blame, Failure, Job, Unfinished
+from image_loader.model import INTERRUPTED, Blame, Failure, Job, Unfinished
 from image_loader.scheduling import retry
 from image_loader.scheduling.dispatch import Dispatch
-from image_loader.scheduling.jobs import INTERRUPTED, Jobs
+from image_loader.scheduling.jobs import Jobs
 from image_loader.scheduling.queue import Host, Task
 from image_loader.scheduling.workers import Ended
 from image_loader.settings import Settings
@@ -49,7 +49,11 @@ class Judge:
     def judge(self, task: Task, failure: Failure, started: float, now: float, *, connecting: bool = False) -> None:
         """Decide whether a task that failed is tried again, and what that says of its host."""
         task.result = failure
-        if failure.blame is Blame.PROCESS and not self._jobs.is_ending and not self._dispatch.is_alone(task):
+        if failure.stopped and not task.stopped and not self._jobs.is_ending:
+            # Once: a machine that is too busy to notice deadlines must not keep it going for ever.
+            task.stopped = True
+            self._jobs.retry_later(task, 0.0, now)
+        elif failure.blame is Blame.PROCESS and not self._jobs.is_ending and not self._dispatch.is_alone(task):
             self._dispatch.shrink(started, now, connecting=connecting)
             task.attempts -= 1
             self._jobs.retry_later(task, _FIRST_PAUSE * self._chance(), now)
@@ -109,7 +113,7 @@ class Judge:
         if host.successes > task.seen:
             task.refusals, task.seen = task.refusals + 1, host.successes
         if task.refusals > retry.REFUSALS and not host.health.refusals:
-            # The host lets all others through.
+            # The host lets all others through: this image is the problem.
             self._jobs.change(host, host.health.reached(), now)
             self._fail(task, failure, now)
             return
@@ -118,11 +122,11 @@ class Judge:
             self._jobs.finish(task, failure, now)
         elif host.origin == task.job.url.origin:
             task.job = task.job.anew(failure.resume)
-            # After a pause that the server asked for, the next one is likely let through, and be it this one.
+            # After a pause that the server asked for, the next request is likely to be let through: let it be this one.
             first = failure.retry_after is not None and task.refusals == 1
             host.waiting.insert(0 if first else retry.LATER, task)
             if host.health.refusals > 1:
-                # Neighbours in the list are often refused alike: ask for another part of it.
+                # Neighbours in the list are often refused for the same reason: go on with another part of it.
                 at = len(host.waiting) - int(self._chance() * len(host.waiting))
                 host.waiting[:] = host.waiting[at:] + host.waiting[:at]
             self._jobs.settle_host(host, now)

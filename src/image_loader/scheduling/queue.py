@@ -14,20 +14,20 @@ _LONGEST_SHARE = 16
 SHARE_TIME = 0.02
 """Seconds that the jobs which a worker is given at once take together."""
 _PACE_WEIGHT = 1 / 4
-"""How much of a host's pace its last answer makes."""
+"""Weight of the last answer in a host's average pace."""
 
 
 class Task:
     """A job on its way through the scheduler: its ``attempts`` so far, which took ``seconds`` together.
 
-    ``host`` is the one that is asked next. Where redirects have led from another host, whose place the task keeps,
-    ``guest_of`` is that one. ``failures`` counts the attempts that use up its retries, ``refusals`` those
-    that a busy host refused while it let other jobs through. ``result`` is that of the last attempt. Only the
-    scheduler's own thread writes here.
+    ``host`` is the one that is asked next. If redirects led there, ``guest_of`` is the host of the list, where the task
+    keeps its place. ``failures`` counts the attempts that use up its retries, ``refusals`` those that a busy host
+    refused while it let other jobs through. ``stopped`` says that it was tried again since this process was stopped.
+    ``result`` is that of the last attempt. Only the scheduler's own thread writes here.
     """
 
     __slots__ = ("attempts", "due", "failures", "finished", "guest_of", "host", "job", "refusals", "result", "seconds",
-                 "seen")  # fmt: skip
+                 "seen", "stopped")  # fmt: skip
 
     result: Result
 
@@ -38,6 +38,7 @@ class Task:
         self.seconds = 0.0
         self.failures = 0
         self.refusals = 0
+        self.stopped = False
         # The successes of its host when it was refused last, and when its next attempt is due.
         self.seen = -1
         self.due = 0.0
@@ -115,7 +116,7 @@ class Host:
         return self.pace if self.pace is not None and self.free <= 0 else 0.0
 
     def connection(self) -> Connection:
-        """Take the connection that was used last; whether it still stands, its worker sees before it asks."""
+        """Take the connection that was used last. Its worker checks whether it still stands."""
         return self.connections.pop()
 
     def keep_pace(self, seconds: float) -> None:

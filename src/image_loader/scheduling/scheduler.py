@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from queue import Empty
 
 from image_loader.errors import DownloadError, LoaderError
-from image_loader.model import Failure, Job
+from image_loader.model import INTERRUPTED, Failure, Job
 from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, Message
 from image_loader.scheduling.health import Policy
-from image_loader.scheduling.jobs import INTERRUPTED, Jobs
+from image_loader.scheduling.jobs import Jobs
 from image_loader.scheduling.judge import Judge
 from image_loader.scheduling.queue import Task
 from image_loader.scheduling.workers import Clock, Turn, TurnNearlyOver, TurnOver
@@ -30,7 +30,7 @@ class Scheduler:
         clock: Clock = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """Other threads tell what they did in ``inbox``; ``chance`` is the jitter of retries, from 0 to 1."""
+        """``inbox`` has the messages of other threads; ``chance`` is the jitter of retries, from 0 to 1."""
         self._clock = clock
         self._inbox = inbox
         self._dispatch = dispatch

@@ -9,7 +9,7 @@ from image_loader.settings import Settings
 _YOUNG = 0.25
 """Seconds; a connection that takes longer to make is no longer counted among those that will soon stand."""
 _AHEAD = 2
-"""How many times as many as threads may stand or be expected, so that a worker that is done finds the next one."""
+"""Connections that may stand or be expected, for each thread: so a worker that is done finds its next one."""
 _RETRY_SHARE = 2
 """The part of the slots that hosts which did not answer get: one half."""
 _PER_THREAD = 2
@@ -17,7 +17,7 @@ _PER_THREAD = 2
 _PER_CONNECT = 2
 """Descriptors that a connect may take, for two addresses of one host."""
 _GROWS_AFTER = 2
-"""How many connects for each slot come to their end before there is one slot more, after a want of descriptors."""
+"""After descriptors ran out: connects for each slot that must end before there is one slot more."""
 _OTHERS = 32
 """Descriptors for the index, the list, the terminal and the like."""
 
@@ -80,7 +80,7 @@ class Slots:
         return self._number
 
     def end(self, number: int) -> None:
-        """Give a slot back; now and then, try one more: whoever had the descriptors may have given them back."""
+        """Give a slot back. Now and then, allow one more: there may be descriptors again."""
         self._ended += 1
         if self._most < self._all and self._ended >= _GROWS_AFTER * self._most:
             self._most, self._ended = self._most + 1, 0
@@ -89,13 +89,13 @@ class Slots:
         self._retries.discard(number)
 
     def next_at(self) -> float | None:
-        """Return when one that is expected no more makes room."""
+        """Return when the next one takes too long to be expected, which makes room for another."""
         return next(iter(self._young.values())) + _YOUNG if self._young else None
 
     def shrink(self, started: float, now: float) -> bool:
-        """Make fewer at once, for want of descriptors; False where it is one already.
+        """Make fewer at once, since descriptors have run out; False if it is one already.
 
-        Those that were ``started`` before it shrank last tell nothing new.
+        Connections that were ``started`` before the last time do not count.
         """
         least = self._most <= 1
         if started > self._shrunk_at:

@@ -69,7 +69,7 @@ class Turn:
     ) -> None:
         """Make an attempt at each job, until one fails or the connection is spent; the worker's part.
 
-        What it raises is told with the end of the turn.
+        An exception is reported with the end of the turn.
         """
         try:
             ended.extend(self._attempts(attempt, clock, tell))

@@ -16,7 +16,8 @@ from image_loader.errors import DirectoryError, DownloadError, OutOfInodesError
 from image_loader.model import Image, Resume
 from image_loader.store import locks
 from image_loader.store.partial import Partial, Partials, make_folders
-from image_loader.store.root import HIDDEN, PARTIALS, Root, available_inodes, directory_error
+from image_loader.store.partitions import require_one_machine
+from image_loader.store.root import HIDDEN, PARTIALS, Held, Root, available_inodes, directory_error
 
 __all__ = ["HIDDEN", "Directory", "Partial", "is_as_recorded"]
 
@@ -109,6 +110,7 @@ class Sight(View):
         self.path = path
         try:
             self._root = Root(path)
+            require_one_machine(self._root)
             self.hidden = Path(self._root.resolved) / HIDDEN
             self.is_new = not self.hidden.exists()
             self.max_name_bytes = _max_name_bytes(self._root.descriptor)
@@ -153,22 +155,28 @@ class Directory(View):
     Its errors: ``DirectoryError`` where the run cannot go on, ``DownloadError`` (``write``) where one file is at fault.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, held: Held | None = None) -> None:
         """Make the directory, with its parents, and check that files can be made and locked there.
 
-        What a killed run left behind is removed. Raises ``DirectoryError``.
+        What a killed run left behind is removed. One that is ``held`` is shared with another process of this run, which
+        has done that. Raises ``DirectoryError``.
         """
         self.path = path
         self._begun = time.time_ns()
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._root = Root(path)
+            if held is None:
+                path.mkdir(parents=True, exist_ok=True)
+            self._root = Root(path, held)
         except OSError as error:
             raise _cannot_start(path, error) from error
+        require_one_machine(self._root)
+        if held is not None:
+            self._root.check_place()
         self.hidden = Path(self._root.resolved) / HIDDEN
+        self.partials = Path(self._root.place(PARTIALS))
         try:
             self.is_new = self._make_hidden()
-            self._partials = Partials(self._root)
+            self._partials = Partials(self._root, shared=held is not None)
             self._presence = locks.Presence(f"{HIDDEN}/runs", self._root.descriptor)
             if not self._root.is_usable():
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -187,30 +195,38 @@ class Directory(View):
         state = self.stat(file)
         return state is not None and state.st_ino != inode and self._begun <= state.st_ctime_ns <= time.time_ns()
 
+    def held(self) -> Held:
+        """Return what another process of this run needs to share the directory, if it inherits the descriptor."""
+        return Held(self._root.descriptor, self._root.resolved)
+
     def check_inodes(self, wanted: int) -> None:
         """Raise ``OutOfInodesError`` if the file system cannot take so many new files.
 
         Raises ``DirectoryError`` if the directory was moved away.
         """
         self._root.check_place()
-        with self._root.translating:
-            available = self._root.available_inodes()
+        available = self.available_inodes()
         if available is not None and wanted > available:
             raise OutOfInodesError(self.path, wanted, available)
+
+    def available_inodes(self) -> int | None:
+        """Return how many files can still be made; None where the file system has no such limit."""
+        with self._root.translating:
+            return self._root.available_inodes()
 
     def partial(self, file: str, key: str, resume: Resume | None = None) -> Partial:
         """Open and lock the partial file of an image; ``key`` is one and the same for all spellings of ``file``.
 
-        It is empty, unless it still is what ``resume`` says. Raises ``LockedError`` if another process is at it.
+        It is empty, unless it still is what ``resume`` says. Raises ``LockedError`` if another process has it locked.
         """
         return self._partials.open(file, key, resume)
 
     def is_kept(self, resume: Resume) -> bool:
-        """Whether a partial file that was kept still is what it was."""
+        """Whether a partial file that was kept is unchanged."""
         return self._partials.is_kept(resume)
 
     def discard(self, key: str) -> None:
-        """Remove a partial file that was kept to be resumed, and will not be."""
+        """Remove a partial file that was kept for a next attempt, since there will be none."""
         self._partials.discard(key)
 
     def note_layout(self, layout: str) -> str:
@@ -259,9 +275,9 @@ class Directory(View):
         self._partials.sweep()
 
     def close(self) -> None:
-        """Remove what was kept for attempts that never came, and what an attempt that nobody waits for still holds.
+        """Remove the partial files that were kept for further attempts, and those of attempts that were given up.
 
-        Such an attempt cannot put its image in place any more.
+        An attempt that was given up cannot put its image in place any more.
         """
         self._partials.close()
         self._presence.close()

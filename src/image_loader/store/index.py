@@ -8,7 +8,7 @@ import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self
@@ -80,15 +80,17 @@ class Index:
         *,
         named: bool = False,
         copy: bool = False,
+        exclusive: bool = False,
     ) -> None:
         """Open the index, or make it; ``flush_interval`` is in seconds.
 
         A damaged one is moved aside with a warning, and a new one begun; the images are not touched. Where the user has
         ``named`` it, a file that never was a database is left alone. ``is_ending`` says that there is no time left to
-        wait for other programs. A ``copy`` leaves the file as it is: what is recorded is forgotten in the end.
+        wait for other programs. A ``copy`` leaves the file as it is: what is recorded is forgotten in the end. While
+        it is open ``exclusive``, no other program can read or write it.
         """
         # Absolute: SQLite gives a meaning of their own to names such as ":memory:" and "file:a?b".
-        self._path = Path(os.path.realpath(path))
+        self.path = Path(os.path.realpath(path))
         self._flush_interval = flush_interval
         self._flushed = time.monotonic()
         self._pending: dict[int, tuple[Image, str | None]] = {}
@@ -102,10 +104,10 @@ class Index:
         self._abandoned = False
         self._is_copy = copy
         if copy:
-            self._connection = index_file.copied(self._path)
+            self._connection = index_file.copied(self.path)
         else:
-            self._connection = index_file.connect(self._path, self._wait, named=named)
-        self._inode = index_file.inode(self._path)
+            self._connection = index_file.connect(self.path, self._wait, named=named, exclusive=exclusive)
+        self._inode = index_file.inode(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -119,7 +121,7 @@ class Index:
             return self._connection.execute("SELECT 1 FROM image LIMIT 1").fetchone() is None
 
     def known(self) -> Known:
-        """Return what is known now, by which what is ``unseen`` in the end is told from what came meanwhile."""
+        """Return what is known now; ``unseen`` leaves out what comes after that."""
         with self._transaction("BEGIN"):
             images, last = self._connection.execute("SELECT count(size), max(rowid) FROM image").fetchone()
         return Known(images, last or 0, time.time())
@@ -128,11 +130,21 @@ class Index:
         """Whether this run has seen any record."""
         return bool(self._seen)
 
-    def unseen(self, known: Known, after: int, most: int) -> tuple[list[Record], int]:
-        """Return records that this run has not seen, among the next rows behind the one ``after``, at ``most`` so many.
+    def seen(self) -> dict[int, bytes]:
+        """Return what this run has seen, for ``see`` in another process of it."""
+        return {number: bytes(part) for number, part in self._seen.items()}
 
-        They were there when the index had just what is ``known``, and no run has saved or checked their images since.
-        Also return the last row that was looked at, 0 where there are no more.
+    def see(self, seen: Mapping[int, bytes]) -> None:
+        """Take over what another process of this run has seen."""
+        for number, part in seen.items():
+            mine = int.from_bytes(self._seen[number])
+            self._seen[number][:] = (mine | int.from_bytes(part)).to_bytes(_SEEN_BYTES)
+
+    def unseen(self, known: Known, after: int, most: int) -> tuple[list[Record], int]:
+        """Look at the next ``most`` rows behind the one ``after``; return the records that this run has not seen.
+
+        Only those that are among the ``known`` ones, and whose images no run has saved or checked since. Also return
+        the last row that was looked at, 0 if there are no more.
         """
         where = "rowid > ? AND rowid <= ? ORDER BY rowid LIMIT ?"
         with self._transaction("BEGIN"):
@@ -141,7 +153,7 @@ class Index:
         return [record for record in records if _is_from_before(record, known)], rows[-1][1] if rows else 0
 
     def forget(self, rows: Sequence[int]) -> None:
-        """Forget the URLs of these rows, and what their names are. No other run may be under way: it knows the rows."""
+        """Delete these rows; their names are free then. No other run may be under way: it may hold their numbers."""
         with self._transaction("BEGIN IMMEDIATE"):
             self._connection.executemany("DELETE FROM image WHERE rowid = ?", [(row,) for row in rows])
 
@@ -254,7 +266,7 @@ class Index:
             self._connection.close()
 
     def _following(self, digests: Sequence[bytes]) -> dict[bytes, Record]:
-        """Select those that stand where they are to be expected: rows in a row are found at half the price."""
+        """Select those that come next in the order of the rows: consecutive rows cost half as much."""
         if self._next_row is None:
             return {}
         where = "rowid >= ? ORDER BY rowid LIMIT ?"
@@ -296,19 +308,19 @@ class Index:
         except sqlite3.Error as error:
             if index_file.is_damage(error):
                 self._abandon(error)
-            raise index_file.failure(self._path, error) from error
+            raise index_file.failure(self.path, error) from error
 
     def _abandon(self, error: sqlite3.Error) -> NoReturn:
         self._abandoned = True
         self._connection.close()
         if self._is_copy:
-            raise IndexFileError(f"{self._path}: the index is damaged; a run moves it aside and begins anew") from error
-        with index_file.alone(self._path.parent):
+            raise IndexFileError(f"{self.path}: the index is damaged; a run moves it aside and begins anew") from error
+        with index_file.alone(self.path.parent):
             # Another process may have found the damage before us, and begun anew under the same name.
-            if index_file.inode(self._path) == self._inode:
-                index_file.move_aside(self._path)
+            if index_file.inode(self.path) == self._inode:
+                index_file.move_aside(self.path)
         raise IndexFileError(
-            f"{self._path}: the index is damaged and was moved aside; run again, and a new one is begun (images stay)"
+            f"{self.path}: the index is damaged and was moved aside; run again, and a new one is begun (images stay)"
         ) from error
 
 
@@ -320,7 +332,7 @@ def _is_from_before(record: Record, known: Known) -> bool:
 def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:
     """Return a name's own key, and the first and last of the keys that must not be another's.
 
-    A name without extension holds all extensions, by a key that no path has.
+    A name without extension reserves all extensions, by a key that no path has.
 
     >>> _reserved("a.jpg", complete=True), _reserved("a-0f", complete=False)
     (('a.jpg', 'a.*', 'a.*'), ('a-0f.*', 'a-0f.', 'a-0f/'))
@@ -333,7 +345,7 @@ def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:
 
 
 def _record(row: tuple[Any, ...]) -> Record:
-    """Return what a row tells; one that this program never wrote, since bits have changed, counts as damage."""
+    """Return the record in a row. A row with values that this program never writes counts as damage."""
     path = f"/{row[2]}/"
     # A name stays below the directory, and is neither hidden nor of a hidden folder.
     if not _are_sound(tuple(map(type, row))) or "/." in path or "//" in path or "\0" in path:

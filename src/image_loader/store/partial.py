@@ -31,9 +31,13 @@ _OPEN = _REOPEN | os.O_CREAT
 class Partials:
     """The folder of the partial files; any thread may use it."""
 
-    def __init__(self, root: Root) -> None:
-        """Check that files can be made and locked there; raises ``DirectoryError`` or ``OSError``."""
+    def __init__(self, root: Root, *, shared: bool) -> None:
+        """Check that files can be made and locked there; raises ``DirectoryError`` or ``OSError``.
+
+        Where they are ``shared`` with other processes of this run, what these keep is left alone.
+        """
         self._root = root
+        self._shared = shared
         self._opened: dict[str, int] = {}
         error = locks.probe(f"{PARTIALS}/probe", root.descriptor, _OPEN, _MODE)
         if error is not None:
@@ -55,18 +59,20 @@ class Partials:
             time.sleep(_LOCK_POLL)
 
     def is_kept(self, resume: Resume) -> bool:
-        """Whether a partial file that was kept still is what it was."""
+        """Whether a partial file that was kept is unchanged."""
         try:
             return _is_as_kept(os.lstat(_path(resume.key), dir_fd=self._root.descriptor), resume)
         except OSError:
             return False
 
     def discard(self, key: str) -> None:
-        """Remove a partial file that was kept to be resumed, and will not be."""
+        """Remove a partial file that was kept for a next attempt, since there will be none."""
         _remove_leftover(_path(key), self._root.descriptor)
 
     def sweep(self) -> None:
         """Remove the partial files that nobody holds a lock on."""
+        if self._shared:
+            return
         with suppress(OSError):
             folder = os.open(PARTIALS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root.descriptor)
             try:
@@ -90,8 +96,8 @@ class Partials:
     def _open(self, file: str, key: str, resume: Resume | None) -> Partial:
         path, root = _path(key), self._root.descriptor
         with self._root.translating:
-            # By its name, unlike all else: where that leads elsewhere by now, the lock shows it, and where it leads
-            # nowhere, this fails.
+            # By its absolute path, unlike all else: if DIRECTORY was moved, this fails, or the lock shows that it is
+            # another file.
             descriptor = os.open(self._root.place(path), _OPEN, _MODE)
             try:
                 state = locks.lock(descriptor, path, root)
@@ -178,7 +184,8 @@ class Partial:
         with self._translating:
             self._check_size()
             if mtime is not None:
-                # Some foreign file systems let only their own user set it; so does what another user's run left.
+                # Only the owner of a file may set its time. Another user's run, or some file systems, make it somebody
+                # else's.
                 with suppress(PermissionError):
                     os.utime(self._descriptor, (mtime, mtime))
             # Network file systems tell of failed writes at close, but the lock has to outlast the renaming:
@@ -186,7 +193,7 @@ class Partial:
             os.close(os.dup(self._descriptor))
             self._rename([self.file] if files is None else files)
             self._stays = True
-            # Not before: the renaming changes its ctime.
+            # Only now: the renaming has changed the ctime.
             return os.fstat(self._descriptor)
 
     def _check_size(self) -> None:

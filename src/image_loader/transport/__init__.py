@@ -28,7 +28,7 @@ from image_loader.url import Url
 __all__ = ["Answer", "Connection", "Delivery", "StaleConnectionError", "Transport"]
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# New connections that a host closes, one after the other, while they wait to be used; and hosts that do so.
+# How many new connections in a row a host may close unused; and for how many hosts this is counted.
 _MOST_CLOSED = 3
 _MOST_REMEMBERED = 1000
 
@@ -86,7 +86,7 @@ class Answer:
         try:
             while data := self._response.read(size):
                 yield data
-                # What has come already could be worked on for long after the time is over.
+                # Without this look, data that has already come could be worked on long after the deadline.
                 self._watch.check()
         except DownloadError:
             self._watch.check()
@@ -114,7 +114,7 @@ class Transport:
         _prepare(self._session, self._pool, settings)
         self._routes = Routes(settings, self._session)
         self._context_lock = threading.Lock()
-        # A bundle that is named and cannot be read is told before anything else happens.
+        # A CA bundle that cannot be read is an error at once, before anything else happens.
         bundled = tls.context(settings.ca_bundle) if settings.ca_bundle is not None else None
         self._context = None if settings.insecure else bundled
         self._closed: dict[str, int] = {}
@@ -129,7 +129,7 @@ class Transport:
         """Begin one connection to an origin ("https://host:port"); what comes of it is delivered, whatever it is."""
         try:
             route = self._routes.route(origin)
-            self._routes.lines(origin, "", own=True)  # What is wrong with .netrc is told before anything is sent.
+            self._routes.lines(origin, "", own=True)  # A fault in .netrc is an error before anything is sent.
             needs_tls = route.tunnel or route.server_hostname is not None
             context = self._tls_context() if needs_tls else None
         except (DownloadError, LoaderError) as error:
@@ -244,7 +244,8 @@ class _Chain:
     def follow(self, hop: Hop, connection: Connection, watch: Watch, limit: int, delay: float) -> Answer | Hop:
         """Ask, and follow at most ``limit`` redirects in all, as long as this connection leads there.
 
-        With a ``delay`` between two requests to a host, each waits for its turn, at the price of no deadline.
+        With a ``delay``, a redirect is not followed here: each request waits for its turn, which takes nothing from the
+        deadline.
         """
         while True:
             try:

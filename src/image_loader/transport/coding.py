@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 
 from image_loader.errors import DownloadError
 from image_loader.model import Reason
+from image_loader.unpacking import DEFLATE, GZIP, Unpacker, pieces
 
-_GZIP = zlib.MAX_WBITS | 16
-_WINDOWS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
+_WINDOWS = {"gzip": GZIP, "x-gzip": GZIP, "deflate": DEFLATE}
 # The rest of IANA's registry of content codings. What is in neither table is no coding, but some server's mistake.
 _UNDECODABLE = frozenset({"aes128gcm", "br", "compress", "dcb", "dcz", "exi", "pack200-gzip", "x-compress", "zstd"})
 # Twice happens, where both an application and its server compress.
 _MOST_CODINGS = 2
-# Bytes unpacked at once. When a member ends, zlib copies all behind it: of 256 kB of empty members, each would cost a
-# copy of 128 kB on average (seven times the time in all).
-_FED = 8192
 
 
 def decoded(
@@ -61,31 +59,17 @@ def _codings(coding: str) -> tuple[str, ...]:
 
 def _inflated(chunks: Iterable[bytes], wbits: int, limit: int, check: Callable[[], None]) -> Iterator[bytes]:
     unpacker = None
-    for piece in _pieces(chunks):
+    for piece in itertools.chain.from_iterable(map(pieces, chunks)):
         check()
-        if unpacker is None:
-            unpacker = zlib.decompressobj(_window(piece, wbits))
-        waiting, content = piece, b""
-        # What does not fit into one piece may be left in the unpacker when all that was fed has gone into it.
-        while waiting or len(content) == limit:
-            # A gzip file may have several members, one after the other (RFC 1952, 2.2).
-            if unpacker.eof and waiting:
-                unpacker = zlib.decompressobj(wbits)
-            try:
-                content = unpacker.decompress(waiting, limit)
-            except zlib.error as error:
-                raise DownloadError(Reason.DAMAGED, "the compressed body cannot be unpacked") from error
-            if content:
-                yield content
-            waiting = unpacker.unconsumed_tail or unpacker.unused_data
-    if unpacker is None or not unpacker.eof:
+        unpacker = unpacker or Unpacker(_window(piece, wbits), limit)
+        try:
+            yield from unpacker.unpack(piece)
+        except zlib.error as error:
+            raise DownloadError(Reason.DAMAGED, "the compressed body cannot be unpacked") from error
+    if unpacker is None or not unpacker.is_at_end:
         raise DownloadError(Reason.TRUNCATED, "the compressed body ends too early", retryable=True)
-
-
-def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    return (chunk[start : start + _FED] for chunk in chunks for start in range(0, len(chunk), _FED))
 
 
 def _window(chunk: bytes, wbits: int) -> int:
     # Some servers send deflate without its zlib header, whose low four bits are an 8 (RFC 1950, 2.2).
-    return -wbits if wbits == zlib.MAX_WBITS and chunk[0] & 0x0F != 8 else wbits
+    return -wbits if wbits == DEFLATE and chunk[0] & 0x0F != 8 else wbits

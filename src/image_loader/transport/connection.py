@@ -14,7 +14,7 @@ from image_loader.transport.failures import exchange_error, lost
 from image_loader.transport.response import ClosedEarlyError, NoStatusLineError, Response
 from image_loader.transport.watchdog import Watch
 
-# As soon as this, no server closes a connection for being idle.
+# No server closes an idle connection as soon as this.
 _SOON = 1.0  # seconds
 _CLOSED = getattr(select, "POLLRDHUP", 0)
 
@@ -78,7 +78,7 @@ class Connection:
         waited = self.used or time.monotonic() - self._stands_since > _SOON
         if waited and not self.alive:
             raise StaleConnectionError
-        # TLS within TLS wraps its socket in an object that is none.
+        # For TLS within TLS, this is a wrapper, and not a socket.
         watch.guard(getattr(self._socket, "socket", self._socket))
         self._asking = True
         self._response = response = Response(self._socket)
@@ -105,7 +105,7 @@ class Connection:
         return response
 
     def rest(self) -> None:
-        """Keep nothing of what was carried, until the next request."""
+        """Drop the last response until the next request."""
         self._response = None
 
     def close(self) -> None:

@@ -46,7 +46,7 @@ class Connector:
         self._tunnels = daemons.Daemons("image_loader-tunnels", _MOST_TUNNELS)
         self._numbers = itertools.count()
         self._dials: dict[int, Dial] = {}
-        # Entries of numbers alone: those of connections that stand by now must not keep anything alive.
+        # Numbers, not dials: the timers of connections that stand by now must keep nothing alive.
         self._timers: list[tuple[float, int]] = []
         self._done: deque[tuple[str, Connection | DownloadError | LoaderError, float]] = deque()
         self._inbox: deque[Callable[[], None]] = deque()

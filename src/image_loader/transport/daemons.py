@@ -99,7 +99,7 @@ class Daemons:
                 in_vain = self._is_in_vain(gate)
 
     def _is_in_vain(self, gate: threading.Lock) -> bool:
-        """Tell whether a thread was still waiting when its time was over; it is idle no more."""
+        """Tell whether a thread still waits when its time is over. It then no longer counts as idle."""
         with self._lock:
             if gate not in self._idle:
                 return False

@@ -63,7 +63,7 @@ def connect_error(error: OSError | None) -> DownloadError:
 
 
 def copied(error: DownloadError, place: str = "") -> DownloadError:
-    """Return a copy of an error that several attempts share, with the place where it happened."""
+    """Return a copy of an error that several attempts share, with ``place`` before its detail."""
     failure = error.failure
     return DownloadError(
         failure.reason,

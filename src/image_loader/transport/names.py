@@ -116,7 +116,7 @@ def _resolved(host: str) -> Answer:
     except UnicodeError:
         return DownloadError(Reason.BAD_URL, "bad host name")
     except OSError as error:
-        # The resolver does not tell a descriptor that it lacks from a server that it misses.
+        # The resolver reports a lack of descriptors like an unreachable server.
         lack = _lack_of_descriptors()
         if lack is not None:
             return connect_error(lack)

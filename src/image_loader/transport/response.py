@@ -38,7 +38,7 @@ _CONTINUATION = r"[ \t]([^\r\n\x00]*)\r?\n"
 _FRAMING = "contentlength|transferencoding|contentencoding|contentrange"
 _FRAMING_FIELD = r"(?i)[ \t]*(?:content-length|transfer-encoding)[ \t]*:"
 _NO_LETTERS = "[^a-z]+"
-# In a header line they may be the beginning of a body that nothing was put before.
+# Control characters: a line with one may be the beginning of a body that has no header.
 _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f]"
 _BLANKS = " \t"
 _LONGEST_FRAMING = len("transfer-encoding")
@@ -64,7 +64,7 @@ class Response:
     the number of body bytes announced, None where chunks or the end of the connection frame the body.
     """
 
-    # How each one begins; to set this again for every one of a million takes time.
+    # The state at the beginning. As class attributes, they cost nothing for each response.
     status = 0
     fields: dict[str, str]
     length: int | None = None

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 _HARMLESS = frozenset({"user-agent", "referer", "accept", "accept-language"})
 # Hosts whose URLs requests and urllib3 leave as they are.
 _USUAL_HOST = re.compile(r"[a-z0-9_][a-z0-9._-]*|\[[0-9a-f:.]+\]")
-_DECODABLE = frozenset({"gzip", "x-gzip", "deflate", "identity", "*"})
-_REFUSED = r"q=0(?:\.0*)?"
 _NETRC_FILES = ("~/.netrc", "~/_netrc")  # those of requests
 _MOST_KEPT = 1024
 _ANYWHERE = "https://host.invalid/"
@@ -75,7 +73,6 @@ class Routes:
     """The routes of one run. The environment is looked at once, with the first of them; any thread may ask."""
 
     def __init__(self, settings: Settings, session: requests.Session) -> None:
-        _check_codings(settings.headers)
         self._settings = settings
         self._session = session
         self._lock = threading.Lock()
@@ -148,7 +145,7 @@ class _Common:
     """What all routes have in common, as ``requests`` would find it for each of them."""
 
     def __init__(self, settings: Settings, session: requests.Session) -> None:
-        # Said for each request: before a session's own setting, REQUESTS_CA_BUNDLE would take precedence.
+        # Given for each request, since REQUESTS_CA_BUNDLE takes precedence over a setting of the session.
         verify = False if settings.insecure else settings.ca_bundle
         found = session.merge_environment_settings(_ANYWHERE, {}, None, verify, None)
         self.verify: bool | str | None = found["verify"]
@@ -245,13 +242,3 @@ def _netrc() -> netrc | None:
         if is_out_of_descriptors(error):
             raise connect_error(error) from error
         return None
-
-
-def _check_codings(headers: Mapping[str, str]) -> None:
-    """Raise ``OptionError`` for an ``Accept-Encoding`` whose answers could not be decoded."""
-    for token in _value(headers, "accept-encoding").split(","):
-        coding, _, weight = token.lower().replace(" ", "").partition(";")
-        if coding and coding not in _DECODABLE and not re.fullmatch(_REFUSED, weight):
-            raise OptionError(
-                f"Accept-Encoding: {coding} cannot be decoded; leave it out (gzip and deflate can be decoded)"
-            )

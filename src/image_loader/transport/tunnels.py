@@ -46,7 +46,7 @@ class Tunnel:
     def build(self) -> Any:
         """Return a socket that leads to the host, or the ``DownloadError`` that says why there is none.
 
-        Through a plain proxy, the host is still to be shaken hands with; through one of TLS, that is done.
+        Through a plain proxy, the TLS handshake with the host is still to be made; through a proxy of TLS, it is done.
         """
         proxy, connection = self._proxy, self._connection
         host, port = self._target
