@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 OURS = "image_loader"
@@ -49,12 +50,22 @@ class Command:
     renames: bool = False
     asks_again: bool = True
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is image_loader, in any number of processes."""
+        return self.name.partition("-")[0] == OURS
 
-def _image_loader(task: Task) -> list[str]:
+
+def _image_loader(task: Task, processes: int = 1) -> list[str]:
     """Do what the console script does, which may not be installed."""
     script = "from image_loader.__main__ import main; main()"
-    trust = task.trust("--ca-bundle")
-    return [sys.executable, "-c", script, *task.options, *trust, str(task.urls), str(task.directory)]
+    options = [*task.options, *task.trust("--ca-bundle"), *(["--processes", str(processes)] if processes > 1 else [])]
+    return [sys.executable, "-c", script, *options, str(task.urls), str(task.directory)]
+
+
+def in_processes(number: int) -> Command:
+    """Return image_loader with ``--processes``."""
+    return Command(f"{OURS}-{number}", lambda: "this checkout", partial(_image_loader, processes=number))
 
 
 def _wget(task: Task) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import measure
-from commands import OURS, Command, Task
+from commands import Command, Task
 from measure import Usage
 from scenarios import Bench, Scenario
 from servers import Answers
@@ -88,7 +88,7 @@ def measure_scenario(scenario: Scenario, commands: Sequence[Command], count: int
 def _takes_part(command: Command, scenario: Scenario) -> bool:
     if scenario.again and not command.asks_again:
         return False
-    return scenario.peers is None or command.name in {OURS, *scenario.peers}
+    return scenario.peers is None or command.is_ours or command.name in scenario.peers
 
 
 def _measure(command: Command, scenario: Scenario, bench: Bench) -> Measurement:

@@ -23,7 +23,7 @@ from pathlib import Path
 import report
 import servers
 from certificates import make_certificates
-from commands import COMMANDS, OURS, Command
+from commands import COMMANDS, OURS, Command, in_processes
 from rounds import Result, measure_scenario
 from scenarios import SCENARIOS, WIDE, Bench
 
@@ -74,6 +74,9 @@ def parse() -> Options:
     parser.add_argument("--quick", action="store_true", help="one round of a tenth: shows that all works, no more")
     parser.add_argument("--scenario", nargs="+", default=list(SCENARIOS), help=f"any of: {' '.join(SCENARIOS)}")
     parser.add_argument("--peers", nargs="*", choices=peers, help="only these (default: all that are installed)")
+    parser.add_argument(
+        "--processes", type=int, nargs="+", default=[], metavar="N", help="image_loader in so many processes as well"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the medians as well (needs matplotlib)")
     options = parser.parse_args()
     if unknown := set(options.scenario) - set(SCENARIOS):
@@ -85,7 +88,7 @@ def parse() -> Options:
         images=options.images or (QUICK_IMAGES if options.quick else IMAGES),
         quick=options.quick,
         scenarios=tuple(options.scenario),
-        commands=chosen(options.peers),
+        commands=(*chosen(options.peers), *map(in_processes, options.processes)),
         plot=options.plot,
     )
 

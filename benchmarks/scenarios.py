@@ -159,6 +159,24 @@ def hosts_40(bench: Bench) -> Iterator[Scenario]:
     )
 
 
+def hosts_8(bench: Bench) -> Iterator[Scenario]:
+    """Show what the client itself costs where there are several hosts: small images, no latency."""
+    yield _hosts_8(bench, "hosts-8", "first download, no latency, 20 KB, 8 hosts")
+
+
+def verify(bench: Bench) -> Iterator[Scenario]:
+    """Show what decoding each image costs."""
+    scenario = _hosts_8(bench, "verify", "first download with --verify, no latency, 20 KB, 8 hosts")
+    yield replace(scenario, options=("--verify",), peers=())
+
+
+def _hosts_8(bench: Bench, name: str, title: str) -> Scenario:
+    urls = (bench.address(original, host=GOOD_HOSTS[n % 8]) for n, original in enumerate(bench.small))
+    scenario = bench.download(name, title, bench.small)
+    concurrency = DEFAULT_CONCURRENCY_OF_MANY_HOSTS
+    return replace(scenario, urls=bench.write_list(name, urls), concurrency=concurrency, peers=AT_ONCE_PEERS)
+
+
 def again_304(bench: Bench) -> Iterator[Scenario]:
     """Show what asking costs where nothing changed."""
     yield replace(bench.download("again-304", "second run, 304 for each", bench.small), again=True)
@@ -309,6 +327,8 @@ SCENARIOS: dict[str, Callable[[Bench], Iterator[Scenario]]] = {
     "latency-50": latency_50,
     "latency-200": latency_200,
     "hosts-40": hosts_40,
+    "hosts-8": hosts_8,
+    "verify": verify,
     "again-304": again_304,
     "again-304-near": again_304_near,
     "again-fresh": again_fresh,

@@ -21,7 +21,7 @@ from image_loader import __version__
 from image_loader.cli.parser import build
 from image_loader.loader import DEFAULTS
 from image_loader.option import Option, Switch
-from image_loader.settings import all_options
+from image_loader.settings import FILES, IMAGES, LIMITS, OUTPUT, REQUESTS, all_options
 
 _COMPLETIONS = {
     "bash": "bash-completion/completions/loader",
@@ -70,7 +70,7 @@ def manual() -> str:
     examples = sections.pop("EXAMPLES")
     heading, _, options = text.partition(".SH NAME\n")
     macros, reference = _reference()
-    return f"{heading}{macros}.SH NAME\n{options}{''.join(sections.values())}{reference}{examples}{_SEE_ALSO}"
+    return f"{heading}{macros}.SH NAME\n{_grouped(options)}{''.join(sections.values())}{reference}{examples}{_SEE_ALSO}"
 
 
 def options_table() -> str:
@@ -98,6 +98,14 @@ def _names(option: Option) -> str:
 def _told(option: Option) -> str:
     shown = option.shown(DEFAULTS.get(option.keyword))
     return f"{option.help} (default: ``{shown}``)" if shown else option.help
+
+
+def _grouped(text: str) -> str:
+    """Put the groups of options into one section: one of them is called like another section, FILES."""
+    for group in (IMAGES, LIMITS, REQUESTS, FILES, OUTPUT):
+        before = ".SH OPTIONS\n" if group == IMAGES else ""
+        text = text.replace(f".SH {group.upper()}\n", f"{before}.SS {group.capitalize()}\n")
+    return text
 
 
 def _section(paragraph: str) -> tuple[str, str]:

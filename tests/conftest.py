@@ -53,7 +53,9 @@ SETTINGS = settings_of(
         **DEFAULTS, "directory": "unused", "threads": 8, "per_host": 4, "timeout": 5.0, "max_time": 10.0,
         "retries": 0, "max_size": 10_000_000, "user_agent": "test/1",
     }
-)._replace(window=100, window_size=10**6, batch=10, chunk=65536, connects=64, host_failures=3)  # fmt: skip
+)._replace(
+    window=100, window_size=10**6, window_hosts=100, batch=10, chunk=65536, connects=64, host_failures=3
+)  # fmt: skip
 """Those of a short run; a test changes what it is about."""
 
 CLOCK_STEP = 0.02
@@ -130,8 +132,8 @@ class Run:
 
 def _files(directory: Path) -> frozenset[str]:
     """Name the files that stand in the directory, but for its hidden ones."""
-    below = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
-    return frozenset(name for name in below if not name.startswith(".image_loader/"))
+    below = (path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir())
+    return frozenset(path.as_posix() for path in below if ".image_loader" not in path.parts)
 
 
 class Running:

@@ -27,9 +27,10 @@ PATIENCE = 60.0
 class Server:
     """One origin. It counts and records what is asked of it; ``healthy`` makes every path behave well."""
 
-    def __init__(self, *, name: str = "", tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *, name: str = "", tls: ssl.SSLContext | None = None, address: str = "127.0.0.1") -> None:
         """Listen; ``name`` makes the images of one server differ from those of another."""
         self.name = name
+        self.address = address
         self.tls = tls
         self.healthy = False
         self.gate = threading.Event()
@@ -41,7 +42,7 @@ class Server:
         self.peak = 0
         self._changed = threading.Condition()
         self._sockets: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener = socket.create_server((address, 0), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -63,7 +64,7 @@ class Server:
     @property
     def origin(self) -> str:
         """Scheme, address and port."""
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://{self.address}:{self.port}"
 
     def url(self, target: str) -> str:
         """Return the URL of a path and query here."""

@@ -18,7 +18,7 @@ import image_loader
 PACKAGE = Path(image_loader.__file__).parent
 LAYERS = (
     ("url", "model", "errors", "formats"),
-    ("option", "media_types", "sniffing", "unpacking"),
+    ("option", "media_types", "sniffing", "interpreter", "unpacking"),
     ("settings",),
     ("lists", "freshness", "transport", "store", "processors", "endings", "decoding"),
     ("scheduling",),
@@ -27,6 +27,8 @@ LAYERS = (
     ("attempt", "removal"),
     ("preview",),
     ("batch",),
+    ("cluster", "processes"),
+    ("engine",),
     ("cli",),
     ("loader",),
 )
@@ -48,9 +50,11 @@ OWNERS = {
     "csv": {"cli", "lists"},
     "gzip": {"lists"},
     "concurrent": {"scheduling"},
+    "multiprocessing": {"processes"},
     "PIL": {"decoding"},
-    "subprocess": {"decoding"},
+    "subprocess": {"decoding", "processes"},
     "jinja2": {"cli"},
+    "distributed": {"cluster"},
 }
 
 
@@ -159,9 +163,10 @@ def test_only_those_who_know_of_people_print(path: Path) -> None:
     assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
 
 
-def test_every_exception_is_caught_around_one_job_and_around_the_callers_iterable_alone() -> None:
+def test_every_exception_is_caught_around_one_job_the_callers_iterable_and_a_question_to_dask_alone() -> None:
     handlers = ((path, node) for path in _files() for node in ast.walk(ast.parse(path.read_text())))
-    assert [path.name for path, node in handlers if _is_broad(node)] == ["attempt.py", "batch.py"]
+    broad = [path.name for path, node in handlers if _is_broad(node)]
+    assert broad == ["attempt.py", "batch.py", "dask.py", "driver.py"]
 
 
 def _is_broad(node: ast.AST) -> bool:

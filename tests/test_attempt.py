@@ -485,6 +485,19 @@ def test_without_a_type_the_first_bytes_decide_if_they_are_asked(
     assert house.content("a-0f.png") == BODY
 
 
+@pytest.mark.parametrize(
+    ("beginning", "extension", "media_type"),
+    [(b"GIF89a", ".gif", "image/gif"), (b"\xff\xd8\xff", ".jpg", "image/jpeg"), (b"<svg>", ".svg", "image/svg+xml")],
+)
+def test_the_type_that_is_found_gives_the_extension(
+    make_house: Callable[..., House], beginning: bytes, extension: str, media_type: str
+) -> None:
+    house = make_house(sniff=True)
+    with Scripted(plays(sent(OCTETS, beginning + BODY))) as server:
+        image = house.saved(job(server, name=Name("a-0f", complete=False)))
+    assert (image.file, image.media_type) == ("a-0f" + extension, media_type)
+
+
 def test_the_first_bytes_may_come_one_by_one(make_house: Callable[..., House]) -> None:
     house = make_house(sniff=True)
     with Scripted(plays(head(OCTETS, "Transfer-Encoding: chunked") + chunked(BODY, 1) + b"0\r\n\r\n")) as server:

@@ -24,7 +24,7 @@ from image_loader.model import Line, Outcome, Reason, Status
 from image_loader.settings import Settings
 from image_loader.store.directory import Directory
 from image_loader.url import parse
-from server import SIZE, Server, connections_to, refusing_port
+from server import ALL_ADDRESSES, SIZE, Server, connections_to, refusing_port, silent_port
 
 
 @pytest.fixture
@@ -314,6 +314,33 @@ def test_very_long_urls_are_not_looked_at_far_ahead(
     server.gate.set()
     run.join()
     assert [outcome.status for outcome in told] == [Status.SAVED] * 8
+
+
+@pytest.mark.parametrize(("window_hosts", "ahead"), [(2, 4), (100, 8)])
+def test_a_list_is_not_read_on_while_many_hosts_wait_for_their_first_connection(
+    server: Server, directory: Path, window_hosts: int, ahead: int
+) -> None:
+    """One that is being connected to does not count: it may be dead, and must not hold up the others."""
+    read = []
+
+    def lines() -> Iterator[list[Line] | None]:
+        for number in range(8):
+            read.append(number)
+            yield lines_of([f"https://127.0.1.{number + 1}:{port}/a.jpg"], number + 1)
+
+    def waiting() -> Iterator[Outcome]:
+        yield from batch.run(lines(), settings_for(directory, connects=1, window_hosts=window_hosts), stop)
+
+    stop = threading.Event()
+    told: list[Outcome] = []
+    with silent_port(ALL_ADDRESSES) as port:
+        run = threading.Thread(target=lambda: told.extend(waiting()))
+        run.start()
+        server.wait_for(lambda: len(read) == ahead)
+        stop.set()
+        run.join()
+    assert len(read) == ahead
+    assert [outcome.reason for outcome in told] == [Reason.INTERRUPTED] * ahead
 
 
 def test_images_that_are_done_need_no_inode_any_more(

@@ -72,7 +72,7 @@ def with_chunk(added: bytes, *, at_end: bool = False) -> bytes:
 
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[Decoders]:
-    with closing(Decoders(SETTINGS)) as made:
+    with closing(Decoders(SETTINGS, Path())) as made:
         yield made
 
 
@@ -251,7 +251,7 @@ def test_every_format_that_the_field_knows_is_decoded_or_named_as_one_that_is_no
 @pytest.fixture
 def strict(tmp_path: Path) -> Iterator[Refuse]:
     """What returns why a content is refused where few pixels are allowed."""
-    with closing(Decoders(SETTINGS._replace(max_pixels=5000))) as made:
+    with closing(Decoders(SETTINGS._replace(max_pixels=5000), Path())) as made:
 
         def refuse(content: bytes) -> Failure:
             (tmp_path / "picture").write_bytes(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -89,7 +90,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 30) -> Any:
 def make(tmp_path: Path) -> Iterator[Callable[..., Decoders]]:
     """What makes decoders with other settings."""
     with ExitStack() as stack:
-        yield lambda **changes: stack.enter_context(closing(Decoders(SETTINGS._replace(**changes))))
+        yield lambda **changes: stack.enter_context(closing(Decoders(SETTINGS._replace(**changes), tmp_path)))
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def test_a_child_has_all_processors_even_where_its_parent_has_one(image: str) ->
 
     def bound() -> set[int]:
         os.sched_setaffinity(0, {min(allowed)})
-        with closing(Decoders(SETTINGS, frozenset(allowed))) as decoders:
+        with closing(Decoders(SETTINGS, Path(), frozenset(allowed))) as decoders:
             decode(decoders, image)
             (child,) = children(os.getpid())
             return os.sched_getaffinity(child)
@@ -295,6 +296,22 @@ def test_a_large_image_gets_the_memory_that_it_takes(
     assert decode(make(), str(path)).width == side
 
 
+def test_what_is_too_large_for_one_process_of_several_is_decoded_by_one_at_a_time(
+    make: Callable[..., Decoders], tmp_path: Path, image: str
+) -> None:
+    Image.new("RGBA", (5000, 5000)).save(tmp_path / "large.png")
+    decoders = make(decoding_memory=200_000_000, processes=8)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # As another process does.
+        with pytest.raises(DownloadError, match="not decoded in time"):
+            decoders.decode(str(tmp_path / "large.png"), time.monotonic() + 0.5)
+        assert decode(decoders, image).media_type == "image/png"
+    finally:
+        os.close(descriptor)
+    assert decode(decoders, str(tmp_path / "large.png")).width == 5000
+
+
 @pytest.mark.slow
 def test_large_images_take_turns(make: Callable[..., Decoders], pool: ThreadPoolExecutor, tmp_path: Path) -> None:
     Image.new("RGBA", (9000, 9000)).save(tmp_path / "large.png")
@@ -354,10 +371,11 @@ def test_a_pillow_that_cannot_be_imported_is_told(
 def test_without_descriptors_the_process_is_to_blame(make: Callable[..., Decoders], image: str) -> None:
     code = (
         "import resource, sys, time\n"
+        "from pathlib import Path\n"
         "from conftest import SETTINGS\n"
         "from image_loader.decoding.pool import Decoders\n"
         "from image_loader.errors import DownloadError\n"
-        "decoders = Decoders(SETTINGS)\n"
+        "decoders = Decoders(SETTINGS, Path())\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (5, 5))\n"
         "try:\n"
         f"    decoders.decode({image!r}, time.monotonic() + 60)\n"

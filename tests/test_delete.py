@@ -125,7 +125,7 @@ def test_load_raises_after_all_outcomes(loader: Loader, saved: list[str]) -> Non
 
 
 def test_max_delete_alone_makes_no_sense(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"^max_delete: must come with --delete"):
+    with pytest.raises(OptionError, match=r"^max_delete: can only be used with --delete"):
         load([], tmp_path, max_delete=3)
 
 

@@ -879,6 +879,27 @@ def test_discarded_partial_file_is_gone(directory: Directory) -> None:
     assert is_old(directory)
 
 
+def test_kept_partial_file_outlasts_another_process_of_the_run(directory: Directory) -> None:
+    resume = kept(directory)
+    held = directory.held()
+    Directory(directory.path, held._replace(descriptor=os.dup(held.descriptor))).close()
+    assert directory.is_kept(resume)
+
+
+@pytest.mark.parametrize(
+    ("instead", "told"), [(False, "put the directory back"), (True, "another directory is in its place")]
+)
+def test_another_process_of_the_run_takes_no_other_directory(directory: Directory, instead: bool, told: str) -> None:
+    held = directory.held()
+    directory.path.rename(directory.path.with_name("moved"))
+    if instead:
+        directory.path.mkdir()
+    with pytest.raises(DirectoryError, match=told):
+        Directory(directory.path, held._replace(descriptor=os.dup(held.descriptor)))
+    assert not (directory.path / ".image_loader").exists()
+    assert directory.path.exists() == instead
+
+
 def test_kept_partial_file_does_not_outlast_the_run(directory: Directory) -> None:
     kept(directory)
     directory.close()

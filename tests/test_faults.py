@@ -26,6 +26,7 @@ import trustme
 from behaviours import BEHAVIOURS
 from conftest import IMPATIENT_FAILURES, MODULE, SOURCES, Loader, Row, Run, impatient, leftovers, urls_of
 from exchange import etag
+from image_loader.url import part
 from server import Server, refusing_port, silent_port, unaccepting_port
 
 RETRIES = 1
@@ -777,6 +778,32 @@ def test_too_few_inodes_at_the_start_end_the_run_with_both_numbers(
     assert run.status == 2
     assert re.search(rf"{loader.directory}: 100 new files wanted, but only \d+ inodes available", run.stderr)
     assert _whole(server, run)
+
+
+@needs_root
+def test_too_few_inodes_for_all_processes_together_end_the_run_with_both_numbers(
+    new_server: Callable[..., Server], loader: Loader, mount: Callable[[str], None]
+) -> None:
+    """There are enough for what each of them wants."""
+    mount("nr_inodes=100")
+    servers = [new_server(address="127.0.0.1"), new_server(address="127.0.0.2")]
+    assert {part(server.address, 2) for server in servers} == {0, 1}
+    run = loader.run([url for server in servers for url in urls_of(server, 60, "held")], "--processes", "2")
+    assert run.status == 2
+    assert re.search(rf"{loader.directory}: 1\d\d new files wanted, but only \d+ inodes available", run.stderr)
+    assert run.files == set()
+
+
+@needs_root
+def test_just_enough_inodes_are_enough_for_all_processes(
+    new_server: Callable[..., Server], loader: Loader, mount: Callable[[str], None]
+) -> None:
+    mount("nr_inodes=1000")
+    servers = [new_server(address="127.0.0.1"), new_server(address="127.0.0.2")]
+    loader.run(urls_of(servers[0], 1), "--processes", "2")
+    free = os.statvfs(loader.directory).f_favail - 10  # for the index, and to try locks
+    urls = [server.url(f"/{server.address}/{n}.png") for server in servers for n in range(free // 2)]
+    assert loader.run(urls, "--processes", "2").counts == (len(urls), 0, 0, 0)
 
 
 @needs_root

@@ -222,6 +222,15 @@ def test_every_name_from_a_list_is_safe_visible_and_short_enough(wanted: str, la
         assert not any(key(folder).endswith((*IMAGE_EXTENSIONS, ".img")) for folder in folders)
 
 
+@given(wanted=WANTED, extension=st.sampled_from([".png", ".jpeg"]))
+def test_a_name_that_is_safe_is_taken_from_a_list_as_it_stands_there(wanted: str, extension: str) -> None:
+    url = parse("http://h/dir/photo.jpg")
+    for name in candidates(url, Layout.FLAT, wanted=wanted):
+        assert next(candidates(url, Layout.FLAT, wanted=name.path)) == name
+        file = name.file(extension)
+        assert next(candidates(url, Layout.FLAT, wanted=file)) == Name(file, complete=True)
+
+
 @pytest.mark.parametrize(
     ("wanted", "name", "complete"),
     [

@@ -15,7 +15,7 @@ from exchange import png
 from image_loader import planner as planner_module
 from image_loader.lists import naming
 from image_loader.model import Image, Job, Lifetime, Line, Record, Status, Validators
-from image_loader.planner import Plan, Planner
+from image_loader.planner import Plan, Planner, beginning
 from image_loader.store.directory import Directory
 from image_loader.store.index import FILE, Index
 from image_loader.url import parse
@@ -31,7 +31,9 @@ class House:
         """Open both."""
         self.directory = Directory(path)
         self.index = Index(self.directory.hidden / FILE, 3600.0)
-        self.planner = Planner(SETTINGS._replace(**changes), self.directory, self.index)  # type: ignore[arg-type]
+        settings = SETTINGS._replace(**changes)  # type: ignore[arg-type]
+        found = beginning(self.directory, self.index)
+        self.planner = Planner(settings, self.directory, self.index, found)
 
     def close(self) -> None:
         """Close both."""

@@ -83,3 +83,12 @@ def test_a_thread_that_was_spread_returns_to_where_it_was(*, fails: bool) -> Non
     before, meanwhile, after = in_a_thread(work)
     assert meanwhile == allowed
     assert before == after
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 1000])
+def test_processes_share_all_processors(count: int) -> None:
+    allowed = os.sched_getaffinity(0)
+    shares = [processors.share(number, count) for number in range(count)]
+    assert all(shares)
+    assert frozenset().union(*shares) == allowed
+    assert sum(map(len, shares)) == max(count, len(allowed))

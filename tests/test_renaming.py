@@ -119,6 +119,14 @@ def test_a_url_that_failed_before_gets_the_new_name(server: Server, loader: Load
     assert run.files == {"x.png"}
 
 
+def test_a_url_that_failed_keeps_the_name_of_the_table_in_the_list_of_failures(server: Server, loader: Loader) -> None:
+    failed = loader.home / "failed.txt"
+    table = f"id,image\n1001,{server.url('/status-404/a.png')}\n".encode()
+    loader.run(table, "--url-column", "image", "--name-column", "id", "--failed", str(failed))
+    server.healthy = True
+    assert loader.run(failed).files == {"1001.png"}
+
+
 @pytest.mark.parametrize("moved", [False, True], ids=["name reserved", "file renamed"])
 def test_after_a_kill_in_between_the_next_run_goes_on_with_it(shop: Shop, moved: bool) -> None:
     shop.run({"a": 1})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from queue import SimpleQueue
+from types import FunctionType, ModuleType
 from typing import Any, cast
 
 import pytest
@@ -16,7 +19,7 @@ from conftest import SETTINGS
 from image_loader.errors import DirectoryError, DownloadError
 from image_loader.model import Blame, Failure, Hop, Job, Locked, Name, Reason, Result, Unfinished, Validators
 from image_loader.scheduling import hosts
-from image_loader.scheduling.dispatch import Connected, Inbox
+from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox
 from image_loader.scheduling.queue import Task
 from image_loader.scheduling.scheduler import Scheduler
 from image_loader.scheduling.workers import Workers
@@ -27,6 +30,7 @@ ANSWER = Locked("another run is downloading it")
 RESET = Failure(Reason.CONNECT, "reset", retryable=True, blame=Blame.HOST)
 BUSY = Failure(Reason.HTTP_STATUS, "HTTP status 503", 503, retryable=True, blame=Blame.HOST)
 FAULTY = Failure(Reason.HTTP_STATUS, "HTTP status 500", 500, retryable=True)
+STOPPED = Failure(Reason.DEADLINE, "not done in time", stopped=True)
 OUT_OF_DESCRIPTORS = Failure(Reason.CONNECT, "too many open files", retryable=True, blame=Blame.PROCESS)
 GONE = Failure(Reason.HTTP_STATUS, "HTTP status 410", 410)
 
@@ -112,13 +116,27 @@ class House:
         self.spend_connections = False
         self.meanwhile: Callable[[], None] = lambda: None
         self.inbox: Inbox = SimpleQueue()
-        self.scheduler = Scheduler(
-            cast(Workers, self), self._unused, self, self.inbox, self.settings, clock=lambda: self.now,
-            chance=lambda: 1.0,
-        )  # fmt: skip
+        dispatch = Dispatch(cast(Workers, self), self._unused, self, self.inbox, self.settings)
+        self.scheduler = Scheduler(dispatch, self.inbox, self.settings, clock=lambda: self.now, chance=lambda: 1.0)
 
     def _unused(self, job: Job, connection: Connection) -> Result:
         raise AssertionError  # Each worker brings its own.
+
+    @property
+    def hosts_in_memory(self) -> int:
+        """How many hosts the scheduler holds anything of: their origins, wherever they stand."""
+        found: set[str] = set()
+        seen = {id(self)}
+        left: list[object] = [self.scheduler]
+        while left:
+            each = left.pop()
+            if isinstance(each, str):
+                found |= {each} if re.fullmatch("http://[^/]+", each) else set()
+            elif id(each) not in seen and not isinstance(each, type | ModuleType | FunctionType):
+                seen.add(id(each))
+                left += gc.get_referents(each)
+                left += each if isinstance(each, dict) else ()  # The collector passes over keys that are text.
+        return len(found)
 
     # What the scheduler uses.
 
@@ -389,7 +407,7 @@ def test_a_redirected_job_waits_for_a_connection_to_where_it_was_redirected() ->
     assert house.on("target") == 1
     house.answer()
     assert [(end.job.url.path, end.attempts) for end in house.finished] == [("/b.jpg", 1), ("/a.jpg", 1)]
-    assert house.scheduler.known_hosts == 0
+    assert house.hosts_in_memory == 0
 
 
 def test_a_redirected_job_that_fails_begins_anew_where_the_list_says() -> None:
@@ -446,7 +464,7 @@ def test_jobs_that_were_redirected_to_a_host_which_answers_keep_their_places_at_
     assert house.on("target") == 2
     finish(house)
     assert len(house.finished) == 12
-    assert house.scheduler.known_hosts == 0
+    assert house.hosts_in_memory == 0
 
 
 def test_redirects_to_dead_hosts_hold_up_nobody() -> None:
@@ -715,7 +733,7 @@ def test_a_job_that_is_redirected_back_to_its_host_goes_on_there() -> None:
     redirect(house, "http://host/c.jpg", "target")
     house.answer(host="host")
     assert [end.result for end in house.finished] == [ANSWER] * 3
-    assert house.scheduler.known_hosts == 0
+    assert house.hosts_in_memory == 0
 
 
 def test_a_host_that_was_only_passed_on_the_way_is_forgotten() -> None:
@@ -723,9 +741,9 @@ def test_a_host_that_was_only_passed_on_the_way_is_forgotten() -> None:
     house.add("http://host/a.jpg")
     for number in range(5):
         redirect(house, f"http://way{number}/a.jpg", "host" if number == 0 else f"way{number - 1}")
-        assert house.scheduler.known_hosts == 1
+        assert house.hosts_in_memory == 2, "the host of the list, and the one that is asked"
     house.answer()
-    assert house.scheduler.known_hosts == 0
+    assert house.hosts_in_memory == 0
 
 
 def test_without_any_patience_a_host_that_was_given_up_is_asked_no_more_often_than_one_that_is_probed() -> None:
@@ -793,6 +811,17 @@ def test_out_of_descriptors_with_nothing_else_running_is_a_failure_like_any_othe
     assert house.finished[0].attempts == 3
 
 
+@pytest.mark.parametrize("last", [ANSWER, STOPPED])
+def test_an_attempt_whose_time_ended_while_this_process_was_stopped_is_made_once_more(last: Result) -> None:
+    house = House({"retries": 0})
+    house.add("http://host/a.jpg")
+    house.answer(STOPPED)
+    house.advance(0.0)
+    assert not house.finished
+    house.answer(last)
+    assert [(task.result, task.attempts) for task in house.finished] == [(last, 2)]
+
+
 def test_what_ends_the_run_is_kept_and_the_other_results_are_not_lost() -> None:
     house = House()
     house.add("http://one/a.jpg", "http://two/b.jpg")
@@ -844,7 +873,7 @@ def test_hosts_that_are_done_are_forgotten() -> None:
     for number in range(50):
         house.add(f"http://host{number}/a.jpg")
         house.answer()
-    assert house.scheduler.known_hosts == 0
+    assert house.hosts_in_memory == 0
 
 
 @pytest.mark.parametrize("patience", [30.0, 0.0], ids=["failed", "given up"])
@@ -855,7 +884,7 @@ def test_no_more_hosts_that_failed_are_remembered_than_told(monkeypatch: pytest.
         house.add(f"http://host{number}/a.jpg")
         house.answer(RESET)
     assert len(house.finished) == 50
-    assert house.scheduler.known_hosts == 5
+    assert house.hosts_in_memory == 5
 
 
 def test_jobs_of_a_near_host_are_taken_in_turns() -> None:
@@ -1042,7 +1071,7 @@ def test_a_timer_of_a_host_that_was_forgotten_leaves_its_successor_alone() -> No
     house.answer(RESET)
     house.advance(1.0)
     house.answer()
-    assert house.scheduler.known_hosts == 0
+    assert house.hosts_in_memory == 0
     house.add("http://host/b.jpg")
     house.advance(40.0)
     house.add("http://host/c.jpg")

@@ -29,6 +29,7 @@ OTHER = {
     "ignore_status": ([404, 410], frozenset({404, 410})),
     "max_delete": (5, 5),
     "max_size": (1234, 1234),
+    "processes": (3, 3),
     "threads": (7, 7),
     "per_host": (6, 6),
     "delay": (2.5, 2.5),
@@ -40,6 +41,7 @@ OTHER = {
     "ca_bundle": (Path(__file__), __file__),
     "layout": ("hash", Layout.HASH),
     "index": ("own.sqlite3", Path("own.sqlite3")),
+    "cluster": ("tcp://127.0.0.1:8786", "tcp://127.0.0.1:8786"),
 }
 
 """For each option that is no flag a value other than its default, and what it is in the settings."""
@@ -86,7 +88,7 @@ def test_the_constants_at_the_top_are_the_defaults_and_the_rest_of_the_settings(
     fields = settings._asdict()
     for name in ("threads", "per_host", "timeout", "max_time", "retries", "max_size", "user_agent", "layout"):
         assert fields[name] == getattr(loader, name.upper())
-    for name in fields.keys() - options(Settings).keys() - {"one_processor", "window"}:
+    for name in fields.keys() - options(Settings).keys() - {"one_processor", "exclusive", "window"}:
         assert fields[name] == getattr(loader, name.upper())
     assert settings.window == max(loader.WINDOW, loader.BATCH)
     assert settings.one_processor is False
@@ -192,6 +194,11 @@ WRONG = [
     ({"ca_bundle": ""}, "ca_bundle: an empty name"),
     ({"ca_bundle": "a\0b"}, "ca_bundle: the name holds a character that no file name can have"),
     ({"ca_bundle": "missing.pem"}, "ca_bundle: missing.pem: no such file or directory"),
+    ({"cluster": "http://h:1"}, "cluster: must be tcp://HOST:PORT, tls://HOST:PORT, or a scheduler file"),
+    ({"cluster": "tcp://u:secret@h:1"}, "cluster: must be tcp://HOST:PORT, tls://HOST:PORT, or a scheduler file"),
+    ({"cluster": "tcp://h"}, "cluster: must be tcp://HOST:PORT, tls://HOST:PORT, or a scheduler file"),
+    ({"cluster": 5}, "cluster: must be a path, not 5"),
+    ({"cluster": ""}, "cluster: an empty name"),
     ({"index": "a\0b"}, "index: the name holds a character that no file name can have"),
     ({"index": b"own"}, "index: must be a path, not bytes"),
     ({"index": Path("http://u:secret@h/x")}, "index: must be a path, not a URL: http://h/x"),

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from asking import BODY
 from conftest import MODULE, Loader, leftovers, sockets_of, urls_of
-from server import Server, silent_port
+from exchange import PNG, End, head, length, whole
+from server import Scripted, Server, plays, silent_port
 
 BLOCKED = ("--threads", "100", "--per-host", "100")
 PROMPT = 3.0
@@ -133,6 +135,19 @@ def test_a_second_signal_ends_at_once(server: Server, loader: Loader) -> None:
     running.send(signal.SIGINT)
     running.send(signal.SIGINT)
     assert running.finish(PROMPT).status == 130
+
+
+def test_an_image_whose_time_ended_while_the_run_was_stopped_is_tried_once_more(loader: Loader) -> None:
+    cut = plays(head(PNG, length(BODY)) + BODY[:100], End.STALL)
+    with Scripted(cut, plays(whole(BODY))) as server:
+        running = loader.start([server.url("/a.png")], "--max-time", "1", "--retries", "0")
+        server.wait_for(lambda: server.at_work == 1)
+        running.send(signal.SIGSTOP)
+        time.sleep(2)
+        running.send(signal.SIGCONT)
+        run = running.finish()
+    assert (run.counts, run.rows[0]["attempts"]) == ((1, 0, 0, 0), 2)
+    assert run.content(server.url("/a.png")) == BODY
 
 
 def test_a_signal_that_is_ignored_stays_ignored(server: Server, loader: Loader) -> None:

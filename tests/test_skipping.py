@@ -118,8 +118,8 @@ def test_where_the_index_was_lost_the_images_exist_nevertheless(server: Server, 
 
 
 @pytest.mark.parametrize("other", ["force", "revalidate"])
-def test_it_contradicts_what_asks_for_more(tmp_path: Path, other: str) -> None:
-    with pytest.raises(OptionError, match=r"^skip_existing: contradicts --force"):
+def test_it_cannot_be_used_with_what_asks_for_more(tmp_path: Path, other: str) -> None:
+    with pytest.raises(OptionError, match=r"^skip_existing: cannot be used with --force"):
         load([], tmp_path, skip_existing=True, **{other: True})  # type: ignore[arg-type]
 
 

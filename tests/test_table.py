@@ -102,6 +102,12 @@ def test_a_column_is_given_by_its_heading_or_its_number_and_headings_are_not_cou
     assert count(path, Columns(column)) == 1
 
 
+def test_a_number_beyond_the_columns_is_a_heading(path: Path) -> None:
+    path.write_text("2025,2026\nhttp://h/a.jpg,http://h/b.jpg\n")
+    assert told(path, "2026") == [(2, "http://h/b.jpg", None)]
+    assert told(path, "2") == [(2, "http://h/b.jpg", None)]
+
+
 def test_of_headings_that_differ_in_case_the_exact_one_is_meant(path: Path) -> None:
     path.write_text("URL,url\nhttp://h/a.jpg,http://h/b.jpg\n")
     assert told(path, "url") == [(2, "http://h/b.jpg", None)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from image_loader.loader import load as load
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 __all__ = ["__version__", "load"]
 
 

@@ -50,7 +50,7 @@ _NONE: dict[str, str] = {}
 # Answers to a request for the rest of a body.
 _PART_STATUSES = frozenset({206, 416})
 _GZIP = b"\x1f\x8b\x08"
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_CONTENT_RANGE = r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})"  # compiled with the first part
 
 
 class _Body(NamedTuple):
@@ -91,7 +91,7 @@ class Downloader:
         self._fields = _UNCONDITIONAL if settings.force else _REVALIDATING if settings.revalidate else {}
         self._likely_extension = ".jpg"
         self._sniffs = settings.sniff or settings.verify
-        self._decoders = _decoders(settings, processors) if settings.verify else None
+        self._decoders = _decoders(settings, processors, directory) if settings.verify else None
 
     def interrupt(self) -> None:
         """End the decoding that attempts wait for."""
@@ -182,7 +182,7 @@ class Downloader:
         # Since the request was planned, the file may have been deleted or changed.
         if state is None or not is_as_recorded(state, image):
             return None
-        return renewed._replace(final_url=_final_url(answer))
+        return renewed._replace(final_url=_final_url(answer)) if answer.redirects else renewed
 
     def _receive(self, job: Job, answer: Answer, resume: Resume | None) -> Saved | Locked:
         """Save the body, which begins where ``resume`` ends, if given."""
@@ -328,11 +328,11 @@ def _check_end(partial: Partial, answer: Answer) -> None:
         raise DownloadError(Reason.TRUNCATED, detail, http_status=answer.status, retryable=True)
 
 
-def _decoders(settings: Settings, processors: frozenset[int]) -> Decoders:
+def _decoders(settings: Settings, processors: frozenset[int], directory: Directory) -> Decoders:
     """Return the decoders. They are imported only here, since most runs need none."""
     from image_loader.decoding.pool import Decoders
 
-    return Decoders(settings, processors)
+    return Decoders(settings, directory.partials, processors)
 
 
 def _change(sha256: str, before: str | None) -> Change:
@@ -419,7 +419,7 @@ def _whole_size(answer: Answer, resume: Resume | None) -> int | None:
 
 
 def _range(answer: Answer) -> _Range | None:
-    match = _CONTENT_RANGE.fullmatch(answer.fields.get("content-range", ""))
+    match = re.fullmatch(_CONTENT_RANGE, answer.fields.get("content-range", ""))
     return _Range(*map(int, match.groups())) if match else None
 
 

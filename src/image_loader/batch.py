@@ -24,21 +24,26 @@ from image_loader.model import (
     Result,
     Saved,
 )
-from image_loader.planner import Planner
+from image_loader.planner import Beginning, Planner, beginning
 from image_loader.settings import Settings
 from image_loader.store.directory import Directory
 from image_loader.store.index import FILE, Index
+from image_loader.store.root import Held
 
 if TYPE_CHECKING:
     from image_loader.scheduling.queue import Task
 
 _LOG = logging.getLogger(__name__)
-# What would be imported later, when there may be no file descriptor left for it.
-_WANTED_LATER = ("encodings.unicode_escape", "idna.uts46data", "ipaddress")
+# What would be imported later, when there may be no file descriptor left for it. With a few downloads there is.
+_WANTED_LATER = ("encodings.unicode_escape", "idna.uts46data", "image_loader.transport.redirects", "ipaddress")
+_FEW = 10
 # How soon an interruption is noticed, and how long attempts that were cut off get to clean up, in seconds.
 _WAIT = 0.1
 _BRIEFLY = 0.01
 _GRACE = 1.5
+
+Store = tuple[Directory, Index]
+"""What a run works on."""
 
 
 def run(
@@ -62,13 +67,23 @@ def run(
         yield from preview.run(chain(first, lines), settings, stop, tick)
         return
     with ExitStack() as stack:
-        directory = Directory(settings.directory)
-        stack.callback(directory.close)
-        named = settings.index_file
-        path = named or directory.hidden / FILE
-        index = stack.enter_context(Index(path, settings.flush_interval, stop.is_set, named=named is not None))
+        store = opened(settings, stop, stack)
+        found = beginning(*store)
+        yield from Run(settings, store, found, stack, tick).outcomes(chain(first, lines), stop)
+
+
+def opened(settings: Settings, stop: threading.Event, stack: ExitStack, held: Held | None = None) -> Store:
+    """Open directory and index, to be closed with ``stack``; ``held`` by another process of the run, nothing is new."""
+    directory = Directory(settings.directory, held)
+    stack.callback(directory.close)
+    named = settings.index_file
+    path = named or directory.hidden / FILE
+    index = stack.enter_context(
+        Index(path, settings.flush_interval, stop.is_set, named=named is not None, exclusive=settings.exclusive)
+    )
+    if held is None:
         _compare_layouts(directory.note_layout(settings.layout.value), settings)
-        yield from _Run(settings, directory, index, stack, tick).outcomes(chain(first, lines), stop)
+    return directory, index
 
 
 def _compare_layouts(former: str, settings: Settings) -> None:
@@ -80,24 +95,65 @@ def _compare_layouts(former: str, settings: Settings) -> None:
         )
 
 
-class _Run:
-    """One run, in the main thread: it reads, decides, schedules and records."""
+class Reading:
+    """The groups of a list, read one by one until ``stop`` is set."""
+
+    def __init__(self, lines: Iterable[Sequence[Line] | None], stop: threading.Event) -> None:
+        self._lines = iter(lines)
+        self._stop = stop
+        self._fault: Exception | None = None
+
+    def __iter__(self) -> Iterator[Sequence[Line] | None]:
+        """Yield the groups; what reading raises is kept."""
+        while not self._stop.is_set():
+            try:
+                group = next(self._lines)
+            except StopIteration:
+                return
+            except Exception as error:  # noqa: BLE001 (the caller's own iterable may raise anything)
+                self._fault = error
+                return
+            yield group
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the list was read to its end, once there are no more groups."""
+        return self._fault is None and not self._stop.is_set()
+
+    def close(self) -> None:
+        """Raise what reading has raised."""
+        fault, self._fault = self._fault, None
+        try:
+            if fault is not None:
+                raise fault
+        finally:
+            # Its traceback refers to this frame. This reference cycle would keep the directory open.
+            del fault
+
+
+class Run:
+    """One run, or the part of one process in it, in the main thread: it reads, decides, schedules and records."""
 
     def __init__(
-        self, settings: Settings, directory: Directory, index: Index, stack: ExitStack, tick: Callable[[float], None]
+        self, settings: Settings, store: Store, found: Beginning, stack: ExitStack, tick: Callable[[float], None]
     ) -> None:
         self._settings = settings
-        self._directory = directory
-        self._index = index
-        self._planner = Planner(settings, directory, index)
+        self._directory, self._index = store
+        self._planner = Planner(settings, *store, found)
         self._stack = stack
         self._tick = tick
-        self._known = index.known() if settings.delete else None
+        self._known = self._index.known() if settings.delete else None
         self._downloads: _Downloads | None = None
         # Lines that were read and not decided about yet.
         self._undecided: Sequence[Line] = ()
         self._new = 0
         self._size = 0
+
+    @property
+    def wanted(self) -> int:
+        """How many files are going to be made; those of jobs that run may be there already."""
+        running = self._downloads.scheduler.running if self._downloads is not None else 0
+        return max(0, self._new - running)
 
     def outcomes(self, lines: Iterable[Sequence[Line] | None], stop: threading.Event) -> Iterator[Outcome]:
         """Yield the outcomes; whatever ends the run, every line that was read is accounted for."""
@@ -111,30 +167,17 @@ class _Run:
             self._cut_off()
 
     def _downloaded(self, lines: Iterable[Sequence[Line] | None], stop: threading.Event) -> Iterator[Outcome]:
-        unreadable: Exception | None = None
-        reading = iter(lines)
-        while not stop.is_set():
-            try:
-                read = next(reading)
-            except StopIteration:
-                break
-            except Exception as error:  # noqa: BLE001 (the caller's own iterable may raise anything; raised below)
-                unreadable = error
-                break
+        reading = Reading(lines, stop)
+        for read in reading:
             self._undecided = read or ()
             yield from self._take_on_all(stop, _WAIT if read is None else 0.0)
             yield from self._hand_over(stop)
         yield from self._advance(stop, 0, _WAIT)
         if stop.is_set():
             yield from self._interrupted()
-        elif unreadable is None:
+        elif reading.is_whole:
             yield from self._delete(stop)
-        try:
-            if unreadable is not None:
-                raise unreadable
-        finally:
-            # Its traceback refers to this frame. This reference cycle would keep the directory open.
-            del unreadable
+        reading.close()
 
     def _delete(self, stop: threading.Event) -> Iterator[Outcome]:
         """Delete what is no longer in the list, which was read to its end."""
@@ -147,7 +190,8 @@ class _Run:
     def _take_on_all(self, stop: threading.Event, wait: float) -> Iterator[Outcome]:
         """Take on the lines that were read; in parts, with downloads in between, if many files have to be compared."""
         while not stop.is_set():
-            yield from self._take_on()
+            if self._undecided:
+                yield from self._take_on()
             yield from self._advance(stop, self._settings.window - self._settings.batch, wait)
             if not self._undecided:
                 return
@@ -162,13 +206,12 @@ class _Run:
             self._downloads = _Downloads(self._settings, self._directory, self._stack)
         self._undecided = plan.rest
         if self._downloads is not None:
-            self._downloads.scheduler.add(plan.jobs)
+            self._downloads.add(plan.jobs)
             self._new += sum(job.inode is None for job in plan.jobs)
             self._size += sum(len(job.url.text) for job in plan.jobs)
         yield from plan.outcomes
         if self._downloads is not None:
-            # Jobs that run may hold their inode already.
-            self._directory.check_inodes(max(0, self._new - self._downloads.scheduler.running))
+            self._directory.check_inodes(self.wanted)
 
     def _advance(self, stop: threading.Event, room: int, wait: float) -> Iterator[Outcome]:
         """Let downloads go on until at most ``room`` are left. Wait at most ``wait`` seconds for one to end."""
@@ -193,8 +236,12 @@ class _Run:
             yield from self._advance(stop, self._settings.window, _BRIEFLY)
 
     def _has_room(self, room: int) -> bool:
-        pending = self._downloads.scheduler.pending if self._downloads is not None else 0
-        return pending <= room and (self._size <= self._settings.window_size or not pending)
+        if self._downloads is None:
+            return True
+        scheduler = self._downloads.scheduler
+        if scheduler.hosts_ahead > self._settings.window_hosts:
+            return False
+        return scheduler.pending <= room and (self._size <= self._settings.window_size or not scheduler.pending)
 
     def _interrupted(self) -> Iterator[Outcome]:
         """Yield the outcomes of all lines that were read and have none yet, since the run ends."""
@@ -239,13 +286,11 @@ class _Downloads:
     def __init__(self, settings: Settings, directory: Directory, stack: ExitStack) -> None:
         from image_loader.attempt import Downloader
         from image_loader.processors import stay_on_one
-        from image_loader.scheduling.dispatch import Connected, Inbox, close_delivered
+        from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, close_delivered
         from image_loader.scheduling.scheduler import Scheduler
         from image_loader.scheduling.workers import Workers
         from image_loader.transport import Transport
 
-        for module in _WANTED_LATER:
-            importlib.import_module(module)
         processors = stay_on_one() if settings.one_processor else frozenset()
         inbox: Inbox = SimpleQueue()
         stack.callback(close_delivered, inbox)
@@ -255,7 +300,15 @@ class _Downloads:
         stack.callback(workers.close)
         self._downloader = Downloader(self.transport, directory, settings, processors)
         stack.callback(self._downloader.interrupt)
-        self.scheduler = Scheduler(workers, self._downloader.attempt, self.transport, inbox, settings)
+        dispatch = Dispatch(workers, self._downloader.attempt, self.transport, inbox, settings)
+        self.scheduler = Scheduler(dispatch, inbox, settings)
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Take jobs."""
+        self.scheduler.add(jobs)
+        if self.scheduler.pending > _FEW:
+            for module in _WANTED_LATER:
+                importlib.import_module(module)
 
     def interrupt(self) -> None:
         """End all attempts within moments."""

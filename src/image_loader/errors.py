@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import errno
+import time
 from pathlib import Path
+from typing import Any
 
 from image_loader.model import INTERRUPTED, Blame, Failure, Reason, Resume
+
+_LATE = 0.5
+"""Seconds after a deadline within which even a busy machine lets this process notice it."""
 
 
 class LoaderError(Exception):
     """The run cannot start or cannot go on; the text is for people, and says what to do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Those below are made of other values than their text.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[LoaderError], args: tuple[Any, ...], state: dict[str, Any]) -> LoaderError:
+    """Return an error that came from another process."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class OptionError(LoaderError):
@@ -79,11 +95,19 @@ class TooManyDeletionsError(LoaderError):
         self.most = most
 
 
+class ClusterError(LoaderError):
+    """The scheduler, or a worker of it, cannot do the work."""
+
+
 class OutOfThreadsError(LoaderError):
     """The system gives not even one thread."""
 
     def __init__(self) -> None:
         super().__init__("no thread can be started; see ulimit -u, ulimit -v, and the limits of the container")
+
+
+class ProcessError(LoaderError):
+    """No process can be started to download in."""
 
 
 class LockedError(Exception):
@@ -118,6 +142,21 @@ class DownloadError(Exception):
 def interrupted() -> DownloadError:
     """Return the error of what was not done when the run ended."""
     return DownloadError(INTERRUPTED.reason, INTERRUPTED.detail)
+
+
+def was_stopped(deadline: float) -> bool:
+    """Whether this process noticed so late that a deadline was over that it was stopped then (SIGSTOP, Ctrl-Z).
+
+    ``deadline`` is by ``time.monotonic()``. To be asked as soon as it is noticed.
+    """
+    return time.monotonic() - deadline > _LATE
+
+
+def too_late(detail: str, *, stopped: bool) -> DownloadError:
+    """Return the error of an attempt whose time was over; ``stopped`` says that this process did not run then."""
+    error = DownloadError(Reason.DEADLINE, detail)
+    error.failure = error.failure._replace(stopped=stopped)
+    return error
 
 
 def is_out_of_descriptors(error: OSError | None) -> bool:

@@ -218,13 +218,15 @@ def _merged(image: Image, theirs: Validators) -> Validators | None:
 
 def _merged_lifetime(stored: Lifetime, told: Lifetime, headers: Headers) -> Lifetime:
     """Replace the fields that a 304 has; its date and its age count in any case, so that the lifetime begins anew."""
-    return told._replace(
-        max_age=told.max_age if "cache-control" in headers else stored.max_age,
-        expires=told.expires if "expires" in headers else stored.expires,
-        varies=told.varies if "vary" in headers else stored.varies,
+    return Lifetime(
+        told.max_age if "cache-control" in headers else stored.max_age,
+        told.expires if "expires" in headers else stored.expires,
+        told.varies if "vary" in headers else stored.varies,
+        *told[3:],
     )
 
 
+@functools.lru_cache(256)
 def _max_age(cache_control: str) -> float | None:
     """``max-age``, negative where no lifetime may be used (RFC 9111, 5.2.2); ``s-maxage`` is for shared caches."""
     if not cache_control:

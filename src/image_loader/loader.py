@@ -18,7 +18,7 @@ import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from image_loader import __version__, batch
+from image_loader import __version__, engine
 from image_loader.errors import OptionError
 from image_loader.lists import urlfile
 from image_loader.model import Layout, Line, Outcome
@@ -29,8 +29,10 @@ from image_loader.url import redacted
 # ---------------------------------------------------------------------------------------------------------------------
 # What shapes memory, sockets, threads and time. Edit here: the command and the library call both take it from here.
 
+PROCESSES = 1
+"""Processes to download in; each takes 30 MB. All images of a host come from one of them."""
 THREADS = 32
-"""Downloads at once; each takes a thread (some 100 kB), a socket and an open file."""
+"""Downloads at once, in all processes together; each takes a thread (some 100 kB), a socket and an open file."""
 PER_HOST = 10
 """Downloads at once from one host, and idle connections kept for it."""
 DELAY = 0.0
@@ -59,6 +61,8 @@ WINDOW = 10_000
 """Lines of the list looked at ahead of the slowest download; some 1 kB each."""
 WINDOW_SIZE = 4_000_000
 """Characters of the URLs that are looked at ahead; where they are very long, fewer lines are."""
+WINDOW_HOSTS = 2000
+"""Hosts that wait for their first connection while the list is read on; some 2 kB each."""
 BATCH = 100
 """Lines read, looked up in the index and decided upon together."""
 FLUSH_INTERVAL = 1.0
@@ -78,6 +82,9 @@ that processor may be busy. A free-threaded Python has no such lock, and is neve
 GARBAGE_INTERVAL = 100_000
 """Objects made between two searches for cyclic garbage, of which a run makes little: with Python's own 700, the command
 would spend a twentieth of its time there."""
+PARTITIONS = 256
+"""Parts that --cluster divides the hosts into, each with a folder and an index of its own; a directory keeps the number
+that it was made with."""
 REDIRECTS = 20
 """Redirects followed for one image."""
 USER_AGENT = f"image_loader/{__version__}"
@@ -86,7 +93,7 @@ LAYOUT = Layout.FLAT
 """The path of an image below the directory: flat, host, hash or path."""
 # ---------------------------------------------------------------------------------------------------------------------
 
-_CONSTANTS = Settings.__annotations__.keys() - options(Settings).keys() - {"one_processor"}
+_CONSTANTS = Settings.__annotations__.keys() - options(Settings).keys() - {"one_processor", "exclusive"}
 # Without a handler, logging prints warnings on standard error; where they go is for the caller of ``load`` to say.
 logging.getLogger("image_loader").addHandler(logging.NullHandler())
 
@@ -104,11 +111,13 @@ def load(
     delete: bool = False,
     max_delete: int | None = None,
     dry_run: bool = False,
+    processes: int = PROCESSES,
     threads: int = THREADS,
     per_host: int = PER_HOST,
     delay: float = DELAY,
     timeout: float = TIMEOUT,
     max_time: float = MAX_TIME,
+    cluster: str | os.PathLike[str] | None = None,
     retries: int = RETRIES,
     max_size: int = MAX_SIZE,
     headers: Mapping[str, str] | None = None,
@@ -132,7 +141,7 @@ def load(
     given = locals()  # Each option is a keyword of this function and an entry in ``settings``, and nothing else.
     urls = given.pop("urls")
     settings = settings_of(given)
-    return batch.run(_lines(urls, settings), settings, threading.Event())
+    return engine.run(_lines(urls, settings), settings, threading.Event())
 
 
 DEFAULTS: Mapping[str, Any] = load.__kwdefaults__ or {}
@@ -151,10 +160,16 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
     """Return the settings of a run: options by their keywords, and the constants of this module."""
     constants = {name: globals()[name.upper()] for name in _CONSTANTS}
     settings = settings_from(given, {**constants, "window": max(WINDOW, BATCH)})
+    # The processes that are started are our own.
+    settings = settings._replace(one_processor=ONE_PROCESSOR and settings.processes > 1)
     if settings.verify:
         from image_loader.decoding.pool import require_verify
 
         require_verify()
+    if settings.cluster is not None:
+        from image_loader.cluster.dask import require_cluster
+
+        require_cluster()
     return settings
 
 
@@ -167,5 +182,5 @@ def _lines(urls: Any, settings: Settings) -> Iterable[Sequence[Line] | None]:
     if isinstance(urls, bytes | bytearray) or not isinstance(urls, Iterable):
         raise OptionError(f"must be a path or an iterable of URLs, not {type(urls).__name__}", "urls")
     if settings.columns is not None:
-        raise OptionError("must be None where URLs are given, and not the path of a table", "url_column")
+        raise OptionError("is for the path of a table, not for an iterable of URLs", "url_column")
     return urlfile.from_strings(urls, settings.batch)

@@ -4,11 +4,10 @@ They are named tuples: with frozen dataclasses (Python 3.11), the start of the c
 fresh line a quarter.
 """
 
-from __future__ import annotations
-
+# No annotation is a string here, so that making the named tuples takes no evaluation: that would cost a millisecond.
 from collections.abc import Mapping
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from image_loader.url import Url
 
@@ -220,7 +219,7 @@ class Hop(NamedTuple):
     url: Url
     redirects: tuple[Redirect, ...]
     deadline: float
-    cookies: CookieJar | None = None
+    cookies: "CookieJar | None" = None
 
 
 class Job(NamedTuple):
@@ -248,7 +247,7 @@ class Job(NamedTuple):
     hop: Hop | None = None
     is_unconditional: bool = False
 
-    def anew(self, resume: Resume | None) -> Job:
+    def anew(self, resume: Resume | None) -> Self:
         """Return the job for its next attempt, which goes on from ``resume``, if given, or from what it had."""
         return self._replace(resume=resume or self.resume, hop=None, is_unconditional=False)
 
@@ -294,7 +293,7 @@ class Failure(NamedTuple):
     """The attempt failed.
 
     ``retryable`` failures may be tried again; ``blame`` says whom they count against. ``retry_after`` is the pause that
-    the server asked for, in seconds.
+    the server asked for, in seconds. ``stopped`` says that this process did not run when the attempt's time was over.
     """
 
     reason: Reason
@@ -304,6 +303,7 @@ class Failure(NamedTuple):
     blame: Blame = Blame.IMAGE
     retry_after: float | None = None
     resume: Resume | None = None
+    stopped: bool = False
 
 
 INTERRUPTED = Failure(Reason.INTERRUPTED, "the run was ended")

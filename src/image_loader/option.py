@@ -15,6 +15,7 @@ from image_loader.url import redacted
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 # As a Path, a URL has one slash left; a directory may well be named like "c:".
 _URL_START = r"(?i)\s*(?:https?:/|[a-z][a-z0-9+.-]*://)"
+_ADDRESS = r"(?:tcp|tls)://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]):[0-9]{1,5}"
 # Compiled where they are needed: most runs send no header but the default ones.
 _HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEADER_VALUE = r"[\t\x20-\x7e\xa0-\xff]*"
@@ -311,6 +312,25 @@ class Name:
     def shown(self, _: object) -> str:
         """Show no default: there is none."""
         return ""
+
+
+class Address(Name):
+    """The address of a Dask scheduler, or the file that a scheduler wrote its address to."""
+
+    def __init__(self) -> None:
+        super().__init__("ADDRESS", str)
+
+    def checked(self, value: object) -> str | None:
+        """Return the address or the name.
+
+        >>> Address().checked("tcp://10.0.0.1:8786"), Address().checked("scheduler.json")
+        ('tcp://10.0.0.1:8786', 'scheduler.json')
+        """
+        if isinstance(value, str) and re.match(_URL_START, value):
+            if re.fullmatch(_ADDRESS, value):
+                return value
+            raise OptionError("must be tcp://HOST:PORT, tls://HOST:PORT, or a scheduler file")
+        return super().checked(value)  # type: ignore[return-value]
 
 
 Kind = Flag | Whole | Seconds | Statuses | HeaderText | Headers | Choice | Column | Name

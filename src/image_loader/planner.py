@@ -41,6 +41,23 @@ Verdict = Callable[[str], Failure | None]
 """Returns the failure of all images of an origin that is down; None if the origin may be asked."""
 
 
+class Beginning(NamedTuple):
+    """What was there when the run began, seen before anything was changed.
+
+    Where there was no index (``first_run``), images are found again by their names. Where there was one, those that it
+    does not know are another's. ``index_lost`` says that the images may be ours all the same.
+    """
+
+    first_run: bool
+    index_lost: bool
+
+
+def beginning(directory: View, index: Index) -> Beginning:
+    """Return what is there."""
+    first_run = index.is_empty() and not directory.is_empty()
+    return Beginning(first_run, first_run and not directory.is_new)
+
+
 class Plan(NamedTuple):
     """What becomes of a group of lines: ``outcomes`` of those that need no request, ``jobs`` of the others.
 
@@ -55,14 +72,11 @@ class Plan(NamedTuple):
 class Planner:
     """Decides, by what the index and the directory know; used by the main thread alone."""
 
-    def __init__(self, settings: Settings, directory: View, index: Index) -> None:
+    def __init__(self, settings: Settings, directory: View, index: Index, found: Beginning) -> None:
         self._settings = settings
         self._directory = directory
         self._index = index
-        # Without an index, images are found again by their names. If there was one, files that it does not know are
-        # another's.
-        self._first_run = index.is_empty() and not directory.is_empty()
-        self._index_lost = self._first_run and not directory.is_new
+        self._first_run, self._index_lost = found
         self._renamer = None
         if settings.name_column is not None and isinstance(directory, Directory):
             from image_loader.renaming import Renamer
@@ -70,6 +84,7 @@ class Planner:
             self._renamer = Renamer(settings, directory, index)
         self._claimed: frozenset[bytes] = frozenset()
         self._states: dict[str, os.stat_result | None] = {}
+        self._explains = _LOG.isEnabledFor(logging.DEBUG)
         self._read = 0
 
     def plan(self, group: Sequence[Line], verdict: Verdict = lambda _: None) -> Plan:
@@ -184,13 +199,13 @@ class Planner:
             plan.outcomes.append(outcome.exists(line, name.path, state.st_size if state else 0, record.image))
             return
         if image is not None and not (settings.force or settings.revalidate) and freshness.is_fresh(image, now):
-            if _LOG.isEnabledFor(logging.DEBUG):
+            if self._explains:
                 left = freshness.end(image.lifetime, image.checked) - now
                 _LOG.debug("line %d: %s: fresh for another %.0f s by its headers", line.number, image.file, left)
             plan.outcomes.append(outcome.fresh(line, image))
             return
         validators = image.validators if image is not None and not settings.force else _NO_VALIDATORS
-        if _LOG.isEnabledFor(logging.DEBUG):
+        if self._explains:
             why = _request_shown(validators, state, changed=image is None and record.image is not None)
             _LOG.debug("line %d: %s: %s", line.number, name.path, "asked for, by force" if settings.force else why)
         adopted = image is not None and not self._index_lost

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from image_loader import outcome, removal
 from image_loader.errors import LoaderError
 from image_loader.model import Line, Outcome
-from image_loader.planner import Planner
+from image_loader.planner import Planner, beginning
 from image_loader.settings import Settings
 from image_loader.store.directory import look_at
 from image_loader.store.index import FILE, Index
@@ -21,7 +21,7 @@ def run(
     directory = look_at(settings.directory)
     path = settings.index_file or directory.hidden / FILE
     with Index(path, settings.flush_interval, stop.is_set, copy=True) as index:
-        known, planner = index.known(), Planner(settings, directory, index)
+        known, planner = index.known(), Planner(settings, directory, index, beginning(directory, index))
         for group in lines:
             yield from _planned(planner, group or (), stop)
             tick(0.0)

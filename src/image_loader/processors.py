@@ -23,6 +23,21 @@ def stay_on_one() -> frozenset[int]:
     return frozenset()
 
 
+def share(number: int, count: int) -> frozenset[int]:
+    """Return the processors that one of ``count`` processes should have; none where there is no choice."""
+    if sys.platform != "linux":
+        return frozenset()
+    allowed = sorted(os.sched_getaffinity(0))
+    return frozenset(allowed[number % len(allowed) :: count])
+
+
+def stay_on(processors: frozenset[int]) -> None:
+    """Let this thread, and those that it will start, run on these processors alone, if there are any."""
+    if sys.platform == "linux" and processors:
+        with suppress(OSError):
+            os.sched_setaffinity(0, processors)
+
+
 @contextmanager
 def spread(processors: frozenset[int]) -> Iterator[None]:
     """Let this thread run on any of ``processors`` during the block; without any, leave it where it is."""

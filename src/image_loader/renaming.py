@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from image_loader.errors import DownloadError, LockedError
-from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
+from image_loader.formats import EXTENSIONS, IMAGE_EXTENSIONS, UNKNOWN_EXTENSION
 from image_loader.lists import naming
 from image_loader.model import Line, Name, Record
 from image_loader.settings import Settings
@@ -56,7 +56,9 @@ class Renamer:
         limits = (self._directory.max_name_bytes, self._directory.refused_characters)
         for digest, (line, url) in lines.items():
             record = records.get(digest)
-            if record is None or line.name is None or self._index.is_seen(record.row):
+            if record is None or line.name is None or _is_called(record.name, _as_written(line.name)):
+                continue  # Nearly all rows; what follows takes longer than all else about a fresh image.
+            if self._index.is_seen(record.row):
                 continue
             names = naming.candidates(url, self._settings.layout, *limits, wanted=line.name)
             preferred = next(names)
@@ -115,6 +117,11 @@ class Renamer:
         if state is not None:
             image = image._replace(mtime_ns=state.st_mtime_ns, ctime_ns=state.st_ctime_ns)
         return Record(record.row, Name(new, complete=True), image._replace(file=new))
+
+
+def _as_written(name: str) -> Name:
+    """Return a name of the list as it stands there, which is right if it needs no change to be safe."""
+    return Name(name, complete="." + name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS)
 
 
 def _is_called(name: Name, wanted: Name) -> bool:

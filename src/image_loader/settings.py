@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 from image_loader.errors import OptionError
 from image_loader.model import Columns, Layout
 from image_loader.option import (
+    Address,
     Choice,
     Column,
     Count,
@@ -141,6 +142,10 @@ class Settings(NamedTuple):
         bool, Option("--verify", Flag(), IMAGES, "decode each image and refuse damaged ones (needs the extra 'verify')")
     ]
     max_size: Annotated[int, Option("--max-size", Size(1, 10**12), IMAGES, "largest image to accept")]
+    processes: Annotated[
+        int,
+        Option("--processes", Whole(1, 1000), LIMITS, "processes to download in; all images of a host come from one"),
+    ]
     threads: Annotated[int, Option("-t --threads", Whole(1, 10**5), LIMITS, "downloads at once")]
     per_host: Annotated[int, Option("--per-host", Whole(1, 10**5), LIMITS, "downloads at once from one host")]
     delay: Annotated[
@@ -152,6 +157,15 @@ class Settings(NamedTuple):
     ]
     max_time: Annotated[
         float, Option("--max-time", Seconds(0.001, 10**9), LIMITS, "time limit for one attempt at one image")
+    ]
+    cluster: Annotated[
+        str | None,
+        Option(
+            "--cluster",
+            Address(),
+            LIMITS,
+            "download on the workers of a Dask scheduler, given by its address or file (needs the extra 'cluster')",
+        ),
     ]
     retries: Annotated[
         int, Option("--retries", Whole(0, 10**9), LIMITS, "retries of an image after a transient failure")
@@ -197,6 +211,7 @@ class Settings(NamedTuple):
     decoding_time: int
     window: int
     window_size: int
+    window_hosts: int
     batch: int
     chunk: int
     pool_hosts: int
@@ -207,7 +222,14 @@ class Settings(NamedTuple):
     retry_after_cap: float
     redirects: int
     flush_interval: float
+    partitions: int
     one_processor: bool = False
+    exclusive: bool = False
+    """Whether no other run may have the index meanwhile."""
+
+    def __repr__(self) -> str:
+        """Show no more than the directory: the headers may be secret."""
+        return f"<settings for {self.directory}>"
 
     @property
     def columns(self) -> Columns | None:
@@ -265,12 +287,25 @@ def settings_from(values: Mapping[str, Any], constants: Mapping[str, Any]) -> Se
     if settings.ca_bundle is not None and not os.path.exists(settings.ca_bundle):  # noqa: PTH110 (Path's raises)
         raise OptionError(f"{settings.ca_bundle}: no such file or directory", "ca_bundle")
     if settings.name_column is not None and settings.url_column is None:
-        raise OptionError("must come with the column of the URLs (--url-column, url_column)", "name_column")
+        raise OptionError("can only be used with --url-column (url_column)", "name_column")
     if settings.skip_existing and (settings.force or settings.revalidate):
-        raise OptionError("contradicts --force and --revalidate (force, revalidate)", "skip_existing")
+        raise OptionError("cannot be used with --force or --revalidate (force, revalidate)", "skip_existing")
     if settings.max_delete is not None and not settings.delete:
-        raise OptionError("must come with --delete (delete)", "max_delete")
+        raise OptionError("can only be used with --delete (delete)", "max_delete")
+    if settings.cluster is not None:
+        _check_cluster(settings)
     return settings
+
+
+def _check_cluster(settings: Settings) -> None:
+    """Raise ``OptionError`` for what a run on a cluster cannot do."""
+    if settings.index_file is not None:
+        raise OptionError("cannot be used with --cluster (cluster): each part of the hosts has its own index", "index")
+    if settings.processes > 1:
+        raise OptionError("cannot be used with --cluster (cluster): its workers are processes", "processes")
+    for keyword in ("delete", "dry_run"):
+        if getattr(settings, keyword):
+            raise OptionError("cannot be used with --cluster (cluster)", keyword)
 
 
 def all_options() -> Sequence[Option]:

@@ -41,7 +41,7 @@ _BRANDS = (
     (frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}), "image/heic"),
     (frozenset({b"mif1", b"mif2", b"msf1"}), "image/heif"),  # Whatever its images are coded in.
 )
-_BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
+_BINARY = rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]"
 
 # How text may begin, as far as it is told apart here. No image but SVG does so.
 _TEXT = re.compile(rb"[\t\n\x0c\r <{\[]|\xef\xbb\xbf|\xff\xfe|\xfe\xff|\x00<")
@@ -85,7 +85,7 @@ def image_type(first: bytes) -> str | None:
             return media_type
     if first[:4] == b"RIFF" and first[8:14] == b"WEBPVP":
         return "image/webp"
-    if first[:2] == b"BM" and _BINARY.search(first, 2, 54):  # Two letters alone could be text.
+    if first[:2] == b"BM" and re.search(_BINARY, first[2:54]):  # Two letters alone could be text.
         return "image/bmp"
     if first[4:8] == b"ftyp":
         return _type_of_brands(first)

@@ -51,7 +51,7 @@ function _shtab_loader_using
 end
 
 set -g _shtab_loader_commands 
-set -g _shtab_loader_opts_with_value --ca-bundle --delay --failed --header --ignore-status --index --layout --max-delete --max-size --max-time --name-column --per-host --report --results --retries --threads --timeout --url-column --user-agent -A -H -t
+set -g _shtab_loader_opts_with_value --ca-bundle --cluster --delay --failed --header --ignore-status --index --layout --max-delete --max-size --max-time --name-column --per-host --processes --report --results --retries --threads --timeout --url-column --user-agent -A -H -t
 
 complete -c loader -e
 complete -c loader -f
@@ -68,14 +68,16 @@ complete -c loader -n _shtab_loader_using -l dry-run -d 'request and change noth
 complete -c loader -n _shtab_loader_using -l sniff -d 'decide by the first bytes where Content-Type is missing or generic (--verify implies it)'
 complete -c loader -n _shtab_loader_using -l verify -d 'decode each image and refuse damaged ones (needs the extra '"'"'verify'"'"')'
 complete -c loader -n _shtab_loader_using -l max-size -x -d 'largest image to accept (default: 500M)'
+complete -c loader -n _shtab_loader_using -l processes -x -d 'processes to download in; all images of a host come from one (default: 1)'
 complete -c loader -n _shtab_loader_using -s t -l threads -x -d 'downloads at once (default: 32)'
 complete -c loader -n _shtab_loader_using -l per-host -x -d 'downloads at once from one host (default: 10)'
 complete -c loader -n _shtab_loader_using -l delay -x -d 'time between the starts of two requests to one host (default: 0)'
 complete -c loader -n _shtab_loader_using -l timeout -x -d 'time limit to connect, and between two bytes (default: 10)'
 complete -c loader -n _shtab_loader_using -l max-time -x -d 'time limit for one attempt at one image (default: 300)'
+complete -c loader -n _shtab_loader_using -l cluster -x -d 'download on the workers of a Dask scheduler, given by its address or file (needs the extra '"'"'cluster'"'"')'
 complete -c loader -n _shtab_loader_using -l retries -x -d 'retries of an image after a transient failure (default: 3)'
 complete -c loader -n _shtab_loader_using -s H -l header -x -d 'header to send with each request, as '"'"'Name: value'"'"', or @FILE with one header a line; may be repeated'
-complete -c loader -n _shtab_loader_using -s A -l user-agent -x -d 'User-Agent header to send (default: image_loader/1.0.0)'
+complete -c loader -n _shtab_loader_using -s A -l user-agent -x -d 'User-Agent header to send (default: image_loader/2.0.0)'
 complete -c loader -n _shtab_loader_using -l ca-bundle -xka "(__fish_complete_path (commandline -ct))" -d 'CA certificates for HTTPS (file or directory)'
 complete -c loader -n _shtab_loader_using -l insecure -d 'do not check TLS certificates'
 complete -c loader -n _shtab_loader_using -l public-only -d 'refuse private, loopback and link-local addresses'

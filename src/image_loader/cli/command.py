@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from typing import Any, NoReturn
 
-from image_loader import batch
+from image_loader import engine
 from image_loader.cli import parser
 from image_loader.cli.console import Console, LineFormatter, LogHandler, open_closed_streams, stream_of
 from image_loader.cli.signals import Stop
@@ -84,7 +84,7 @@ def _run(command: Command, settings: Settings, console: Console, stop: Stop) -> 
         records = [tally.add, log.write, *_files(command, settings, stack, stop, tally)]
         tick = _bar(command, settings, console, tally, stack)
         lines = urlfile.read(command.urls, settings.batch, settings.columns)
-        for outcome in stack.enter_context(closing(batch.run(lines, settings, stop.event, tick))):
+        for outcome in stack.enter_context(closing(engine.run(lines, settings, stop.event, tick))):
             for record in records:
                 record(outcome)
     return tally

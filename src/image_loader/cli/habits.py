@@ -47,8 +47,7 @@ _INSTEAD = {
     ),
     "use --per-host N": "-s --split --max-connection-per-server --max-host-connections",
     "use --threads N": (
-        "-j -Z --jobs --parallel --parallel-max --max-concurrent-downloads --max-threads --concurrency --workers "
-        "--processes"
+        "-j -Z --jobs --parallel --parallel-max --max-concurrent-downloads --max-threads --concurrency --workers"
     ),
     "use --retries N": (
         "--tries --retry --max-tries --retry-max --retry-delay --retry-wait --waitretry --retry-connrefused "

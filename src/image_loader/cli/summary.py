@@ -20,7 +20,7 @@ _DRY: Mapping[Reason | None, str] = {Reason.WOULD_ASK: "ask", Reason.WOULD_DELET
 _LINE_STATUSES = (Status.SAVED, Status.FRESH, Status.SKIPPED, Status.FAILED)
 _DELETED = "deleted"
 _NOT_DELETED = "could not be deleted"
-_AUTHORITY = re.compile(r"[^:/]*://(?:[^/?#]*@)?([^/?#]*)")
+_AUTHORITY = r"[^:/]*://(?:[^/?#]*@)?([^/?#]*)"  # compiled with the first failure
 
 
 def size_text(size: float) -> str:
@@ -100,7 +100,7 @@ class Tally:
 
     def add(self, outcome: Outcome) -> None:
         """Count one outcome."""
-        if not outcome.is_of_line:
+        if outcome.line <= 0 and not outcome.is_of_line:
             self._add_deletion(outcome)
             return
         self.statuses[outcome.status] += 1
@@ -138,7 +138,7 @@ class Tally:
         self._bytes_deleted += outcome.bytes or 0
 
     def _add_host(self, reason: Reason, url: str) -> None:
-        authority = _AUTHORITY.match(url)
+        authority = re.match(_AUTHORITY, url)
         if authority is None or reason is Reason.BAD_URL:
             return
         hosts = self._hosts[reason]
@@ -167,10 +167,13 @@ class OutcomeLog:
     def __init__(self, logger: logging.Logger) -> None:
         self.left_out = 0
         self._logger = logger
+        self._shows_all = logger.isEnabledFor(logging.INFO)
         self._warnings: Counter[Reason] = Counter()
 
     def write(self, outcome: Outcome) -> None:
         """Log one outcome; its line is made only where someone wants to see it."""
+        if outcome.status is not Status.FAILED and not self._shows_all:
+            return
         level = self._level(outcome)
         if self._logger.isEnabledFor(level):
             self._logger.log(level, "%s", describe(outcome))

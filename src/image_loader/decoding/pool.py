@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib.util
 import json
 import os
@@ -17,9 +18,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from image_loader import interpreter
 from image_loader.decoding.verdict import Decoded, Limits
-from image_loader.errors import DownloadError, MissingPackagesError, OptionError, interrupted, is_out_of_descriptors
+from image_loader.errors import (
+    DownloadError,
+    MissingPackagesError,
+    OptionError,
+    interrupted,
+    is_out_of_descriptors,
+    too_late,
+    was_stopped,
+)
 from image_loader.formats import EXTENSIONS
+from image_loader.interpreter import status_name
 from image_loader.model import Blame, Reason
 from image_loader.settings import Settings
 
@@ -30,6 +41,8 @@ _START = 30.0
 # Decoding may take so many times its limit of processor time by the clock, since others use the processors as well.
 _PATIENCE = 4.0
 _LONGEST_REPLY = 4096
+# Seconds between two tries for a lock.
+_POLL = 0.02
 _REASONS = {"damaged": Reason.DAMAGED, "not-an-image": Reason.NOT_AN_IMAGE, "too-large": Reason.TOO_LARGE}
 # What the dynamic linker and Python itself may need; all else of the environment may be a secret.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
@@ -44,13 +57,17 @@ def require_verify() -> None:
 class Decoders:
     """The decoders of a run; any thread may use them."""
 
-    def __init__(self, settings: Settings, processors: frozenset[int] = frozenset()) -> None:
-        """``processors`` are those that the children may use; none: those that this thread may use."""
+    def __init__(self, settings: Settings, common: Path, processors: frozenset[int] = frozenset()) -> None:
+        """``processors`` are those that the children may use; none: those that this thread may use.
+
+        ``common`` is a directory that all processes of the run share.
+        """
+        self._common = common
         self._limits = Limits(_SHARE, _SHARE + settings.decoding_memory, settings.max_pixels, settings.decoding_time)
         self._processors = sorted(processors)
         # One more than can run: none of them stands idle while the next image is on its way to it.
-        self._number = 1 + (len(processors) or _available_processors())
-        self._left = settings.decoding_memory
+        self._number = 1 + (len(processors) or max(1, _available_processors() // settings.processes))
+        self._own = self._left = settings.decoding_memory // settings.processes
         self._turn = threading.Lock()
         self._changed = threading.Condition()
         self._idle: list[_Child] = []
@@ -97,8 +114,12 @@ class Decoders:
         if not extra:
             yield
             return
+        if extra > self._own:
+            with self._alone(deadline):
+                yield
+            return
         if not self._turn.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise _too_late()
+            raise _too_late(deadline)
         try:
             with self._changed:
                 self._wait_for(lambda: self._left >= extra, deadline)
@@ -111,6 +132,24 @@ class Decoders:
             with self._changed:
                 self._left += extra
                 self._changed.notify_all()
+
+    @contextmanager
+    def _alone(self, deadline: float) -> Iterator[None]:
+        """Wait until no process of the run decodes an image that is too large for what one process has of the memory.
+
+        While it does, the others may take what they have. The lock of a directory is one of this machine alone.
+        """
+        descriptor = os.open(self._common, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            while not _locks(descriptor):
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._closed, _POLL):
+                        raise interrupted()
+                if time.monotonic() > deadline:
+                    raise _too_late(deadline)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _ask(self, descriptor: int, memory: int, deadline: float) -> dict[str, Any]:
         """Have a child decode. If it dies, the reply says of what."""
@@ -166,7 +205,7 @@ class Decoders:
         if self._closed:
             raise interrupted()
         if not done:
-            raise _too_late()
+            raise _too_late(deadline)
 
     def _drop(self, child: _Child) -> int:
         """End a child, and make room for another; return its exit status."""
@@ -188,10 +227,10 @@ class Decoders:
         if memory < self._limits.most:
             # A lack of memory makes libraries crash as well, and the child may have been killed from outside.
             return {"memory": self._limits.most}
-        return {"reason": "damaged", "detail": f"the decoder crashed ({_name(status)})"}
+        return {"reason": "damaged", "detail": f"the decoder crashed ({status_name(status)})"}
 
     def _never_ready(self, error: _DeadError, status: int) -> None:
-        detail = f"the decoder cannot be started: {error or _name(status)}"
+        detail = f"the decoder cannot be started: {error or status_name(status)}"
         if self._proven:
             raise DownloadError(Reason.WRITE, detail, retryable=True, blame=Blame.PROCESS)
         raise OptionError(f"--verify: {detail}; is there too little memory (ulimit -v), or Pillow damaged?")
@@ -210,8 +249,6 @@ class _Child:
         self._socket, end = socket.socketpair()
         try:
             with end:
-                # Not multiprocessing: it would import the caller's main module in the child (spawn, forkserver), or
-                # copy a process with threads (fork).
                 self._process = subprocess.Popen(  # noqa: S603
                     _command(processors),
                     stdin=end.fileno(),
@@ -242,7 +279,7 @@ class _Child:
             socket.send_fds(self._socket, [json.dumps(limits).encode()], [descriptor])
             return self._line(deadline)
         except TimeoutError:
-            raise _too_late() from None
+            raise _too_late(deadline) from None
         except (OSError, ValueError) as error:
             raise _DeadError from error
 
@@ -272,13 +309,19 @@ class _Child:
         return found
 
 
+def _locks(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _command(processors: list[int]) -> list[str]:
-    """Return the command that starts a child, with the modules that this process would import, and no others."""
-    package = str(Path(__file__).parents[2])
-    places = [os.path.abspath(place) for place in sys.path]  # noqa: PTH100 (Path's resolves links)
-    code = f"import sys; sys.path[:] = {[*places, package]!a}; from image_loader.decoding.child import serve; "
+    """Return the command that starts a child."""
     # Without ``site``: what it would add to the path is there already.
-    return [sys.executable, "-s", "-S", "-B", "-c", f"{code}serve({processors})"]
+    call = interpreter.code("image_loader.decoding.child", f"serve({processors})")
+    return [sys.executable, "-s", "-S", "-B", "-c", call]
 
 
 def _available_processors() -> int:
@@ -296,16 +339,6 @@ def _verdict(reply: dict[str, Any]) -> Decoded:
     return Decoded(media_type, width, height)
 
 
-def _name(status: int) -> str:
-    """Name an exit status.
-
-    >>> _name(-11), _name(1)
-    ('SIGSEGV', 'exit status 1')
-    """
-    names = {-number.value: number.name for number in signal.Signals}
-    return names.get(status, f"exit status {status}")
-
-
 def _unreadable(error: OSError) -> DownloadError:
     lacking = is_out_of_descriptors(error)
     blame = Blame.PROCESS if lacking else Blame.IMAGE
@@ -320,5 +353,5 @@ def _not_started(error: OSError) -> DownloadError | OptionError:
     return OptionError(f"--verify: {detail} ({sys.executable})")
 
 
-def _too_late() -> DownloadError:
-    return DownloadError(Reason.DEADLINE, "not decoded in time")
+def _too_late(deadline: float) -> DownloadError:
+    return too_late("not decoded in time", stopped=was_stopped(deadline))

@@ -223,8 +223,8 @@ def _has_url(fields: list[str], place: int, url: str = _URL) -> bool:
 def _place(fields: list[str], column: str) -> int | None:
     """Return the place of a column; None if there is none of this heading or number."""
     number = _number(column)
-    if number is not None:
-        return number - 1 if 1 <= number <= len(fields) else None
+    if number is not None and 1 <= number <= len(fields):
+        return number - 1
     headings = [field.strip() for field in fields]
     folded = [heading.casefold() for heading in headings]
     for names, wanted in ((headings, column.strip()), (folded, column.strip().casefold())):

@@ -10,9 +10,10 @@ from typing import NamedTuple, Protocol
 
 from image_loader.errors import DownloadError, LoaderError
 from image_loader.scheduling.queue import SHARE_TIME, Host
-from image_loader.scheduling.slots import Slots
+from image_loader.scheduling.slots import Slots, connects_at_most
 from image_loader.scheduling.timers import Timers
 from image_loader.scheduling.workers import Attempt, Clock, Ended, Turn, TurnNearlyOver, TurnOver, Workers
+from image_loader.settings import Settings
 from image_loader.transport import Connection
 
 _LOG = logging.getLogger(__name__)
@@ -69,24 +70,19 @@ class Dispatch:
         attempt: Attempt,
         connections: Connections,
         inbox: Inbox,
-        *,
-        threads: int,
-        connects: int,
-        ahead: bool = True,
+        settings: Settings,
     ) -> None:
-        """At most ``threads`` attempts run at once, and ``connects`` connections are made at once.
-
-        With ``ahead``, some turns are queued while all workers are busy.
-        """
+        """``inbox`` takes the messages of other threads."""
         self._workers = workers
         self._attempt = attempt
         self._connections = connections
         self._inbox = inbox
-        self._all_threads = self._threads = threads
-        self._ahead = _AHEAD if ahead else 0.0
+        self._all_threads = self._threads = settings.threads
+        # With a delay between two requests, a turn begins at once, and not when a worker comes to it.
+        self._ahead = 0.0 if settings.delay else _AHEAD
         self._shrunk_at = float("-inf")
         self._ended_well = 0
-        self._slots = Slots(connects, threads)
+        self._slots = Slots(connects_at_most(settings), settings.threads)
         self._for_worker: deque[Host] = deque()
         self._for_connection: deque[Host] = deque()
         # Hosts that did not answer before: they have fewer slots.
@@ -100,6 +96,11 @@ class Dispatch:
     def is_waiting(self) -> bool:
         """Whether nothing is under way, nor about to be."""
         return not (self.turns or self._for_worker or self._for_connection or self._slots.in_use)
+
+    @property
+    def hosts_ahead(self) -> int:
+        """How many hosts wait for a connection, and have not failed yet."""
+        return len(self._for_connection)
 
     def is_about_to_start(self, now: float) -> bool:
         """Tell whether a connection is being made that is likely to stand in a moment."""
@@ -115,12 +116,14 @@ class Dispatch:
             if host.waiting and host.health.opens_at > now:
                 self.timers.set_host(host, host.health.opens_at)
             return
-        while host.lacks > 0 and (connection := self._connections.take(host.origin)):
+        lacks = host.lacks
+        while lacks > 0 and (connection := self._connections.take(host.origin)):
             host.connections.append(connection)
+            lacks -= 1
         if host.connections and not host.waits_for_worker:
             host.waits_for_worker = True
             self._for_worker.append(host)
-        if host.lacks > 0 and not host.waits_for_connection:
+        if lacks > 0 and not host.waits_for_connection:
             host.waits_for_connection = True
             (self._for_connection_again if host.health.misses else self._for_connection).append(host)
 
@@ -179,9 +182,8 @@ class Dispatch:
         """Return the turns whose current job takes so long that those behind it should go to another worker."""
         slow = []
         for turn in self.turns:
-            host = turn.host
-            usual = host.pace if host.pace is not None and host.free <= 0 else 0.0
-            if now - turn.begun > 2 * max(SHARE_TIME, usual):
+            seconds = now - turn.begun
+            if seconds > 2 * SHARE_TIME and seconds > 2 * turn.host.usual_time:
                 slow.append(turn)
         return slow
 

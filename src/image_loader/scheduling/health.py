@@ -1,7 +1,6 @@
 """What is known of one host, as a pure value: whether it may be asked, how many at once, and when next."""
 
-from __future__ import annotations
-
+# No annotation is a string here: see ``model``.
 import math
 from enum import Enum
 from typing import NamedTuple, Self
@@ -139,7 +138,9 @@ class Health(NamedTuple):
     @property
     def at_once(self) -> int:
         """How many attempts may run at once."""
-        return 1 if self.refusals or self._is_probed or self.ask_at is not None else int(self.limit)
+        if self.refusals or self.misses >= self.policy.failures or self.ask_at is not None:
+            return 1
+        return int(self.limit)
 
     @property
     def _pause_ends(self) -> float:

@@ -25,9 +25,6 @@ class Hosts:
     def __iter__(self) -> Iterator[Host]:
         return iter(self._active.values())
 
-    def __len__(self) -> int:
-        return len(self._active) + len(self._remembered)
-
     def get(self, origin: str, now: float) -> Host:
         """Return the host of an origin."""
         host = self._active.get(origin)

@@ -49,7 +49,11 @@ class Judge:
     def judge(self, task: Task, failure: Failure, started: float, now: float, *, connecting: bool = False) -> None:
         """Decide whether a task that failed is tried again, and what that says of its host."""
         task.result = failure
-        if failure.blame is Blame.PROCESS and not self._jobs.is_ending and not self._dispatch.is_alone(task):
+        if failure.stopped and not task.stopped and not self._jobs.is_ending:
+            # Once: a machine that is too busy to notice deadlines must not keep it going for ever.
+            task.stopped = True
+            self._jobs.retry_later(task, 0.0, now)
+        elif failure.blame is Blame.PROCESS and not self._jobs.is_ending and not self._dispatch.is_alone(task):
             self._dispatch.shrink(started, now, connecting=connecting)
             task.attempts -= 1
             self._jobs.retry_later(task, _FIRST_PAUSE * self._chance(), now)

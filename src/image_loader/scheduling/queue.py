@@ -22,12 +22,12 @@ class Task:
 
     ``host`` is the one that is asked next. If redirects led there, ``guest_of`` is the host of the list, where the task
     keeps its place. ``failures`` counts the attempts that use up its retries, ``refusals`` those that a busy host
-    refused while it let other jobs through. ``result`` is that of the last attempt. Only the scheduler's own thread
-    writes here.
+    refused while it let other jobs through. ``stopped`` says that it was tried again since this process was stopped.
+    ``result`` is that of the last attempt. Only the scheduler's own thread writes here.
     """
 
     __slots__ = ("attempts", "due", "failures", "finished", "guest_of", "host", "job", "refusals", "result", "seconds",
-                 "seen")  # fmt: skip
+                 "seen", "stopped")  # fmt: skip
 
     result: Result
 
@@ -38,6 +38,7 @@ class Task:
         self.seconds = 0.0
         self.failures = 0
         self.refusals = 0
+        self.stopped = False
         # The successes of its host when it was refused last, and when its next attempt is due.
         self.seen = -1
         self.due = 0.0
@@ -108,6 +109,11 @@ class Host:
         shared = self.waiting[:size]
         del self.waiting[:size]
         return shared
+
+    @property
+    def usual_time(self) -> float:
+        """The seconds that an answer takes where all that may run does; 0 where more may start beside it."""
+        return self.pace if self.pace is not None and self.free <= 0 else 0.0
 
     def connection(self) -> Connection:
         """Take the connection that was used last. Its worker checks whether it still stands."""

@@ -9,13 +9,12 @@ from queue import Empty
 
 from image_loader.errors import DownloadError, LoaderError
 from image_loader.model import INTERRUPTED, Failure, Job
-from image_loader.scheduling.dispatch import Connected, Connections, Dispatch, Inbox, Message
+from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, Message
 from image_loader.scheduling.health import Policy
 from image_loader.scheduling.jobs import Jobs
 from image_loader.scheduling.judge import Judge
 from image_loader.scheduling.queue import Task
-from image_loader.scheduling.slots import connects_at_most
-from image_loader.scheduling.workers import Attempt, Clock, Turn, TurnNearlyOver, TurnOver, Workers
+from image_loader.scheduling.workers import Clock, Turn, TurnNearlyOver, TurnOver
 from image_loader.settings import Settings
 
 
@@ -24,9 +23,7 @@ class Scheduler:
 
     def __init__(
         self,
-        workers: Workers,
-        attempt: Attempt,
-        connections: Connections,
+        dispatch: Dispatch,
         inbox: Inbox,
         settings: Settings,
         *,
@@ -36,15 +33,7 @@ class Scheduler:
         """``inbox`` has the messages of other threads; ``chance`` is the jitter of retries, from 0 to 1."""
         self._clock = clock
         self._inbox = inbox
-        self._dispatch = Dispatch(
-            workers,
-            attempt,
-            connections,
-            inbox,
-            threads=settings.threads,
-            connects=connects_at_most(settings),
-            ahead=not settings.delay,
-        )
+        self._dispatch = dispatch
         self._jobs = Jobs(_policy(settings), self._dispatch)
         self._judge = Judge(settings, self._jobs, self._dispatch, chance)
         self.error: LoaderError | None = None
@@ -53,6 +42,11 @@ class Scheduler:
     def pending(self) -> int:
         """How many jobs have not ended."""
         return self._jobs.pending
+
+    @property
+    def hosts_ahead(self) -> int:
+        """How many hosts wait for a connection, and have not failed yet."""
+        return self._dispatch.hosts_ahead
 
     def add(self, jobs: Sequence[Job]) -> None:
         """Take jobs; each runs as soon as the limits let it."""
@@ -115,11 +109,6 @@ class Scheduler:
     def is_about_to_start(self) -> bool:
         """Whether a connection is being made that is likely to stand in a moment."""
         return self._dispatch.is_about_to_start(self._clock())
-
-    @property
-    def known_hosts(self) -> int:
-        """How many hosts something is known of."""
-        return len(self._jobs.hosts)
 
     @property
     def running(self) -> int:

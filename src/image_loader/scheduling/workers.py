@@ -72,23 +72,17 @@ class Turn:
         An exception is reported with the end of the turn.
         """
         try:
-            self._work(attempt, clock, ended, tell)
+            ended.extend(self._attempts(attempt, clock, tell))
         finally:
             tell(TurnOver(self, sys.exception()))
 
-    def _work(
-        self,
-        attempt: Attempt,
-        clock: Clock,
-        ended: deque[Ended],
-        tell: Callable[[TurnOver | TurnNearlyOver], None],
-    ) -> None:
+    def _attempts(self, attempt: Attempt, clock: Clock, tell: Callable[[TurnNearlyOver], None]) -> Iterator[Ended]:
         while (task := self._next()) is not None:
             self.current, self.begun = task, clock()
             if not self._waiting and self.host.waiting:
                 tell(TurnNearlyOver(self))
             result = attempt(task.job, self.connection)
-            ended.append(Ended(task, result, self.begun, clock() - self.begun))
+            yield Ended(task, result, self.begun, clock() - self.begun)
             self.current = None
             if isinstance(result, (Failure, Unfinished)) or not self.connection.usable:
                 return

@@ -16,7 +16,8 @@ from image_loader.errors import DirectoryError, DownloadError, OutOfInodesError
 from image_loader.model import Image, Resume
 from image_loader.store import locks
 from image_loader.store.partial import Partial, Partials, make_folders
-from image_loader.store.root import HIDDEN, PARTIALS, Root, available_inodes, directory_error
+from image_loader.store.partitions import require_one_machine
+from image_loader.store.root import HIDDEN, PARTIALS, Held, Root, available_inodes, directory_error
 
 __all__ = ["HIDDEN", "Directory", "Partial", "is_as_recorded"]
 
@@ -109,6 +110,7 @@ class Sight(View):
         self.path = path
         try:
             self._root = Root(path)
+            require_one_machine(self._root)
             self.hidden = Path(self._root.resolved) / HIDDEN
             self.is_new = not self.hidden.exists()
             self.max_name_bytes = _max_name_bytes(self._root.descriptor)
@@ -153,22 +155,28 @@ class Directory(View):
     Its errors: ``DirectoryError`` where the run cannot go on, ``DownloadError`` (``write``) where one file is at fault.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, held: Held | None = None) -> None:
         """Make the directory, with its parents, and check that files can be made and locked there.
 
-        What a killed run left behind is removed. Raises ``DirectoryError``.
+        What a killed run left behind is removed. One that is ``held`` is shared with another process of this run, which
+        has done that. Raises ``DirectoryError``.
         """
         self.path = path
         self._begun = time.time_ns()
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._root = Root(path)
+            if held is None:
+                path.mkdir(parents=True, exist_ok=True)
+            self._root = Root(path, held)
         except OSError as error:
             raise _cannot_start(path, error) from error
+        require_one_machine(self._root)
+        if held is not None:
+            self._root.check_place()
         self.hidden = Path(self._root.resolved) / HIDDEN
+        self.partials = Path(self._root.place(PARTIALS))
         try:
             self.is_new = self._make_hidden()
-            self._partials = Partials(self._root)
+            self._partials = Partials(self._root, shared=held is not None)
             self._presence = locks.Presence(f"{HIDDEN}/runs", self._root.descriptor)
             if not self._root.is_usable():
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -187,16 +195,24 @@ class Directory(View):
         state = self.stat(file)
         return state is not None and state.st_ino != inode and self._begun <= state.st_ctime_ns <= time.time_ns()
 
+    def held(self) -> Held:
+        """Return what another process of this run needs to share the directory, if it inherits the descriptor."""
+        return Held(self._root.descriptor, self._root.resolved)
+
     def check_inodes(self, wanted: int) -> None:
         """Raise ``OutOfInodesError`` if the file system cannot take so many new files.
 
         Raises ``DirectoryError`` if the directory was moved away.
         """
         self._root.check_place()
-        with self._root.translating:
-            available = self._root.available_inodes()
+        available = self.available_inodes()
         if available is not None and wanted > available:
             raise OutOfInodesError(self.path, wanted, available)
+
+    def available_inodes(self) -> int | None:
+        """Return how many files can still be made; None where the file system has no such limit."""
+        with self._root.translating:
+            return self._root.available_inodes()
 
     def partial(self, file: str, key: str, resume: Resume | None = None) -> Partial:
         """Open and lock the partial file of an image; ``key`` is one and the same for all spellings of ``file``.

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self
@@ -49,10 +49,10 @@ _RENEW = """UPDATE image SET etag = ?, last_modified = ?, target = ?,
     checked = ? WHERE rowid = ? AND size = ? AND mtime_ns = ?"""
 
 _TEXT, _BYTES, _INTEGER, _NUMBER = ((kind, type(None)) for kind in (str, bytes, int, float))
-# The types in a row from its name on, where there is no image yet, and where there is one.
-_NO_IMAGE = (str, int, *[type(None)] * 16)
+# The types in a row, where there is no image yet, and where there is one.
+_NO_IMAGE = (bytes, int, str, int, *[type(None)] * 16)
 _IMAGE = (
-    *((str,), (int,), (int,), (int,), _INTEGER, _TEXT, _BYTES, _TEXT, _TEXT, _BYTES),
+    *((bytes,), (int,), (str,), (int,), (int,), (int,), _INTEGER, _TEXT, _BYTES, _TEXT, _TEXT, _BYTES),
     *(_NUMBER, _NUMBER, (int,), (float,), (float,), _NUMBER, (float,), (float,)),
 )
 
@@ -80,15 +80,17 @@ class Index:
         *,
         named: bool = False,
         copy: bool = False,
+        exclusive: bool = False,
     ) -> None:
         """Open the index, or make it; ``flush_interval`` is in seconds.
 
         A damaged one is moved aside with a warning, and a new one begun; the images are not touched. Where the user has
         ``named`` it, a file that never was a database is left alone. ``is_ending`` says that there is no time left to
-        wait for other programs. A ``copy`` leaves the file as it is: what is recorded is forgotten in the end.
+        wait for other programs. A ``copy`` leaves the file as it is: what is recorded is forgotten in the end. While
+        it is open ``exclusive``, no other program can read or write it.
         """
         # Absolute: SQLite gives a meaning of their own to names such as ":memory:" and "file:a?b".
-        self._path = Path(os.path.realpath(path))
+        self.path = Path(os.path.realpath(path))
         self._flush_interval = flush_interval
         self._flushed = time.monotonic()
         self._pending: dict[int, tuple[Image, str | None]] = {}
@@ -102,10 +104,10 @@ class Index:
         self._abandoned = False
         self._is_copy = copy
         if copy:
-            self._connection = index_file.copied(self._path)
+            self._connection = index_file.copied(self.path)
         else:
-            self._connection = index_file.connect(self._path, self._wait, named=named)
-        self._inode = index_file.inode(self._path)
+            self._connection = index_file.connect(self.path, self._wait, named=named, exclusive=exclusive)
+        self._inode = index_file.inode(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -127,6 +129,16 @@ class Index:
     def has_seen(self) -> bool:
         """Whether this run has seen any record."""
         return bool(self._seen)
+
+    def seen(self) -> dict[int, bytes]:
+        """Return what this run has seen, for ``see`` in another process of it."""
+        return {number: bytes(part) for number, part in self._seen.items()}
+
+    def see(self, seen: Mapping[int, bytes]) -> None:
+        """Take over what another process of this run has seen."""
+        for number, part in seen.items():
+            mine = int.from_bytes(self._seen[number])
+            self._seen[number][:] = (mine | int.from_bytes(part)).to_bytes(_SEEN_BYTES)
 
     def unseen(self, known: Known, after: int, most: int) -> tuple[list[Record], int]:
         """Look at the next ``most`` rows behind the one ``after``; return the records that this run has not seen.
@@ -296,19 +308,19 @@ class Index:
         except sqlite3.Error as error:
             if index_file.is_damage(error):
                 self._abandon(error)
-            raise index_file.failure(self._path, error) from error
+            raise index_file.failure(self.path, error) from error
 
     def _abandon(self, error: sqlite3.Error) -> NoReturn:
         self._abandoned = True
         self._connection.close()
         if self._is_copy:
-            raise IndexFileError(f"{self._path}: the index is damaged; a run moves it aside and begins anew") from error
-        with index_file.alone(self._path.parent):
+            raise IndexFileError(f"{self.path}: the index is damaged; a run moves it aside and begins anew") from error
+        with index_file.alone(self.path.parent):
             # Another process may have found the damage before us, and begun anew under the same name.
-            if index_file.inode(self._path) == self._inode:
-                index_file.move_aside(self._path)
+            if index_file.inode(self.path) == self._inode:
+                index_file.move_aside(self.path)
         raise IndexFileError(
-            f"{self._path}: the index is damaged and was moved aside; run again, and a new one is begun (images stay)"
+            f"{self.path}: the index is damaged and was moved aside; run again, and a new one is begun (images stay)"
         ) from error
 
 
@@ -336,7 +348,7 @@ def _record(row: tuple[Any, ...]) -> Record:
     """Return the record in a row. A row with values that this program never writes counts as damage."""
     path = f"/{row[2]}/"
     # A name stays below the directory, and is neither hidden nor of a hidden folder.
-    if not _are_sound(tuple(map(type, row[2:]))) or "/." in path or "//" in path or "\0" in path:
+    if not _are_sound(tuple(map(type, row))) or "/." in path or "//" in path or "\0" in path:
         raise sqlite3.OperationalError("a row that makes no sense")
     (_, number, name, complete, size, mtime_ns, ctime_ns, media_type, sha256, etag, last_modified, target,
      max_age, expires, varies, date, age, redirects_end, saved, checked) = row  # fmt: skip
@@ -351,7 +363,7 @@ def _record(row: tuple[Any, ...]) -> Record:
 
 @functools.cache
 def _are_sound(types: tuple[type, ...]) -> bool:
-    """Whether the columns of a row, from its name on, have types that this program writes."""
+    """Whether the columns of a row have types that this program writes."""
     return types == _NO_IMAGE or all(found in allowed for found, allowed in zip(types, _IMAGE, strict=True))
 
 

@@ -100,11 +100,11 @@ class Patience:
             time.sleep(_LOCK_POLL)
 
 
-def connect(path: Path, wait: Patience, *, named: bool) -> sqlite3.Connection:
+def connect(path: Path, wait: Patience, *, named: bool, exclusive: bool) -> sqlite3.Connection:
     """Open the index, or make it; see ``Index``."""
     try:
         with alone(path.parent):
-            return wait.out(lambda: _connect_or_begin_anew(path, named=named))
+            return wait.out(lambda: _connect_or_begin_anew(path, named=named, exclusive=exclusive))
     except sqlite3.Error as error:
         raise failure(path, error) from error
 
@@ -147,9 +147,9 @@ def _copy(path: Path, target: sqlite3.Connection) -> None:
                     return
 
 
-def _connect_or_begin_anew(path: Path, *, named: bool) -> sqlite3.Connection:
+def _connect_or_begin_anew(path: Path, *, named: bool, exclusive: bool) -> sqlite3.Connection:
     try:
-        return _connect(path)
+        return _connect(path, exclusive=exclusive)
     except sqlite3.Error as error:
         if not is_damage(error) and code(error) != sqlite3.SQLITE_ERROR:
             raise
@@ -157,7 +157,7 @@ def _connect_or_begin_anew(path: Path, *, named: bool) -> sqlite3.Connection:
             raise IndexFileError(f"{path}: no index, but another file; name another one with --index") from error
         aside = move_aside(path)
     _logger.warning("%s: the index is damaged; moved aside to %s, and begun anew", path, aside.name)
-    return _connect(path)
+    return _connect(path, exclusive=exclusive)
 
 
 @contextmanager
@@ -186,11 +186,15 @@ def _locks(descriptor: int) -> bool:
     return True
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, *, exclusive: bool) -> sqlite3.Connection:
     _require_file(path)
     # An iterator that loads images may be handed from thread to thread.
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
+        if exclusive:
+            # Before the first access: so the log's index is in this process's memory. Otherwise it would be in memory
+            # that is shared, which on a network file system is not (SQLite, "Write-Ahead Logging", section 8).
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         _prepare(connection, path)
     except UnicodeDecodeError as error:
         connection.close()

@@ -31,9 +31,13 @@ _OPEN = _REOPEN | os.O_CREAT
 class Partials:
     """The folder of the partial files; any thread may use it."""
 
-    def __init__(self, root: Root) -> None:
-        """Check that files can be made and locked there; raises ``DirectoryError`` or ``OSError``."""
+    def __init__(self, root: Root, *, shared: bool) -> None:
+        """Check that files can be made and locked there; raises ``DirectoryError`` or ``OSError``.
+
+        Where they are ``shared`` with other processes of this run, what these keep is left alone.
+        """
         self._root = root
+        self._shared = shared
         self._opened: dict[str, int] = {}
         error = locks.probe(f"{PARTIALS}/probe", root.descriptor, _OPEN, _MODE)
         if error is not None:
@@ -67,6 +71,8 @@ class Partials:
 
     def sweep(self) -> None:
         """Remove the partial files that nobody holds a lock on."""
+        if self._shared:
+            return
         with suppress(OSError):
             folder = os.open(PARTIALS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root.descriptor)
             try:

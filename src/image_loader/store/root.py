@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from image_loader.errors import DirectoryError, DownloadError, OutOfInodesError, is_out_of_descriptors
 from image_loader.model import Blame, Reason
@@ -68,17 +69,24 @@ class Translating:
             raise self._meaning(error) from error
 
 
+class Held(NamedTuple):
+    """DIRECTORY as another process has opened it: its descriptor here, and where it was then."""
+
+    descriptor: int
+    resolved: str
+
+
 class Root:
     """DIRECTORY itself. A link on the way to it that is switched, or a rename, does not move the images.
 
     All paths are relative to it. Messages name it as the user did.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open the directory, which exists; raises ``OSError``."""
+    def __init__(self, path: Path, held: Held | None = None) -> None:
+        """Open the directory, which exists, or take the one that is ``held``; raises ``OSError``."""
         self.path = path
-        self.resolved = os.path.realpath(path)
-        self.descriptor = os.open(self.resolved, _OPEN)
+        self.resolved = os.path.realpath(path) if held is None else held.resolved
+        self.descriptor = os.open(self.resolved, _OPEN) if held is None else held.descriptor
 
     def __del__(self) -> None:
         # Only when the last reference is gone: for an attempt that was given up, the number must not be another

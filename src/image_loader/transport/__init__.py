@@ -15,7 +15,7 @@ import requests
 from image_loader.errors import DownloadError, LoaderError
 from image_loader.model import Hop, Reason, Redirect
 from image_loader.settings import Settings
-from image_loader.transport import coding, redirects, tls
+from image_loader.transport import coding, tls
 from image_loader.transport.connection import Connection, StaleConnectionError
 from image_loader.transport.connector import Connector, Delivery
 from image_loader.transport.failures import exchange_error, lost
@@ -27,6 +27,7 @@ from image_loader.url import Url
 
 __all__ = ["Answer", "Connection", "Delivery", "StaleConnectionError", "Transport"]
 
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # How many new connections in a row a host may close unused; and for how many hosts this is counted.
 _MOST_CLOSED = 3
 _MOST_REMEMBERED = 1000
@@ -255,9 +256,11 @@ class _Chain:
                 connection.close()
                 watch.check()
                 return hop
-            if answer.status not in redirects.STATUSES:
+            if answer.status not in _REDIRECTS:
                 answer.redirects = hop.redirects
                 return answer
+            from image_loader.transport import redirects
+
             answer.skip()
             if len(hop.redirects) >= limit:
                 raise DownloadError(Reason.REDIRECTS, f"more than {limit} redirects")
@@ -271,7 +274,7 @@ class _Chain:
     def _ask(self, hop: Hop, connection: Connection, watch: Watch) -> Answer:
         url = hop.url
         conditional = bool(self._condition) and self._is_target(url)
-        cookie = redirects.cookie(hop) if hop.cookies is not None else ""
+        cookie = _cookie(hop) if hop.cookies is not None else ""
         head = self._routes.lines(url.origin, url.userinfo, own=url.origin == self._url.origin, cookie=cookie)
         last = self._condition if conditional else ""
         request = f"GET {self._routes.route(url.origin).prefix}{url.path} HTTP/1.1\r\n{head}{self._fields}{last}\r\n"
@@ -288,6 +291,12 @@ class _Chain:
 
     def _is_target(self, url: Url) -> bool:
         return url is self._url if self._target is None else url.digest == self._target
+
+
+def _cookie(hop: Hop) -> str:
+    from image_loader.transport import redirects
+
+    return redirects.cookie(hop)
 
 
 def _prepare(session: requests.Session, adapter: PoolAdapter, settings: Settings) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from image_loader.errors import DownloadError, LoaderError, is_out_of_descriptors
+from image_loader.errors import DownloadError, LoaderError, is_out_of_descriptors, was_stopped
 from image_loader.model import Blame, Reason
 from image_loader.transport.addresses import Address, interleaved, is_public
 from image_loader.transport.daemons import Daemons
@@ -114,7 +114,7 @@ class Dial:
         if now < self._phase_end:
             self._try_next_address()
         elif now >= self._deadline:
-            self.end(ended(Reason.DEADLINE))
+            self.end(ended(Reason.DEADLINE, stopped=was_stopped(self._deadline)))
         elif self._tls is not None:
             detail = "no TLS handshake within the timeout"
             self._end_handshake(DownloadError(Reason.TIMEOUT, detail, retryable=True, blame=Blame.HOST))

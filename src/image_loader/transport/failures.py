@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+from typing import TYPE_CHECKING
 
 from image_loader.errors import DownloadError, is_out_of_descriptors
 from image_loader.model import Blame, Reason
-from image_loader.transport.proxies import Proxy
 from image_loader.transport.response import is_torn
+
+if TYPE_CHECKING:
+    from image_loader.transport.proxies import Proxy
 
 _OLD_PROTOCOL = (
     "the server offers only versions of TLS that this Python's OpenSSL refuses (1.2 is the oldest accepted); "

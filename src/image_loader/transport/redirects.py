@@ -15,7 +15,6 @@ from image_loader.errors import DownloadError
 from image_loader.model import Hop, Reason, Redirect
 from image_loader.url import Url, resolve
 
-STATUSES = frozenset({301, 302, 303, 307, 308})
 # What the lifetime of a redirect follows from.
 _KEPT = ("age", "cache-control", "date", "expires", "vary")
 # Fields of a name that comes several times are joined by commas; a date has one as well.
@@ -26,7 +25,7 @@ _LONGEST_COOKIE = 4096
 
 
 def follow(url: Url, hop: Hop, fields: Mapping[str, str], requested: float, received: float) -> Hop:
-    """Return where an answer with one of ``STATUSES`` to ``hop`` leads; ``DownloadError`` where that is nowhere.
+    """Return where an answer to ``hop`` that is a redirect leads; ``DownloadError`` where that is nowhere.
 
     ``url`` is the one that the list names.
     """

@@ -28,17 +28,18 @@ _FIELD_OVERHEAD = 32
 
 _STATUS_LINE = re.compile(r"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: [^\r\n\x00]*)?\r?\n")
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_FIELD_LINE = re.compile(rf"({_FIELD_NAME.pattern}):([^\r\n\x00]*)\r?\n")
-_CONTINUATION = re.compile(r"[ \t]([^\r\n\x00]*)\r?\n")
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _LENGTH = re.compile(r"[0-9]{1,18}")
+# Few answers need those below: they are compiled with the first one that does.
+_FIELD_LINE = rf"({_FIELD_NAME.pattern}):([^\r\n\x00]*)\r?\n"
+_CHUNK_SIZE = rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n"
+_CONTINUATION = r"[ \t]([^\r\n\x00]*)\r?\n"
 # A malformed line with one of these could have been meant to say where the body ends, or how to read it: what is left
 # of a line when all but its letters is taken away.
-_FRAMING = re.compile("contentlength|transferencoding|contentencoding|contentrange")
-_FRAMING_FIELD = re.compile(r"[ \t]*(?:content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
-_NO_LETTERS = re.compile("[^a-z]+")
+_FRAMING = "contentlength|transferencoding|contentencoding|contentrange"
+_FRAMING_FIELD = r"(?i)[ \t]*(?:content-length|transfer-encoding)[ \t]*:"
+_NO_LETTERS = "[^a-z]+"
 # Control characters: a line with one may be the beginning of a body that has no header.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f]"
 _BLANKS = " \t"
 _LONGEST_FRAMING = len("transfer-encoding")
 _SHOWN = 80
@@ -163,10 +164,10 @@ class Response:
                 return
             if room < 0:
                 break
-            if match := _FIELD_LINE.fullmatch(line):
+            if match := re.fullmatch(_FIELD_LINE, line):
                 name, left_out = match[1], ""
                 yield name, match[2]
-            elif name and not left_out and (match := _CONTINUATION.fullmatch(line)):
+            elif name and not left_out and (match := re.fullmatch(_CONTINUATION, line)):
                 _check_continuation(line)
                 yield "", match[1]
             else:
@@ -220,7 +221,7 @@ class Response:
 
     def _chunk_size(self) -> int:
         line = self._line()
-        if match := _CHUNK_SIZE.fullmatch(line):
+        if match := re.fullmatch(_CHUNK_SIZE, line):
             return int(match[1], 16)
         if line.endswith(b"\n"):
             raise DownloadError(Reason.PROTOCOL, "a chunk size that is no number")
@@ -307,7 +308,7 @@ def _usual_head(text: str) -> tuple[tuple[int, int], dict[str, str]] | None:
 
 def _check_continuation(line: str) -> None:
     """Refuse a line that continues another, and that others may take for one which frames the body."""
-    if _FRAMING_FIELD.match(line):
+    if re.match(_FRAMING_FIELD, line):
         raise _malformed(line)
 
 
@@ -317,8 +318,8 @@ def _left_out(line: str, before: str) -> str:
     ``before`` are those of the line that it continues.
     """
     text = line.removesuffix("\n").removesuffix("\r")
-    letters = before + _NO_LETTERS.sub("", text.lower())
-    if _FRAMING.search(letters) or not text.strip(_BLANKS) or _CONTROL.search(text):
+    letters = before + re.sub(_NO_LETTERS, "", text.lower())
+    if re.search(_FRAMING, letters) or not text.strip(_BLANKS) or re.search(_CONTROL, text):
         raise _malformed(line)
     return letters[-_LONGEST_FRAMING:] or "-"
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import netrc
 import os
 import re
 import threading
 from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 from urllib.request import getproxies
 
@@ -19,10 +18,13 @@ import requests
 from image_loader.errors import DownloadError, OptionError, is_out_of_descriptors
 from image_loader.model import Reason
 from image_loader.settings import Settings
-from image_loader.transport import proxies
 from image_loader.transport.failures import connect_error
-from image_loader.transport.proxies import Proxy
 from image_loader.transport.tls import server_hostname
+
+if TYPE_CHECKING:
+    from netrc import netrc
+
+    from image_loader.transport.proxies import Proxy
 
 # Own header fields that another origin than the list's gets, too: they hold no secret, and some servers want them.
 _HARMLESS = frozenset({"user-agent", "referer", "accept", "accept-language"})
@@ -152,7 +154,7 @@ class _Common:
         self.elsewhere = _fields(session, harmless)
         self._proxies: dict[str, str] = getproxies()
         self._netrc = _netrc()
-        self._parsed = functools.lru_cache(16)(proxies.parse)
+        self._parsed = functools.lru_cache(16)(_proxy)
 
     def proxy(self, base: str) -> Proxy | None:
         """Return the proxy for an origin; None where it is asked directly."""
@@ -172,6 +174,12 @@ class _Common:
             return f"{login or account or ''}:{password or ''}".encode("latin-1")
         except UnicodeEncodeError as error:
             raise OptionError("a user or password in .netrc has letters that cannot be sent (Latin-1)") from error
+
+
+def _proxy(text: str) -> Proxy:
+    from image_loader.transport import proxies
+
+    return proxies.parse(text)
 
 
 def lines(fields: Mapping[str, str]) -> str:
@@ -215,18 +223,20 @@ def _host_and_port(scheme: str, authority: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _netrc() -> netrc.netrc | None:
+def _netrc() -> netrc | None:
     """Read the ``.netrc`` that requests would read; one that is malformed, or cannot be read, does no harm there."""
     named = os.environ.get("NETRC")
     candidates = (named,) if named is not None else _NETRC_FILES
     path = next((each for each in map(os.path.expanduser, candidates) if Path(each).exists()), None)
     if path is None:
         return None
+    from netrc import NetrcParseError, netrc
+
     try:
-        return netrc.netrc(path)
+        return netrc(path)
     except UnicodeDecodeError as error:
         raise OptionError("the .netrc file cannot be read: its text is not in the locale's encoding") from error
-    except netrc.NetrcParseError:
+    except NetrcParseError:
         return None
     except OSError as error:
         if is_out_of_descriptors(error):

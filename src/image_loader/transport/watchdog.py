@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 
-from image_loader.errors import DownloadError, OutOfThreadsError, interrupted
+from image_loader.errors import DownloadError, OutOfThreadsError, interrupted, too_late, was_stopped
 from image_loader.model import Reason
 
 _INTERRUPT_INTERVAL = 0.05  # seconds
@@ -17,13 +17,14 @@ _INTERRUPT_INTERVAL = 0.05  # seconds
 class Watch:
     """One attempt under watch: the socket that it blocks on, and why it was ended, if it was."""
 
-    __slots__ = ("_watchdog", "deadline", "ended", "socket")
+    __slots__ = ("_watchdog", "deadline", "ended", "socket", "stopped")
 
     def __init__(self, watchdog: Watchdog, deadline: float) -> None:
         self._watchdog = watchdog
         self.deadline = deadline
         self.socket: socket.socket | None = None
         self.ended: Reason | None = None
+        self.stopped = False
 
     def close(self) -> None:
         """Watch no longer."""
@@ -44,17 +45,22 @@ class Watch:
     def check(self) -> None:
         """Raise ``DownloadError`` if the attempt was ended, or its time is over."""
         if self.ended is None and time.monotonic() >= self.deadline:
-            self.ended = Reason.DEADLINE
+            self._note(Reason.DEADLINE)
         if self.ended is not None:
-            raise ended(self.ended)
+            raise ended(self.ended, stopped=self.stopped)
 
     def end(self, reason: Reason) -> None:
         """End the attempt: whatever it waits for on its socket returns at once."""
-        self.ended = self.ended or reason
+        if self.ended is None:
+            self._note(reason)
         with self._watchdog.lock, contextlib.suppress(OSError):
             if self.socket is not None:
                 # The base class's shutdown: SSLSocket's own would drop the TLS state under the reader's feet.
                 socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
+    def _note(self, reason: Reason) -> None:
+        self.stopped = was_stopped(self.deadline)
+        self.ended = reason
 
 
 class Watchdog:
@@ -128,8 +134,8 @@ class Watchdog:
             watch.end(reason)
 
 
-def ended(reason: Reason) -> DownloadError:
-    """Return the error of an attempt that was ended: its time was over, or the run."""
+def ended(reason: Reason, *, stopped: bool = False) -> DownloadError:
+    """Return the error of an attempt that was ended: its time was over (``too_late``), or the run."""
     if reason is Reason.INTERRUPTED:
         return interrupted()
-    return DownloadError(Reason.DEADLINE, "not done within the time for one attempt")
+    return too_late("not done within the time for one attempt", stopped=stopped)

@@ -1,0 +1,124 @@
+"""A directory that a cluster fills: a folder for each part of the hosts, one driver at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from image_loader.errors import DirectoryError
+from image_loader.store.root import HIDDEN, PARTIALS, Root, directory_error
+
+NOTE = f"{HIDDEN}/partitions"
+"""The file that says how many parts there are; no other directory has it."""
+_DRIVER = f"{HIDDEN}/driver"
+_RUNS = f"{HIDDEN}/cluster"
+_LOCKS = f"{HIDDEN}/locks"
+_NOTE_SIZE = 64
+_PATIENCE = 2.0
+"""Seconds to wait for the lock of the driver: a worker that tries it holds it for a moment."""
+_POLL = 0.05
+
+
+def require_one_machine(root: Root) -> None:
+    """Raise ``DirectoryError`` for a directory that a cluster has filled."""
+    if os.path.lexists(root.place(NOTE)):
+        raise DirectoryError(f"{root.path}: was filled with --cluster; use --cluster, or name another directory")
+
+
+def name(partition: int) -> str:
+    """Return the name of a part's folder.
+
+    >>> name(0), name(63), name(4095)
+    ('00', '3f', 'fff')
+    """
+    return f"{partition:02x}"
+
+
+def runs(directory: Path) -> Path:
+    """Return the folder that has one folder for each run that is under way."""
+    return directory / _RUNS
+
+
+class Partitions:
+    """The directory, as its driver holds it: no other driver can have it meanwhile."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        """Make the directory, or check that it was made for ``count`` parts; raises ``DirectoryError``."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            root = Root(path)
+            if os.path.lexists(root.place(PARTIALS)) and not os.path.lexists(root.place(NOTE)):
+                raise DirectoryError(
+                    f"{path}: was filled without --cluster; leave --cluster out, or name another directory"
+                )
+            for folder in (HIDDEN, _RUNS, _LOCKS):
+                Path(root.place(folder)).mkdir(exist_ok=True)
+            self._driver = _locked(root)
+        except OSError as error:
+            raise directory_error(os.fspath(error.filename or path), error) from error
+        # Not resolved: a link on the way may lead elsewhere on another machine.
+        self.path = Path(os.path.abspath(path))  # noqa: PTH100 (``Path.absolute`` keeps "..")
+        try:
+            _check_count(path, Path(root.place(NOTE)), count)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let other drivers have it."""
+        os.close(self._driver)
+
+
+def _check_count(path: Path, note: Path, count: int) -> None:
+    """Write down how many parts there are, or compare it with what was written down."""
+    try:
+        with note.open("a+", encoding="ascii", errors="replace") as file:
+            file.seek(0)
+            former = file.read(_NOTE_SIZE).strip()
+            if not former:
+                file.write(f"{count}\n")
+    except OSError as error:
+        raise directory_error(str(note), error) from error
+    if former not in ("", str(count)):
+        raise DirectoryError(
+            f"{path}: is divided into {former} parts, not {count}; set PARTITIONS in loader.py to {former}, "
+            f"or name another directory"
+        )
+
+
+def _locked(root: Root) -> int:
+    """Return the descriptor of the driver's lock."""
+    descriptor = os.open(root.place(_DRIVER), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    give_up = time.monotonic() + _PATIENCE
+    while not takes(descriptor):
+        if time.monotonic() > give_up:
+            os.close(descriptor)
+            raise DirectoryError(f"{root.path}: another run with --cluster is under way there; wait for its end")
+        time.sleep(_POLL)
+    return descriptor
+
+
+def takes(descriptor: int) -> bool:
+    """Lock a file alone; return whether that could be done, and raise ``OSError`` where there are no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def has_driver(path: Path) -> bool:
+    """Whether a driver holds the directory, as seen from this machine; raises ``OSError``."""
+    descriptor = os.open(path / _DRIVER, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return not takes(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_lock(path: Path, partition: int) -> int:
+    """Open the file whose lock a task holds while it works on a part; raises ``OSError``."""
+    file = path / _LOCKS / name(partition)
+    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)

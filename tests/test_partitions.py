@@ -1,0 +1,69 @@
+"""Promises of a directory that is divided into parts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from image_loader.errors import DirectoryError
+from image_loader.store.directory import Directory, look_at
+from image_loader.store.partitions import Partitions, has_driver, open_lock, takes
+
+
+def test_it_has_one_driver_at_a_time_as_seen_from_elsewhere(tmp_path: Path) -> None:
+    first = Partitions(tmp_path / "images", 256)
+    assert has_driver(first.path)
+    with pytest.raises(DirectoryError, match="another run with --cluster is under way"):
+        Partitions(tmp_path / "images", 256)
+    first.close()
+    assert not has_driver(first.path)
+    Partitions(tmp_path / "images", 256).close()
+
+
+def test_the_number_of_parts_stays(tmp_path: Path) -> None:
+    Partitions(tmp_path, 256).close()
+    with pytest.raises(DirectoryError, match="into 256 parts, not 64; set PARTITIONS"):
+        Partitions(tmp_path, 64)
+    Partitions(tmp_path, 256).close()
+
+
+def test_one_machine_does_not_use_it_and_changes_nothing_there(tmp_path: Path) -> None:
+    Partitions(tmp_path, 256).close()
+    before = sorted(tmp_path.rglob("*"))
+    for use in (Directory, look_at):
+        with pytest.raises(DirectoryError, match="was filled with --cluster; use --cluster"):
+            use(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    Directory(tmp_path / "3f").close()
+
+
+def test_a_directory_of_one_machine_is_not_divided(tmp_path: Path) -> None:
+    Directory(tmp_path).close()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DirectoryError, match="was filled without --cluster"):
+        Partitions(tmp_path, 256)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_part_is_locked_by_one_task_at_a_time(tmp_path: Path) -> None:
+    directory = Partitions(tmp_path, 256)
+    first, second, other = (open_lock(directory.path, number) for number in (63, 63, 64))
+    try:
+        assert takes(first)
+        assert not takes(second)
+        assert takes(other)
+        os.close(first)
+        first = os.dup(other)
+        assert takes(second)
+    finally:
+        for descriptor in (first, second, other):
+            os.close(descriptor)
+        directory.close()
+
+
+def test_a_place_that_cannot_be_a_directory_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DirectoryError, match="move that file away"):
+        Partitions(tmp_path / "file", 256)
