@@ -14,7 +14,7 @@ from image_loader.transport.failures import connect_error
 
 # RFC 8305, 5: how long an address has before the next one is tried beside it.
 _ATTEMPT_DELAY = 0.25
-# A host with very many addresses: all are begun within this part of the timeout, so many of them at once.
+# If a host has very many addresses, all are begun within this part of the timeout, at most so many at once.
 _PART_FOR_ATTEMPTS = 0.8
 _MOST_AT_ONCE = 8
 _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK})
@@ -54,7 +54,7 @@ class Race:
                 self._drop(next(iter(self._sockets)))
             code = self._try(address)
             if code in _UNDER_WAY:
-                # Where the thread is late, the one after that is not.
+                # If this thread is late, the next address is still begun at its time.
                 due = min(now if self.next_at is None else self.next_at, now) + self._delay
                 self.next_at = due if self._addresses else None
                 return None
