@@ -151,7 +151,7 @@ class _Common:
         self.verify: bool | str | None = found["verify"]
         self.own = _fields(session, settings.headers)
         harmless = {name: value for name, value in settings.headers.items() if name.lower() in _HARMLESS}
-        self.elsewhere = _fields(session, harmless)
+        self.elsewhere = _fields(session, harmless) if harmless != settings.headers else self.own
         self._proxies: dict[str, str] = getproxies()
         self._netrc = _netrc()
         self._parsed = functools.lru_cache(16)(_proxy)
