@@ -97,6 +97,20 @@ class Outage:
         return self._seconds
 
 
+class AtRandom:
+    """Refuses a share of the requests, whatever their rate."""
+
+    def __init__(self, share: float, seed: int) -> None:
+        self._share = share
+        self._chance = random.Random(seed)
+
+    def lets_through(self, now: float) -> bool:
+        return self._chance.random() >= self._share
+
+    def ideal(self, images: int) -> float:
+        return 0.0
+
+
 class Simulated(NamedTuple):
     """How a simulated run ended, after so many seconds and requests, with so many images left."""
 

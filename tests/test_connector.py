@@ -26,7 +26,7 @@ from conftest import SETTINGS
 from exchange import whole
 from image_loader.errors import DownloadError, LoaderError
 from image_loader.model import Blame, Reason
-from image_loader.transport import Connection, Transport
+from image_loader.transport import Connection, Transport, handshakes
 from image_loader.transport.dial import Dial
 from server import Scripted, Server, connections_to, plays, refusing_port, silent_port, unaccepting_port
 
@@ -255,6 +255,49 @@ def test_hosts_that_never_shake_hands_hold_up_no_other(tls: ssl.SSLContext, bund
             each.close()
         assert {origin.partition(":")[0] for origin, _ in results} == {"https", "http"}
         assert told.empty
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_only_so_many_handshakes_are_made_at_once(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """The others wait for their turn, connected; each that ends, in whatever way, gives it to the next."""
+    monkeypatch.setattr(handshakes, "_MOST", most)
+    with connecting(ca_bundle=bundle, timeout=1.0, max_time=60.0) as (made, told), ExitStack() as stack:
+        silent = stack.enter_context(silent_port())
+        live = stack.enter_context(Server(tls=tls))
+        for _ in range(most):
+            made.connect(f"https://127.0.0.1:{silent}")
+        for _ in range(4):
+            made.connect(live.origin)
+        results = [told.next() for _ in range(most + 4)]
+        assert [origin == live.origin for origin, _ in results].index(True) >= 1, "one had to end first"
+        for origin, result in results:
+            assert isinstance(result, Connection) == (origin == live.origin)
+            if isinstance(result, Connection):
+                stack.callback(result.close)
+
+
+def test_a_connection_that_is_closed_while_it_waits_to_shake_hands_fails(
+    bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshakes, "_MOST", 1)
+    with (
+        connecting(ca_bundle=bundle, timeout=30.0, max_time=60.0) as (made, told),
+        silent_port() as silent,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+    ):
+        made.connect(f"https://127.0.0.1:{silent}")
+        made.connect(f"https://127.0.0.1:{listener.getsockname()[1]}")
+        accepted, _ = listener.accept()
+        accepted.close()
+        origin, result = told.next()
+        assert origin.endswith(f":{listener.getsockname()[1]}")
+        assert isinstance(result, DownloadError)
+        assert result.failure.retryable
+        made.connect(f"https://127.0.0.1:{silent}")
+        made.interrupt()
+        assert reasons(told, 2) == {Reason.INTERRUPTED: 2}
 
 
 @pytest.mark.parametrize("close", ["at once", "after the first bytes", "with a reset"])

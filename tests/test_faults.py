@@ -479,9 +479,9 @@ def test_dead_hosts_in_front_hinder_no_other_one(server: Server, loader: Loader)
     with dead_hosts() as ports:
         dead = [f"http://127.0.0.1:{port}/{number}.png" for port in ports.values() for number in range(500)]
         running = loader.start([*dead, *urls_of(server, 200)], "--timeout", "2")
-        server.wait_for(lambda: len(list(loader.directory.glob("*.png"))) == 200, 6)
+        server.wait_for(lambda: len(list(loader.directory.glob("*.png"))) == 200)
         running.send(signal.SIGINT)
-        run = running.finish(3)
+        run = running.finish()
     assert run.status == 130
     assert len(run.files) == 200
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from image_loader.scheduling.health import Health, Policy, State
-from limits import LIMITS, POLICY, Limit, Outage, simulate
+from limits import LIMITS, POLICY, AtRandom, Limit, Outage, simulate
 
 NEW = Health.unknown(POLICY, 0.0)
 
@@ -42,6 +42,14 @@ def test_a_host_that_limits_the_rate_gets_about_that(
     assert run.left == 0
     assert run.requests <= 1.7 * images
     assert run.seconds <= 2 * make().ideal(images) + 5 * (name == "50 in 10 s")
+
+
+@pytest.mark.parametrize(("share", "at_most"), [(0.05, 0.05), (0.1, 0.1), (0.2, 0.4)])
+def test_a_host_that_refuses_some_requests_at_random_is_hardly_slowed_down(share: float, at_most: float) -> None:
+    """A longer interval would not help: it grows with each refusal, and shrinks faster than that with the successes."""
+    runs = [simulate(AtRandom(share, seed), 300, 0.05, lambda _: None) for seed in range(5)]
+    assert all(run.left == 0 for run in runs)
+    assert sum(run.seconds for run in runs) / sum(run.requests for run in runs) <= at_most
 
 
 @pytest.mark.parametrize(("outage", "at_most"), [(2.0, 6.0), (6.0, 12.0), (20.0, 45.0)])

@@ -61,7 +61,7 @@ WINDOW = 10_000
 """Lines of the list looked at ahead of the slowest download; some 1 kB each."""
 WINDOW_SIZE = 4_000_000
 """Characters of the URLs that are looked at ahead; where they are very long, fewer lines are."""
-WINDOW_HOSTS = 2000
+WINDOW_HOSTS = 1000
 """Hosts that wait for their first connection while the list is read on; some 2 kB each."""
 BATCH = 100
 """Lines read, looked up in the index and decided upon together."""

@@ -45,7 +45,9 @@ class Unpacker:
                 self._member = zlib.decompressobj(self._wbits)
             if content := self._member.decompress(waiting, self._limit):
                 yield content
-            waiting = self._member.unconsumed_tail or self._member.unused_data.lstrip(self._padding)
+            # At the end of a member, zlib may leave what stands behind it in both places.
+            ended = self._member.eof
+            waiting = self._member.unused_data.lstrip(self._padding) if ended else self._member.unconsumed_tail
 
 
 def pieces(chunk: bytes) -> Iterator[bytes]:

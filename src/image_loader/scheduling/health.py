@@ -18,16 +18,14 @@ _FIRST_INTERVAL = 0.03
 """Seconds between two requests after the first refusal."""
 _SHORTEST_INTERVAL = 0.004
 """Seconds; a shorter interval counts as none."""
-_GENTLY = 1.25
-"""Factor of the interval after a refusal, which may be about one image only."""
-_FIRMLY = 2.0
-"""Factor of the interval after a second refusal in a row."""
+_GROWS_TO = 1.3
+"""Factor of the interval after a refusal, and after a second one in a row; the next ones are pauses that grow."""
 _NARROWS_TO = 0.7
 """Factor of the attempts at once after a refusal."""
 _LONGEST_INTERVAL = 2.0
 """Seconds; a host that allows less than that is paused again and again."""
-_SHRINKS_TO = 0.95
-"""Factor of the interval after a success."""
+_SHRINKS_TO = 0.93
+"""Factor of the interval after a success: where a server refuses a fifth of all requests at random, it stays short."""
 _WIDENS_BY = 0.5
 """Added to the limit with each success, divided by the limit."""
 _OPTIMISM = 0.5
@@ -193,9 +191,9 @@ class Health(NamedTuple):
             return health if asked is None else health._paused(now + asked)
         if health.refusals:
             own_pause = min(_FIRST_PAUSE * 2.0 ** (health.refusals - 1), _LONGEST_PAUSE)
-            health = health._slowed(_FIRMLY if health.refusals == 1 else 1.0)._replace(limit=1.0)
+            health = health._slowed(_GROWS_TO if health.refusals == 1 else 1.0)._replace(limit=1.0)
         else:
-            health = health._slowed(_GENTLY)._replace(refused_since=now, patience=health._patience(successes))
+            health = health._slowed(_GROWS_TO)._replace(refused_since=now, patience=health._patience(successes))
             own_pause = health.interval
         health = health._replace(refusals=health.refusals + 1, slowed_at=now)
         return health._paused(now + (max(own_pause, health.interval) if asked is None else asked))

@@ -19,6 +19,7 @@ from image_loader.model import Reason
 from image_loader.transport import daemons
 from image_loader.transport.connection import Connection
 from image_loader.transport.dial import Dial, Means
+from image_loader.transport.handshakes import Handshakes
 from image_loader.transport.names import Names
 from image_loader.transport.routes import Route
 from image_loader.transport.watchdog import ended
@@ -51,8 +52,10 @@ class Connector:
         self._inbox: deque[Callable[[], None]] = deque()
         self._asleep = self._closed = self._interrupted = self._over = False
         self._selector, self._woken, self._wake = _waiting_room()
+        self._handshakes = Handshakes()
         self._means = Means(
-            self._selector, self._names, self._tunnels, timeout, public_only, self._tell, self._schedule, self._finish
+            *(self._selector, self._names, self._tunnels, self._handshakes, timeout, public_only),
+            *(self._tell, self._schedule, self._finish),
         )
         self._thread = threading.Thread(target=self._run, name="image_loader-connector", daemon=True)
         try:
@@ -179,6 +182,8 @@ class Connector:
     def _finish(self, dial: Dial, result: Any) -> None:
         """Have it delivered what came of a dial: an error, or a connection that stands."""
         del self._dials[dial.number]
+        if (following := self._handshakes.leave(dial.number)) is not None:
+            self._tell(following, Dial.begin_handshake)
         origin = dial.route.origin
         if not isinstance(result, (DownloadError, LoaderError)):
             result = Connection(origin, dial.route.way, result, self._timeout)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import selectors
 import socket
 import ssl
@@ -11,24 +9,19 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from image_loader.errors import DownloadError, LoaderError, is_out_of_descriptors, was_stopped
+from image_loader.errors import DownloadError, LoaderError, was_stopped
 from image_loader.model import Blame, Reason
-from image_loader.transport.addresses import Address, interleaved, is_public
+from image_loader.transport.addresses import is_public
 from image_loader.transport.daemons import Daemons
 from image_loader.transport.failures import at_proxy, connect_error, copied, handshake_error
+from image_loader.transport.handshakes import Handshakes
 from image_loader.transport.names import Answer, Names
+from image_loader.transport.race import Race, Raced
 from image_loader.transport.routes import Route
 from image_loader.transport.watchdog import ended
 
 if TYPE_CHECKING:
     from image_loader.transport.tunnels import Tunnel
-
-# RFC 8305, 5: how long an address has before the next one is tried beside it.
-_ATTEMPT_DELAY = 0.25
-# If a host has very many addresses, all are begun within this part of the timeout, at most so many at once.
-_PART_FOR_ATTEMPTS = 0.8
-_MOST_AT_ONCE = 8
-_UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK})
 
 
 class Means(NamedTuple):
@@ -41,6 +34,7 @@ class Means(NamedTuple):
     selector: selectors.BaseSelector
     names: Names
     tunnels: Daemons
+    handshakes: Handshakes
     timeout: float
     public_only: bool
     post: Callable[..., None]
@@ -56,8 +50,8 @@ class Dial:
     """
 
     __slots__ = (
-        "_addresses", "_context", "_deadline", "_delay", "_failure", "_means", "_next_at", "_phase_end", "_sockets",
-        "_tls", "_tunnel", "begun", "due", "number", "route",
+        "_context", "_deadline", "_descriptor", "_means", "_phase_end", "_race", "_socket", "_tls", "_tunnel", "begun",
+        "due", "number", "route",
     )  # fmt: skip
 
     def __init__(
@@ -69,11 +63,10 @@ class Dial:
         self.begun = begun
         self.due = self._phase_end = self._deadline = deadline
         self._context = context
-        # Those that are still to be tried, the next one last; None while they are not known, and once one is connected.
-        self._addresses: list[Address] | None = None
-        self._delay = 0.0
-        self._sockets: dict[int, socket.socket] = {}
-        self._failure: DownloadError | None = None
+        self._race: Race | None = None
+        # The connection that stands and is to shake hands, its descriptor, and what wraps it once it does.
+        self._socket: socket.socket | None = None
+        self._descriptor = -1
         self._tls: ssl.SSLSocket | None = None
         self._tunnel: Tunnel | None = None
 
@@ -95,30 +88,26 @@ class Dial:
 
     def go_on(self, descriptor: int) -> None:
         """Go on where a socket has become ready; it may have been closed by what went before."""
-        sock = self._sockets.get(descriptor)
-        if sock is None:
+        if self._race is not None:
+            self._raced(self._race, self._race.go_on(descriptor, time.monotonic()))
+        elif descriptor != self._descriptor:
             return
-        if self._tls is not None:
+        elif self._tls is not None:
             self._shake_hands(self._tls)
-            return
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code == 0:
-            self._connected(descriptor)
-            return
-        self._drop(descriptor)
-        self._failure = connect_error(OSError(code, os.strerror(code)))
-        self._try_next_address()
+        else:
+            self.begin_handshake()  # The peer has closed it, most likely.
 
     def look(self, now: float) -> None:
         """Do what is due."""
         if now < self._phase_end:
-            self._try_next_address()
+            if self._race is not None:
+                self._raced(self._race, self._race.try_next(now))
         elif now >= self._deadline:
             self.end(ended(Reason.DEADLINE, stopped=was_stopped(self._deadline)))
         elif self._tls is not None:
             detail = "no TLS handshake within the timeout"
             self._end_handshake(DownloadError(Reason.TIMEOUT, detail, retryable=True, blame=Blame.HOST))
-        elif self._addresses is None and self._tunnel is None:
+        elif self._race is None and self._tunnel is None:
             detail = "the name was not looked up within the timeout"
             self._end_connect(DownloadError(Reason.DNS, detail, retryable=True, blame=Blame.HOST))
         else:
@@ -129,13 +118,17 @@ class Dial:
         if self._tunnel is not None:
             self._means.tunnels.withdraw(self.number)
             self._tunnel.abort()
-        elif self._addresses is None and not self._sockets:
+        elif self._race is not None:
+            self._race.close()
+            self._race = None  # It refers to this dial.
+        elif self._socket is not None:
+            self._means.selector.unregister(self._descriptor)
+            self._socket.close()
+        else:
             self._means.names.forget(self.route.host, self.number)
-        for descriptor in list(self._sockets):
-            self._drop(descriptor)
         self._means.finish(self, error)
 
-    # Addresses and TCP -----------------------------------------------------------------------------------------------
+    # TCP and TLS -----------------------------------------------------------------------------------------------------
 
     def found(self, answer: Answer) -> None:
         """Take what came of the look-up."""
@@ -148,72 +141,43 @@ class Dial:
             host = self.route.host
             self.end(DownloadError(Reason.PRIVATE_ADDRESS, f"{host} has an address that is not public"))
         else:
-            self._addresses = interleaved(answer)[::-1]
-            self._next_at = time.monotonic()
-            self._delay = min(_ATTEMPT_DELAY, _PART_FOR_ATTEMPTS * self._means.timeout / max(1, len(answer)))
-            self._begin_phase(self._means.timeout)
-            self._try_next_address()
+            means = self._means
+            self._race = Race(answer, self.route.port, means.timeout, means.selector, self)
+            self._begin_phase(means.timeout)
+            self._raced(self._race, self._race.try_next(time.monotonic()))
 
-    def _try_next_address(self) -> None:
-        """Begin to connect to the next address that does not fail at once."""
-        while self._addresses:
-            address = self._addresses.pop()
-            if len(self._sockets) >= _MOST_AT_ONCE:
-                self._drop(next(iter(self._sockets)))
-            code = self._try_address(address)
-            if code in _UNDER_WAY:
-                # If this thread is late, the next address is still begun at its time.
-                self._next_at = min(self._next_at, time.monotonic()) + self._delay
-                self._set_due(self._next_at if self._addresses else self._phase_end)
-                return
-            if code == 0:
-                self._connected(next(reversed(self._sockets)))
-                return
-            error = OSError(code, os.strerror(code))
-            self._failure = connect_error(error)
-            if is_out_of_descriptors(error):
-                self._addresses.clear()
-        if self._sockets:
-            self._set_due(self._phase_end)
+    def _raced(self, race: Race, result: Raced) -> None:
+        """Take what has come of connecting so far."""
+        if result is None:
+            self._set_due(self._phase_end if race.next_at is None else race.next_at)
+            return
+        self._race = None
+        if isinstance(result, DownloadError):
+            self._end_connect(result)
+        elif self._context is None:
+            self._means.selector.unregister(result.fileno())
+            self._means.finish(self, result)
         else:
-            self._end_connect(self._failure or connect_error(None))
+            self._stand(result)
 
-    def _try_address(self, address: Address) -> int:
-        """Begin to connect to an address; return what ``connect`` says."""
-        try:
-            sock = socket.socket(address.family, socket.SOCK_STREAM)
-        except OSError as error:
-            return error.errno or errno.EIO
-        try:
-            sock.settimeout(0)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            code = sock.connect_ex(address.at(self.route.port))
-        except OSError as error:
-            code = error.errno or errno.EIO
-        if code == 0 or code in _UNDER_WAY:
-            self._watch(sock)
+    def _stand(self, sock: socket.socket) -> None:
+        """Have a connection that stands shake hands, when it is its turn; until then, only its end is heeded."""
+        self._socket, self._descriptor = sock, sock.fileno()
+        if self._means.handshakes.enter(self.number):
+            self.begin_handshake()
         else:
-            sock.close()
-        return code
+            self._means.selector.modify(self._descriptor, selectors.EVENT_READ, self)
+            self._begin_phase(self._deadline - self.begun)
 
-    def _connected(self, descriptor: int) -> None:
-        for other in [each for each in self._sockets if each != descriptor]:
-            self._drop(other)
-        self._addresses = None
-        if self._context is None:
-            self._means.selector.unregister(descriptor)
-            self._means.finish(self, self._sockets.pop(descriptor))
-        else:
-            self._begin_handshake(self._context, descriptor)
-
-    # TLS -------------------------------------------------------------------------------------------------------------
-
-    def _begin_handshake(self, context: ssl.SSLContext, descriptor: int) -> None:
+    def begin_handshake(self) -> None:
+        """Begin to shake hands on the connection that stands, unless that is done already."""
+        if self._socket is None or self._context is None or self._tls is not None:
+            return
         self._begin_phase(self._means.timeout)
         try:
             # The descriptor stays the same, so that it need not be registered anew.
-            tls = context.wrap_socket(
-                self._sockets[descriptor],
+            self._socket = self._tls = self._context.wrap_socket(
+                self._socket,
                 server_hostname=self.route.server_hostname,
                 do_handshake_on_connect=False,
                 # A body that ends with the connection is whole only if the peer says so (RFC 9112, 9.8).
@@ -224,21 +188,20 @@ class Dial:
         except ValueError:
             self.end(DownloadError(Reason.BAD_URL, "bad host name"))
         else:
-            self._sockets[descriptor] = self._tls = tls
-            self._shake_hands(tls)
+            self._shake_hands(self._tls)
 
     def _shake_hands(self, tls: ssl.SSLSocket) -> None:
         try:
             tls.do_handshake()
         except ssl.SSLWantReadError:
-            self._means.selector.modify(tls.fileno(), selectors.EVENT_READ, self)
+            self._means.selector.modify(self._descriptor, selectors.EVENT_READ, self)
         except ssl.SSLWantWriteError:
-            self._means.selector.modify(tls.fileno(), selectors.EVENT_WRITE, self)
+            self._means.selector.modify(self._descriptor, selectors.EVENT_WRITE, self)
         except OSError as error:
             self._end_handshake(handshake_error(error))
         else:
-            self._means.selector.unregister(tls.fileno())
-            self._sockets.clear()
+            self._means.selector.unregister(self._descriptor)
+            self._socket = None
             self._means.finish(self, tls)
 
     # Tunnels ---------------------------------------------------------------------------------------------------------
@@ -270,8 +233,8 @@ class Dial:
             self.end(built)
         elif isinstance(built, socket.socket) and self._context is not None:
             built.settimeout(0)
-            self._watch(built)
-            self._begin_handshake(self._context, built.fileno())
+            self._means.selector.register(built.fileno(), selectors.EVENT_WRITE, self)
+            self._stand(built)
         else:
             self._means.finish(self, built)
 
@@ -290,11 +253,3 @@ class Dial:
 
     def _end_handshake(self, error: DownloadError) -> None:
         self.end(error if self.route.tunnel is not None else at_proxy(self.route.proxy, error))
-
-    def _watch(self, sock: socket.socket) -> None:
-        self._sockets[sock.fileno()] = sock
-        self._means.selector.register(sock.fileno(), selectors.EVENT_WRITE, self)
-
-    def _drop(self, descriptor: int) -> None:
-        self._means.selector.unregister(descriptor)
-        self._sockets.pop(descriptor).close()
