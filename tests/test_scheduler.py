@@ -1197,6 +1197,18 @@ def test_a_run_that_is_cut_off_gives_back_the_connections_that_wait_for_a_worker
     assert {connection.origin for connection in house.kept} == {"http://other", "http://late"}
 
 
+def test_a_run_that_is_cut_off_closes_the_connections_of_turns_that_nobody_waits_for() -> None:
+    house = House({"threads": 4, "per_host": 1})
+    house.add(*(f"http://host-{number}/a.jpg" for number in range(5)))
+    assert (len(house.running), len(house.ahead)) == (4, 1)
+    house.scheduler.abandon()
+    house.scheduler.drop_running()
+    assert sum(link.closed for link in house.links) == 1
+    for worker in house.running:
+        worker.answer(GONE)
+    assert all(link.closed for link in house.links)
+
+
 def test_a_host_that_is_given_up_gives_back_the_connections_that_wait_for_a_worker() -> None:
     house = House({"threads": 3, "host_failures": 1, "host_patience": 0.0, "retries": 0})
     house.silent.add("http://other")

@@ -88,6 +88,7 @@ class Scheduler:
         for turn in self._dispatch.turns:
             self._jobs.put_back(turn, now)
             self._give_up_current(turn, now)
+            turn.drop()
         self._dispatch.turns.clear()
         for host in self._jobs.hosts:
             self._dispatch.release(host)

@@ -51,7 +51,7 @@ class Turn:
     They stand in a deque: two threads can take from its ends without a lock.
     """
 
-    __slots__ = ("_waiting", "begun", "connection", "current", "host")
+    __slots__ = ("_is_dropped", "_waiting", "begun", "connection", "current", "host")
 
     def __init__(self, host: Host, connection: Connection, tasks: Iterable[Task]) -> None:
         self.host = host
@@ -59,6 +59,7 @@ class Turn:
         self.begun = math.inf
         self.current: Task | None = None
         self._waiting = deque(tasks)
+        self._is_dropped = False
 
     def work(
         self,
@@ -75,6 +76,8 @@ class Turn:
             ended.extend(self._attempts(attempt, clock, tell))
         finally:
             tell(TurnOver(self, sys.exception()))
+            if self._is_dropped:
+                self.connection.close()
 
     def _attempts(self, attempt: Attempt, clock: Clock, tell: Callable[[TurnNearlyOver], None]) -> Iterator[Ended]:
         while (task := self._next()) is not None:
@@ -96,6 +99,12 @@ class Turn:
         while self._waiting:
             with suppress(IndexError):
                 yield self._waiting.pop()
+
+    def drop(self) -> None:
+        """Have its connection closed when its worker is done, or now if none has begun: nobody waits for it."""
+        self._is_dropped = True
+        if self.begun == math.inf:
+            self.connection.close()
 
     def _next(self) -> Task | None:
         try:
