@@ -8,6 +8,7 @@ import re
 import threading
 from base64 import b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -230,15 +231,20 @@ def _netrc() -> netrc | None:
     path = next((each for each in map(os.path.expanduser, candidates) if Path(each).exists()), None)
     if path is None:
         return None
-    from netrc import NetrcParseError, netrc
-
     try:
-        return netrc(path)
+        return _read_netrc(path)
     except UnicodeDecodeError as error:
         raise OptionError("the .netrc file cannot be read: its text is not in the locale's encoding") from error
-    except NetrcParseError:
-        return None
     except OSError as error:
         if is_out_of_descriptors(error):
             raise connect_error(error) from error
         return None
+
+
+def _read_netrc(path: str) -> netrc | None:
+    # The import takes a descriptor as well.
+    from netrc import NetrcParseError, netrc
+
+    with suppress(NetrcParseError):
+        return netrc(path)
+    return None
