@@ -37,11 +37,11 @@ _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
 _RESERVE = """UPDATE OR IGNORE image SET key = ? WHERE rowid = ?
     AND NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ? AND rowid <> ?)"""
 _RENAME = "UPDATE image SET name = ?, complete = ?, mtime_ns = ?, ctime_ns = ? WHERE rowid = ?"
-_RECORD = """UPDATE OR IGNORE image SET name = ?1, key = coalesce(?2, key), complete = 1,
-    size = ?3, mtime_ns = ?4, ctime_ns = ?5, media_type = coalesce(?6, media_type), sha256 = coalesce(?7, sha256),
-    etag = ?8, last_modified = ?9, target = ?10,
-    max_age = ?11, expires = ?12, varies = ?13, date = ?14, age = ?15, redirects_end = ?16,
-    saved = ?17, checked = ?18 WHERE rowid = ?19 AND (saved IS NULL OR saved <= ?17 OR saved > ?20)"""
+_RECORD = """UPDATE OR IGNORE image SET name = ?, key = coalesce(?, key), complete = 1,
+    size = ?, mtime_ns = ?, ctime_ns = ?, media_type = coalesce(?, media_type), sha256 = coalesce(?, sha256),
+    etag = ?, last_modified = ?, target = ?,
+    max_age = ?, expires = ?, varies = ?, date = ?, age = ?, redirects_end = ?,
+    saved = ?, checked = ? WHERE rowid = ? AND (saved IS NULL OR saved <= ? OR saved > ?)"""
 # Another run may have recorded a newer file by now. These statements are not about that one.
 _TOUCH = "UPDATE image SET mtime_ns = ?, ctime_ns = ? WHERE rowid = ? AND size = ? AND sha256 IS ? AND saved = ?"
 _RENEW = """UPDATE image SET etag = ?, last_modified = ?, target = ?,
@@ -375,7 +375,7 @@ def _values(row: int, image: Image, key: str | None, now: float) -> _Values:
     sha256 = None if image.sha256 is None else bytes.fromhex(image.sha256)
     return (
         *(image.file, key, image.size, *times, image.media_type, sha256, *image.validators, *image.lifetime),
-        *(image.saved, image.checked, row, now),
+        *(image.saved, image.checked, row, image.saved, now),
     )
 
 
