@@ -13,7 +13,7 @@ _GROWTH = 4
 # A host that refuses requests (429, 503) without a word about when to come back is slowed down: fewer at once, and a
 # longer interval; while it refuses all, one at a time after pauses of 1, 2, 4 … s. Each success gives a little of that
 # back. The tests simulate it with fixed and sliding windows, token buckets and outages, at 1 and 50 ms: at most twice
-# the time that the limit allows, and 1.3 requests an image.
+# the time that the limit allows, and 1.3 requests an image on average.
 _FIRST_INTERVAL = 0.03
 """Seconds between two requests after the first refusal."""
 _SHORTEST_INTERVAL = 0.004
