@@ -22,7 +22,7 @@ LAYERS = (
     ("settings",),
     ("lists", "freshness", "transport", "store", "processors", "endings", "decoding"),
     ("scheduling",),
-    ("outcome", "renaming"),
+    ("outcome", "renaming", "saving"),
     ("planner",),
     ("attempt", "removal"),
     ("preview",),

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
@@ -63,7 +64,7 @@ def place(tmp_path: Path, server: Server) -> Path:
         rows = csv.writer(file, delimiter=";", lineterminator="\n")
         rows.writerows([("id", "title", "image link"), *((place, "a; b", url) for place, url in enumerate(urls))])
     (tmp_path / "products.json").write_text(json.dumps([{"image": url} for url in urls]))
-    with sqlite3.connect(tmp_path / "shop.db") as database:
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as database, database:
         database.execute("CREATE TABLE picture (id, url)")
         database.executemany("INSERT INTO picture VALUES (?, ?)", enumerate(urls))
     (tmp_path / "token.txt").write_text("Authorization: Bearer secret\n")

@@ -21,8 +21,6 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from conftest import ENVIRONMENT
 from image_loader import freshness
@@ -311,30 +309,21 @@ def test_a_url_is_seen_for_the_first_time_once_in_a_run(path: Path) -> None:
     digests = fill(path, 1203)
     with Index(path, NEVER) as index:
         records = index.look_up(digests).values()
-        assert all(index.first_seen(record) for record in records)
-        assert not any(index.first_seen(record) for record in index.look_up(digests).values())
+        assert all(index.seen.add(record.row) for record in records)
+        assert not any(index.seen.add(record.row) for record in index.look_up(digests).values())
 
 
 def test_a_new_url_is_the_one_that_is_found_later(index: Index) -> None:
     for url in "abc":
         wanted = [(digest(url), [Name(f"{url}.jpg", complete=True)])]
-        assert index.first_seen(index.claim(wanted, str.casefold)[digest(url)])
-        assert not index.first_seen(index.look_up([digest(url)])[digest(url)])
+        assert index.seen.add(index.claim(wanted, str.casefold)[digest(url)].row)
+        assert not index.seen.add(index.look_up([digest(url)])[digest(url)].row)
 
 
 def test_another_run_has_seen_nothing(path: Path) -> None:
     digests = fill(path, 1)
     with Index(path, NEVER) as index, Index(path, NEVER) as other:
-        assert [run.first_seen(run.look_up(digests)[digests[0]]) for run in (index, other)] == [True, True]
-
-
-@given(st.lists(st.integers(0, 100_000) | st.integers(0, 2**63 - 1)))
-def test_rows_anywhere_are_told_apart(rows: Sequence[int]) -> None:
-    seen: set[int] = set()
-    with tempfile.TemporaryDirectory() as directory, Index(Path(directory, "index"), NEVER) as index:
-        for row in rows:
-            assert index.first_seen(Record(row, Name("a.jpg", complete=True), None)) == (row not in seen)
-            seen.add(row)
+        assert [run.seen.add(run.look_up(digests)[digests[0]].row) for run in (index, other)] == [True, True]
 
 
 def test_no_url_asked_for_is_no_query(index: Index) -> None:
@@ -1051,7 +1040,7 @@ with Index(path, 0.5) as index:
         index.look_up(list(urls))
         wanted = [(url, [Name(name, complete=True)]) for url, name in urls.items()]
         for record in index.claim(wanted, str.casefold).values():
-            index.first_seen(record)
+            index.seen.add(record.row)
             validators = Validators('"1"' * 9)
             image = Image(record.name.path, 1, 1, 1, "image/jpeg", "00" * 32, validators, Lifetime(1.0), 0.0, 0.0)
             index.record(record.row, image)

@@ -269,7 +269,9 @@ def test_the_oldest_versions_that_are_tested_are_the_oldest_that_are_allowed() -
     config = configparser.ConfigParser()
     config.read(CHECKOUT / "setup.cfg")
     texts = [config["options"]["install_requires"]]
-    texts += [config["options.extras_require"][extra] for extra in ("verify", "report", "completion", "testing")]
+    texts += [
+        config["options.extras_require"][extra] for extra in ("verify", "report", "completion", "cluster", "testing")
+    ]
     needed = [
         Requirement(line) for text in texts for line in text.split("\n") if line and not line.startswith("types-")
     ]

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from image_loader import outcome
@@ -284,6 +283,8 @@ class _Downloads:
     """What downloading needs; built when the first image has to be asked for, since many runs ask for none."""
 
     def __init__(self, settings: Settings, directory: Directory, stack: ExitStack) -> None:
+        from queue import SimpleQueue
+
         from image_loader.attempt import Downloader
         from image_loader.processors import stay_on_one
         from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, close_delivered

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import runpy
 import sys
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
     # Run as a file, from a checkout: the package is found one folder up, and no module of ours hides another.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import runpy  # It takes a millisecond, and only this way needs it.
+
     runpy.run_module("image_loader", run_name="__main__")
 
 import gc

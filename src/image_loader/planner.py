@@ -109,7 +109,7 @@ class Planner:
                 continue  # It has its outcome.
             if self._read > _READ_MAX and record.image is not None:
                 plan.rest.append(line)
-            elif self._index.first_seen(record):
+            elif self._index.seen.add(record.row):
                 self._decide(line, url, record, now, plan)
             else:
                 plan.outcomes.append(outcome.duplicate(line))

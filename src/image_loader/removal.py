@@ -38,7 +38,7 @@ def delete(
     """
     if error := _refusal(settings, index, known):
         raise error
-    row, more = 0, index.has_seen()
+    row, more = 0, bool(index.seen)
     while more and not stop.is_set():
         looks = {record.row: _look_at(directory, record.image) for record in index.unseen(known, row, _ROWS)[0]}
         with directory.alone() as is_alone:
@@ -57,7 +57,7 @@ def preview(
     settings: Settings, directory: View, index: Index, known: Known, stop: threading.Event
 ) -> Iterator[Outcome]:
     """Yield what ``delete`` would delete, and raise what it would raise."""
-    row, more = 0, index.has_seen()
+    row, more = 0, bool(index.seen)
     while more and not stop.is_set():
         records, row = index.unseen(known, row, _ROWS)
         more = row > 0
@@ -68,7 +68,7 @@ def preview(
 
 def _refusal(settings: Settings, index: Index, known: Known) -> TooManyDeletionsError | None:
     """Return the error if more would be deleted than is allowed. An empty list deletes nothing."""
-    if not index.has_seen():
+    if not index.seen:
         if known.images:
             _LOG.warning("--delete: no URL in the list; nothing was deleted")
         return None

@@ -58,7 +58,7 @@ class Renamer:
             record = records.get(digest)
             if record is None or line.name is None or _is_called(record.name, _as_written(line.name)):
                 continue  # Nearly all rows; what follows takes longer than all else about a fresh image.
-            if self._index.is_seen(record.row):
+            if record.row in self._index.seen:
                 continue
             names = naming.candidates(url, self._settings.layout, *limits, wanted=line.name)
             preferred = next(names)

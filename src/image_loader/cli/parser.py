@@ -58,7 +58,9 @@ _SEE_HELP = "'loader --help' lists all options"
 def parse(words: Sequence[str], defaults: Mapping[str, Any], environment: Mapping[str, str]) -> Command:
     """Read a command line; ``defaults`` are those of ``load``'s keywords. Raise ``OptionError`` for wrong use."""
     _check_names(words)
-    namespace, more = build(defaults).parse_known_args(words)
+    dashed = [word for word in words if word.startswith("-")]
+    parser = build(defaults, lambda option: _may_be_given(option, dashed))
+    namespace, more = parser.parse_known_args(words)
     if more:
         # They are not repeated: a header without quotes ends in a secret.
         raise OptionError(
@@ -75,8 +77,11 @@ def parse(words: Sequence[str], defaults: Mapping[str, Any], environment: Mappin
     return Command(**own, settings={name: given.get(name, defaults.get(name)) for name in keywords})
 
 
-def build(defaults: Mapping[str, Any]) -> Parser:
-    """Return the parser; the manual page and the shells' completions are made from it, too."""
+def build(defaults: Mapping[str, Any], is_wanted: Callable[[Option], bool] = lambda _: True) -> Parser:
+    """Return the parser; the manual page and the shells' completions are made from it, too.
+
+    To add all options takes as long as a hundred fresh images; only those that are wanted are added.
+    """
     parser = Parser(
         "loader",
         usage=_USAGE.removeprefix("usage: "),
@@ -90,7 +95,7 @@ def build(defaults: Mapping[str, Any]) -> Parser:
     # All of them in groups: for one that is in none, argparse (3.11) looks how wide the terminal is, by an import that
     # takes as long as a hundred fresh images.
     groups = {title: parser.add_argument_group(title) for title in _GROUPS}
-    entries = sorted(all_options(), key=lambda option: option.keyword != "urls")
+    entries = sorted(filter(is_wanted, all_options()), key=lambda option: option.keyword != "urls")
     parser.actions = {option.keyword: _add(groups[option.group], option, defaults) for option in entries}
     output = groups[OUTPUT]
     for flags, text, told in (
@@ -104,6 +109,12 @@ def build(defaults: Mapping[str, Any]) -> Parser:
 def flag(keyword: str) -> str:
     """Return what the option of a keyword is called on the command line."""
     return next((option.flags[-1] for option in all_options() if option.keyword == keyword), keyword)
+
+
+def _may_be_given(option: Option, dashed: Sequence[str]) -> bool:
+    """Whether an option may be among the words that begin with a dash; the help ("h") shows all of them."""
+    names = ["h", *(flag.lstrip("-") for flag in option.flags)]
+    return not option.flags[0].startswith("-") or any(name in word for name in names for word in dashed)
 
 
 def _add(group: argparse._ArgumentGroup, option: Option, defaults: Mapping[str, Any]) -> argparse.Action:

@@ -64,7 +64,7 @@ def _work(part: Part, feed: _Feed, reporter: _Reporter) -> End:
             run = reporter.run = batch.Run(part.settings, store, part.found, stack, reporter.tick)
             for outcome in run.outcomes(feed.groups(reporter), feed.stop):
                 reporter.add(outcome)
-            seen = store[1].seen()
+            seen = store[1].seen.parts()
     except LoaderError as error:
         return End(error, {})
     return End(None, seen)

@@ -172,7 +172,7 @@ class _Run:
         if isinstance(message, End):
             child.has_ended = True
             self._error = self._error or message.error
-            self._index.see(message.seen)
+            self._index.seen.merge(message.seen)
             return ()
         child.bury()
         return self._lost(child) if child.is_lost and not self._is_ending else ()

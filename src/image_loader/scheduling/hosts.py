@@ -9,7 +9,7 @@ from image_loader.scheduling.health import Health, Policy, State
 from image_loader.scheduling.queue import Host
 
 _REMEMBERED = 10_000
-"""Hosts without jobs of which something is remembered, about 1 kB each; the oldest are forgotten first."""
+"""Hosts without jobs of which something is remembered, about 0.4 kB each; the oldest are forgotten first."""
 
 
 class Hosts:

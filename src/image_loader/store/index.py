@@ -7,8 +7,7 @@ import itertools
 import os
 import sqlite3
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 from image_loader.errors import IndexFileError
 from image_loader.model import Image, Lifetime, Name, NotModified, Record, Validators
 from image_loader.store import index_file
+from image_loader.store.seen import SeenRows
 
 FILE = "index.sqlite3"
 """What the index is called where the user names none."""
@@ -24,8 +24,6 @@ _PENDING_MAX = 5000
 """Images recorded but not yet written, whatever the flush interval: bounds the memory."""
 _VARIABLES = 500
 """Digests in one query; SQLite before 3.32 takes no more than 999."""
-_SEEN_BYTES = 4096
-"""A part of what was seen in this run: bits for eight times as many rows."""
 _INTEGER_MAX = 2**63 - 1
 
 _OF_DIGESTS = "rowid IN (SELECT rowid FROM image WHERE digest IN {})"
@@ -37,11 +35,11 @@ _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
 _RESERVE = """UPDATE OR IGNORE image SET key = ? WHERE rowid = ?
     AND NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ? AND rowid <> ?)"""
 _RENAME = "UPDATE image SET name = ?, complete = ?, mtime_ns = ?, ctime_ns = ? WHERE rowid = ?"
-_RECORD = """UPDATE OR IGNORE image SET name = ?1, key = coalesce(?2, key), complete = 1,
-    size = ?3, mtime_ns = ?4, ctime_ns = ?5, media_type = coalesce(?6, media_type), sha256 = coalesce(?7, sha256),
-    etag = ?8, last_modified = ?9, target = ?10,
-    max_age = ?11, expires = ?12, varies = ?13, date = ?14, age = ?15, redirects_end = ?16,
-    saved = ?17, checked = ?18 WHERE rowid = ?19 AND (saved IS NULL OR saved <= ?17 OR saved > ?20)"""
+_RECORD = """UPDATE OR IGNORE image SET name = ?, key = coalesce(?, key), complete = 1,
+    size = ?, mtime_ns = ?, ctime_ns = ?, media_type = coalesce(?, media_type), sha256 = coalesce(?, sha256),
+    etag = ?, last_modified = ?, target = ?,
+    max_age = ?, expires = ?, varies = ?, date = ?, age = ?, redirects_end = ?,
+    saved = ?, checked = ? WHERE rowid = ? AND (saved IS NULL OR saved <= ? OR saved > ?)"""
 # Another run may have recorded a newer file by now. These statements are not about that one.
 _TOUCH = "UPDATE image SET mtime_ns = ?, ctime_ns = ? WHERE rowid = ? AND size = ? AND sha256 IS ? AND saved = ?"
 _RENEW = """UPDATE image SET etag = ?, last_modified = ?, target = ?,
@@ -66,7 +64,7 @@ class Known(NamedTuple):
 
 
 class Index:
-    """The open index; one thread at a time uses it.
+    """The open index; one thread at a time uses it. ``seen`` are the rows that this run has come to.
 
     Every method raises ``IndexFileError`` where the file cannot be used. One that proves damaged in use is moved aside
     before, so that the next run begins anew.
@@ -96,8 +94,7 @@ class Index:
         self._pending: dict[int, tuple[Image, str | None]] = {}
         self._touched: dict[int, Image] = {}
         self._renewed: dict[int, NotModified] = {}
-        # A bit for each row, in parts, since other programs may have left gaps.
-        self._seen: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(_SEEN_BYTES))
+        self.seen = SeenRows()
         # The row that comes next, should the list be in the order in which the rows were made; None where it is not.
         self._next_row: int | None = None
         self._wait = index_file.Patience(is_ending)
@@ -126,20 +123,6 @@ class Index:
             images, last = self._connection.execute("SELECT count(size), max(rowid) FROM image").fetchone()
         return Known(images, last or 0, time.time())
 
-    def has_seen(self) -> bool:
-        """Whether this run has seen any record."""
-        return bool(self._seen)
-
-    def seen(self) -> dict[int, bytes]:
-        """Return what this run has seen, for ``see`` in another process of it."""
-        return {number: bytes(part) for number, part in self._seen.items()}
-
-    def see(self, seen: Mapping[int, bytes]) -> None:
-        """Take over what another process of this run has seen."""
-        for number, part in seen.items():
-            mine = int.from_bytes(self._seen[number])
-            self._seen[number][:] = (mine | int.from_bytes(part)).to_bytes(_SEEN_BYTES)
-
     def unseen(self, known: Known, after: int, most: int) -> tuple[list[Record], int]:
         """Look at the next ``most`` rows behind the one ``after``; return the records that this run has not seen.
 
@@ -149,22 +132,13 @@ class Index:
         where = "rowid > ? AND rowid <= ? ORDER BY rowid LIMIT ?"
         with self._transaction("BEGIN"):
             rows = self._connection.execute(index_file.SELECT + where, (after, known.last_row, most)).fetchall()
-        records = [record for record in map(_record, rows) if not self.is_seen(record.row)]
+        records = [record for record in map(_record, rows) if record.row not in self.seen]
         return [record for record in records if _is_from_before(record, known)], rows[-1][1] if rows else 0
 
     def forget(self, rows: Sequence[int]) -> None:
         """Delete these rows; their names are free then. No other run may be under way: it may hold their numbers."""
         with self._transaction("BEGIN IMMEDIATE"):
             self._connection.executemany("DELETE FROM image WHERE rowid = ?", [(row,) for row in rows])
-
-    def first_seen(self, record: Record) -> bool:
-        """Tell whether this run sees the record for the first time, and remember it, by one bit of memory."""
-        byte, bit = record.row >> 3, 1 << (record.row & 7)
-        part, place = self._seen[byte // _SEEN_BYTES], byte % _SEEN_BYTES
-        if part[place] & bit:
-            return False
-        part[place] |= bit
-        return True
 
     def look_up(self, digests: Sequence[bytes]) -> dict[bytes, Record]:
         """Return what is known of these URLs, as of the last flush; one that has no name yet is missing from it."""
@@ -214,12 +188,6 @@ class Index:
             for row, name, image in renamed:
                 times = (None, None) if image is None else (_integer(image.mtime_ns), _integer(image.ctime_ns))
                 self._connection.execute(_RENAME, (name.path, name.complete, *times, row))
-
-    def is_seen(self, row: int) -> bool:
-        """Whether this run has seen a row."""
-        byte = row >> 3
-        part = self._seen.get(byte // _SEEN_BYTES)
-        return part is not None and bool(part[byte % _SEEN_BYTES] & 1 << (row & 7))
 
     def record(self, row: int, image: Image, key: str | None = None) -> None:
         """Remember the image of a URL, which has a ``row`` since it has a name; it is written with the next flush.
@@ -375,7 +343,7 @@ def _values(row: int, image: Image, key: str | None, now: float) -> _Values:
     sha256 = None if image.sha256 is None else bytes.fromhex(image.sha256)
     return (
         *(image.file, key, image.size, *times, image.media_type, sha256, *image.validators, *image.lifetime),
-        *(image.saved, image.checked, row, now),
+        *(image.saved, image.checked, row, image.saved, now),
     )
 
 

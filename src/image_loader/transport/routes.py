@@ -8,6 +8,7 @@ import re
 import threading
 from base64 import b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -151,7 +152,7 @@ class _Common:
         self.verify: bool | str | None = found["verify"]
         self.own = _fields(session, settings.headers)
         harmless = {name: value for name, value in settings.headers.items() if name.lower() in _HARMLESS}
-        self.elsewhere = _fields(session, harmless)
+        self.elsewhere = _fields(session, harmless) if harmless != settings.headers else self.own
         self._proxies: dict[str, str] = getproxies()
         self._netrc = _netrc()
         self._parsed = functools.lru_cache(16)(_proxy)
@@ -230,15 +231,20 @@ def _netrc() -> netrc | None:
     path = next((each for each in map(os.path.expanduser, candidates) if Path(each).exists()), None)
     if path is None:
         return None
-    from netrc import NetrcParseError, netrc
-
     try:
-        return netrc(path)
+        return _read_netrc(path)
     except UnicodeDecodeError as error:
         raise OptionError("the .netrc file cannot be read: its text is not in the locale's encoding") from error
-    except NetrcParseError:
-        return None
     except OSError as error:
         if is_out_of_descriptors(error):
             raise connect_error(error) from error
         return None
+
+
+def _read_netrc(path: str) -> netrc | None:
+    # The import takes a descriptor as well.
+    from netrc import NetrcParseError, netrc
+
+    with suppress(NetrcParseError):
+        return netrc(path)
+    return None
