@@ -1,4 +1,4 @@
-"""Connections over real sockets: which one carries what, whom it may lead to, and what is told of those that fail."""
+"""Connections over real sockets: which one carries what, which addresses are allowed, and how failures are told."""
 
 from __future__ import annotations
 

@@ -859,7 +859,7 @@ def test_jobs_that_wait_in_a_turn_are_abandoned_too() -> None:
     assert len(house.finished) == 20
 
 
-def test_attempts_that_do_not_end_are_forsaken_once() -> None:
+def test_attempts_that_do_not_end_are_given_up_once() -> None:
     house = House()
     house.add("http://host/a.jpg")
     house.finished += house.scheduler.abandon()

@@ -1,4 +1,4 @@
-"""TLS: whom to trust, and which ends are whole."""
+"""TLS: which certificates are trusted, and which bodies are whole."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_an_option_that_names_no_certificates_leaves_no_thread(tmp_path: Path) -
     assert set(threading.enumerate()) <= before
 
 
-def test_an_unframed_body_within_tls_is_whole_only_after_a_farewell(
+def test_an_unframed_body_within_tls_is_whole_only_after_close_notify(
     tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RFC 9112, 9.8: whoever stands in between could cut it short by closing the connection."""
@@ -121,7 +121,7 @@ def test_an_unframed_body_within_tls_is_whole_only_after_a_farewell(
     assert (failure.reason, failure.retryable) == (Reason.TRUNCATED, True)
 
 
-def test_an_unframed_body_within_tls_is_whole_after_a_farewell(tls: ssl.SSLContext, bundle: str) -> None:
+def test_an_unframed_body_within_tls_is_whole_after_close_notify(tls: ssl.SSLContext, bundle: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, transport(ca_bundle=bundle) as asking:
 
         def serve() -> None:

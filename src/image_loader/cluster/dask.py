@@ -26,7 +26,7 @@ _SCHEDULER_PATIENCE = 10.0
 _WORKER_PATIENCE = 60.0
 """Seconds to wait for a worker, at the start and when all are gone; and for an answer of those that there are."""
 _CLOSING = 2.0
-"""Seconds to take leave of the scheduler."""
+"""Seconds to disconnect from the scheduler."""
 _TALKATIVE = ("distributed.client", "tornado.application")
 """Loggers that would tell a lost connection, and our own leave, with tracebacks; ``ended`` says it in a sentence."""
 _POLL = 0.1
@@ -116,7 +116,7 @@ class Dask:
         return [self._ended(future, result) for future, result in batch]
 
     def close(self) -> None:
-        """Take leave: tasks that wait are forgotten."""
+        """Disconnect; the scheduler drops the tasks that wait."""
         if self._client is not None:
             self._completed.clear()
             with suppress(OSError, RuntimeError):

@@ -143,7 +143,7 @@ class _Run:
     def _advance(self, stop: threading.Event, is_enough: Callable[[], bool]) -> Iterator[Outcome]:
         """Let downloads go on until it is enough."""
         while True:
-            yield from self._heed(0.0 if is_enough() else _WAIT)
+            yield from self._received(0.0 if is_enough() else _WAIT)
             if self._error is not None:
                 raise self._error
             self._check_inodes()
@@ -151,7 +151,7 @@ class _Run:
             if stop.is_set() or is_enough():
                 return
 
-    def _heed(self, timeout: float) -> list[Outcome]:
+    def _received(self, timeout: float) -> list[Outcome]:
         """Take in what children tell, wait at most ``timeout`` seconds for it; return the outcomes."""
         outcomes: list[Outcome] = []
         try:
@@ -174,7 +174,7 @@ class _Run:
             self._error = self._error or message.error
             self._index.seen.merge(message.seen)
             return ()
-        child.bury()
+        child.clean_up()
         return self._lost(child) if child.is_lost and not self._is_ending else ()
 
     def _note(self, child: Child, numbers: Iterable[int]) -> list[Line]:
@@ -186,7 +186,7 @@ class _Run:
 
     def _lost(self, child: Child) -> list[Outcome]:
         """Return the outcomes of the lines of a child that has died."""
-        detail = f"the process that downloads from this host has died ({child.fate})"
+        detail = f"the process that downloads from this host has died ({child.exit_text})"
         lines = self._note(child, list(child.outstanding))
         return [outcome.failed(line, Reason.INTERRUPTED, detail) for line in lines]
 
@@ -226,7 +226,7 @@ class _Run:
             child.send(Order.STOP)
         outcomes, limit = [], time.monotonic() + _GRACE
         while (left := [child for child in running if child.is_running]) and time.monotonic() < limit + _LAST_GRACE:
-            outcomes += self._heed(_WAIT)
+            outcomes += self._received(_WAIT)
             if time.monotonic() > limit:
                 for child in left:
                     child.kill()

@@ -38,8 +38,8 @@ class Child:
         self.is_running = False
         self.is_lost = False
         """Whether it has died before its end."""
-        self.fate = ""
-        """What it has died of."""
+        self.exit_text = ""
+        """How it ended, if it died: a signal or an exit status."""
         self.has_ended = False
         self.waits_until = 0.0
         self.wanted = 0
@@ -75,8 +75,8 @@ class Child:
         """Kill the process: it is gone soon."""
         self._process.kill()
 
-    def bury(self) -> None:
-        """Give up what a process took that is gone."""
+    def clean_up(self) -> None:
+        """Wait for a process that has closed its connection, and release what it took."""
         self.is_running = False
         try:
             status = self._process.wait(_PATIENCE)
@@ -85,7 +85,7 @@ class Child:
             status = self._process.wait()
         if not self.has_ended:
             self.is_lost = True
-            self.fate = interpreter.status_name(status)
+            self.exit_text = interpreter.status_name(status)
         self.waits_until, self.wanted = 0.0, 0
         self._to_send.put(None)
         for thread in self._threads:
@@ -104,11 +104,11 @@ class Child:
 
     def _receive(self) -> None:
         with suppress(EOFError, OSError):
-            while self._is_heard():
+            while self._has_message():
                 self._inbox.put((self, self._connection.recv()))
         self._inbox.put((self, None))
 
-    def _is_heard(self) -> bool:
+    def _has_message(self) -> bool:
         """Wait for a message; False where none can come any more."""
         while not self._connection.poll(_WATCH):
             if self._process.poll() is not None:

@@ -133,12 +133,12 @@ class Scheduler:
         try:
             message = self._inbox.get(timeout=timeout) if timeout else self._inbox.get_nowait()
             while True:
-                self._heed(message)
+                self._handle(message)
                 message = self._inbox.get_nowait()
         except Empty:
             self._take_in(self._clock())
 
-    def _heed(self, message: Message) -> None:
+    def _handle(self, message: Message) -> None:
         now = self._clock()
         self._take_in(now)
         match message:

@@ -29,7 +29,7 @@ _LOCK_PATIENCE = 60.0
 _LAST_PATIENCE = 1.0
 """Seconds to wait for it when the run was told to end."""
 _BUSY_TIMEOUT = 0.5
-"""Seconds of that patience which are SQLite's own: as long as it waits, no signal is heard."""
+"""Seconds of that patience which are SQLite's own: as long as it waits, no signal takes effect."""
 _LOCK_POLL = 0.02
 """Seconds between two tries."""
 

@@ -161,7 +161,7 @@ class Dial:
             self._stand(result)
 
     def _stand(self, sock: socket.socket) -> None:
-        """Have a connection that stands shake hands, when it is its turn; until then, only its end is heeded."""
+        """Begin the TLS handshake if it is this one's turn; until then, only a close by the server is noticed."""
         self._socket, self._descriptor = sock, sock.fileno()
         if self._means.handshakes.enter(self.number):
             self.begin_handshake()
