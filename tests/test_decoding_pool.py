@@ -222,12 +222,14 @@ def test_a_decoder_that_crashes_each_time_means_a_damaged_image_and_no_more(
 
 @linux
 def test_a_child_that_died_while_idle_is_replaced(make: Callable[..., Decoders], image: str) -> None:
-    decoders = make()
+    decoders, seen = make(), set()
     for _ in range(3):
         decode(decoders, image)
         (child,) = children(os.getpid())
+        seen.add(child)
         os.kill(child, signal.SIGKILL)
         wait_for(partial(is_gone, child))
+    assert len(seen) == 3
 
 
 @linux

@@ -184,7 +184,7 @@ def test_nginx_accepts_the_locations(tmp_path: Path) -> None:
         f"pid {tmp_path}/pid; error_log {tmp_path}/log;\n"
         f"events {{}}\nhttp {{ access_log off; server {{ listen 127.0.0.1:1; {locations} }} }}\n"
     )
-    _accepted("nginx", "-t", "-q", "-c", path)
+    assert "[warn]" not in _accepted("nginx", "-t", "-q", "-c", path)
 
 
 def test_apache_accepts_the_directories(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_apache_accepts_the_directories(tmp_path: Path) -> None:
     (directories,) = _blocks("howto/webserver.rst", "apache")
     path = tmp_path / "apache.conf"
     path.write_text(f"ServerName x\nErrorLog {tmp_path}/log\nPidFile {tmp_path}/pid\n{loaded}{directories}")
-    _accepted("apache2", "-t", "-f", path)
+    assert "Syntax OK" in _accepted("apache2", "-t", "-f", path)
 
 
 # Lists of what there is -------------------------------------------------------------------------------------------

@@ -484,6 +484,7 @@ def test_nothing_is_left_of_a_killed_caller_of_which_there_is_a_fork(servers: Se
         caller.kill()
     try:
         wait_until_gone({number: parent for number, parent in started.items() if number != fork})
+        assert Path(f"/proc/{fork}").exists()
     finally:
         os.kill(fork, signal.SIGKILL)
 
