@@ -146,6 +146,15 @@ class Settings(NamedTuple):
         int,
         Option("--processes", Whole(1, 1000), LIMITS, "processes to download in; all images of a host come from one"),
     ]
+    cluster: Annotated[
+        str | None,
+        Option(
+            "--cluster",
+            Address(),
+            LIMITS,
+            "download on the workers of a Dask scheduler, given by its address or file (needs the extra 'cluster')",
+        ),
+    ]
     threads: Annotated[int, Option("-t --threads", Whole(1, 10**5), LIMITS, "downloads at once")]
     per_host: Annotated[int, Option("--per-host", Whole(1, 10**5), LIMITS, "downloads at once from one host")]
     delay: Annotated[
@@ -157,15 +166,6 @@ class Settings(NamedTuple):
     ]
     max_time: Annotated[
         float, Option("--max-time", Seconds(0.001, 10**9), LIMITS, "time limit for one attempt at one image")
-    ]
-    cluster: Annotated[
-        str | None,
-        Option(
-            "--cluster",
-            Address(),
-            LIMITS,
-            "download on the workers of a Dask scheduler, given by its address or file (needs the extra 'cluster')",
-        ),
     ]
     retries: Annotated[
         int, Option("--retries", Whole(0, 10**9), LIMITS, "retries of an image after a transient failure")
