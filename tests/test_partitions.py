@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from image_loader.errors import DirectoryError
+from image_loader.flock import takes
 from image_loader.store.directory import Directory, look_at
-from image_loader.store.partitions import Partitions, has_driver, open_lock, takes
+from image_loader.store.partitions import Partitions, has_driver, open_lock
 
 
 def test_it_has_one_driver_at_a_time_as_seen_from_elsewhere(tmp_path: Path) -> None:

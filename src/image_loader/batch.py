@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from image_loader import outcome
@@ -57,18 +56,10 @@ def run(
     also while nothing ends. Its argument is the number of seconds for which every job has to wait, mostly 0. Raises
     ``LoaderError`` for what ends the run; what was saved until then is in place and in the index.
     """
-    lines = iter(lines)
-    # Read before anything is made: a list that is not there leaves no directory behind.
-    first = list(islice(lines, 1))
-    if settings.dry_run:
-        from image_loader import preview
-
-        yield from preview.run(chain(first, lines), settings, stop, tick)
-        return
     with ExitStack() as stack:
         store = opened(settings, stop, stack)
         found = beginning(*store)
-        yield from Run(settings, store, found, stack, tick).outcomes(chain(first, lines), stop)
+        yield from Run(settings, store, found, stack, tick).outcomes(lines, stop)
 
 
 def opened(settings: Settings, stop: threading.Event, stack: ExitStack, held: Held | None = None) -> Store:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 from image_loader import outcome, removal
 from image_loader.errors import LoaderError
@@ -16,7 +16,7 @@ from image_loader.store.index import FILE, Index
 
 def run(
     lines: Iterable[Sequence[Line] | None], settings: Settings, stop: threading.Event, tick: Callable[[float], None]
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Yield the outcome of every line; see ``batch.run``."""
     directory = look_at(settings.directory)
     path = settings.index_file or directory.hidden / FILE

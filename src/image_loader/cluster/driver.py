@@ -11,10 +11,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import chain, islice
 from pathlib import Path
 
-from image_loader import __version__, outcome
+from image_loader import __version__, batch, outcome
 from image_loader.cluster.dask import Dask
 from image_loader.cluster.heartbeat import Heartbeat
 from image_loader.cluster.spools import Spools
@@ -36,15 +35,12 @@ def run(
     lines: Iterable[Sequence[Line] | None],
     settings: Settings,
     stop: threading.Event,
-    tick: Callable[[float], None] = lambda _: None,
+    tick: Callable[[float], None],
 ) -> Generator[Outcome, None, None]:
     """Yield the outcome of every line, those of a part when all of it is done; see ``batch.run``.
 
     All of the list is read before the first image is downloaded: the largest parts go first.
     """
-    lines = iter(lines)
-    # Read before anything is made: a list that is not there leaves no directory behind.
-    first = list(islice(lines, 1))
     with ExitStack() as stack:
         dask = Dask(settings.cluster or "", stop, tick)
         stack.callback(dask.close)
@@ -59,7 +55,7 @@ def run(
         stack.callback(heartbeat.close)
         stack.callback(heartbeat.end_tasks)
         dask.check(template)
-        yield from _Run(settings, dask, spools, heartbeat, tick).outcomes(chain(first, lines), template, stop)
+        yield from _Run(settings, dask, spools, heartbeat, tick).outcomes(lines, template, stop)
 
 
 def _anywhere(settings: Settings, directory: Path) -> Settings:
@@ -88,8 +84,9 @@ class _Run:
         self, lines: Iterable[Sequence[Line] | None], template: Task, stop: threading.Event
     ) -> Iterator[Outcome]:
         """Yield the outcomes; whatever ends the run, every line that was read is told."""
+        reading = batch.Reading(lines, stop)
         try:
-            unreadable = yield from self._divide(lines, stop)
+            yield from self._divide(reading)
             if not stop.is_set():
                 yield from self._download(template, stop)
         except LoaderError:
@@ -97,21 +94,13 @@ class _Run:
             yield from self._interrupted()
             raise
         yield from self._interrupted()
-        if error := self._fault or unreadable:
-            raise error
+        if self._fault is not None:
+            raise self._fault
+        reading.close()
 
-    def _divide(
-        self, lines: Iterable[Sequence[Line] | None], stop: threading.Event
-    ) -> Generator[Outcome, None, Exception | None]:
-        """Write each line to its part; return the error that ended the list early."""
-        reading = iter(lines)
-        while not stop.is_set():
-            try:
-                group = next(reading)
-            except StopIteration:
-                break
-            except Exception as error:  # noqa: BLE001 (the caller's own iterable may raise anything)
-                return error
+    def _divide(self, reading: batch.Reading) -> Iterator[Outcome]:
+        """Write each line to its part; yield the outcomes of those that are no URLs."""
+        for group in reading:
             self._undivided.extend(group or ())
             while self._undivided:
                 line = self._undivided.popleft()
@@ -120,7 +109,6 @@ class _Run:
                 else:
                     self._spools.add(part(line.url.host, self._parts), line)
             self._tick(0.0)
-        return None
 
     def _download(self, template: Task, stop: threading.Event) -> Iterator[Outcome]:
         self._spools.flush()

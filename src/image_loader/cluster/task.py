@@ -15,6 +15,7 @@ from image_loader import __version__, batch
 from image_loader.cluster import files
 from image_loader.cluster.heartbeat import Watch
 from image_loader.errors import ClusterError, LoaderError
+from image_loader.flock import takes
 from image_loader.settings import Settings
 from image_loader.store import partitions
 
@@ -149,4 +150,4 @@ def _alone(task: Task, watch: Watch) -> Iterator[bool]:
 
 def _takes(descriptor: int) -> bool:
     with files.translating():
-        return partitions.takes(descriptor)
+        return takes(descriptor)

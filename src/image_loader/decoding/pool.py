@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import importlib.util
 import json
 import os
@@ -29,6 +28,7 @@ from image_loader.errors import (
     too_late,
     was_stopped,
 )
+from image_loader.flock import takes
 from image_loader.formats import EXTENSIONS
 from image_loader.interpreter import status_name
 from image_loader.model import Blame, Reason
@@ -141,7 +141,7 @@ class Decoders:
         """
         descriptor = os.open(self._common, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            while not _locks(descriptor):
+            while not takes(descriptor):
                 with self._changed:
                     if self._changed.wait_for(lambda: self._closed, _POLL):
                         raise interrupted()
@@ -307,14 +307,6 @@ class _Child:
         if not isinstance(found, dict):
             raise _DeadError
         return found
-
-
-def _locks(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _command(processors: list[int]) -> list[str]:

@@ -10,7 +10,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import chain, islice
 from queue import Empty, SimpleQueue
 
 from image_loader import batch, outcome, processors
@@ -37,15 +36,12 @@ def run(
     lines: Iterable[Sequence[Line] | None],
     settings: Settings,
     stop: threading.Event,
-    tick: Callable[[float], None] = lambda _: None,
+    tick: Callable[[float], None],
 ) -> Generator[Outcome, None, None]:
     """Yield the outcome of every line; see ``batch.run``."""
-    lines = iter(lines)
-    # As there: a list that is not there leaves no directory behind.
-    first = list(islice(lines, 1))
     with ExitStack() as stack:
         store = batch.opened(settings, stop, stack)
-        yield from _Run(settings, store, tick).outcomes(chain(first, lines), stop)
+        yield from _Run(settings, store, tick).outcomes(lines, stop)
 
 
 class _Run:

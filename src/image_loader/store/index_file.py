@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import sqlite3
@@ -15,6 +14,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from image_loader.errors import IndexFileError
+from image_loader.flock import takes
 
 T = TypeVar("T")
 
@@ -173,17 +173,9 @@ def alone(directory: Path) -> Iterator[None]:
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
             give_up = time.monotonic() + _LAST_PATIENCE
-            while not _locks(descriptor) and time.monotonic() < give_up:
+            while not takes(descriptor) and time.monotonic() < give_up:
                 time.sleep(_LOCK_POLL)
         yield
-
-
-def _locks(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _connect(path: Path, *, exclusive: bool) -> sqlite3.Connection:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import os
 import time
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from image_loader.errors import LockedError
+from image_loader.flock import SHARED, takes
 
 _PATIENCE = 30.0
 """Seconds to wait for a run that deletes images: it lets others start after some milliseconds."""
@@ -48,7 +48,7 @@ class Presence:
         # Open for writing, it would keep the file system from being made read-only.
         self._descriptor = _opened(path, folder, os.O_RDONLY | os.O_CREAT)
         give_up = time.monotonic() + _PATIENCE
-        while self._descriptor is not None and not _locks(self._descriptor, fcntl.LOCK_SH):
+        while self._descriptor is not None and not takes(self._descriptor, SHARED):
             if time.monotonic() > give_up:
                 self.close()
                 raise TimeoutError(errno.ETIMEDOUT, "another run deletes images there, and does not go on", path)
@@ -64,26 +64,18 @@ class Presence:
         self.close()
         # Network file systems lock alone only what is open for writing.
         self._descriptor = _opened(self._path, self._folder, os.O_RDWR) if shared else None
-        is_alone = self._descriptor is not None and _locks(self._descriptor, fcntl.LOCK_EX)
+        is_alone = self._descriptor is not None and takes(self._descriptor)
         try:
             yield is_alone
         finally:
             if is_alone and self._descriptor is not None:
-                _locks(self._descriptor, fcntl.LOCK_SH)
+                takes(self._descriptor, SHARED)
 
     def close(self) -> None:
         """Give the lock up."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
-
-
-def _locks(descriptor: int, how: int) -> bool:
-    try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
 
 
 def _opened(path: str, folder: int, access: int) -> int | None:
@@ -100,9 +92,7 @@ def probe(path: str, folder: int, flags: int, mode: int) -> OSError | None:
     """
     descriptor = os.open(path, flags, mode, dir_fd=folder)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        pass  # Another run is probing: locks do work.
+        takes(descriptor)  # If not, another run is probing: locks do work.
     except OSError as error:
         return error
     finally:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from pathlib import Path
 
 from image_loader.errors import DirectoryError
+from image_loader.flock import takes
 from image_loader.store.root import HIDDEN, PARTIALS, Root, directory_error
 
 NOTE = f"{HIDDEN}/partitions"
@@ -98,15 +98,6 @@ def _locked(root: Root) -> int:
             raise DirectoryError(f"{root.path}: another run with --cluster is under way there; wait for its end")
         time.sleep(_POLL)
     return descriptor
-
-
-def takes(descriptor: int) -> bool:
-    """Lock a file alone; return whether that could be done, and raise ``OSError`` where there are no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
 
 
 def has_driver(path: Path) -> bool:
