@@ -73,7 +73,8 @@ class Turn:
         An exception is reported with the end of the turn.
         """
         try:
-            ended.extend(self._attempts(attempt, clock, tell))
+            for each in self._attempts(attempt, clock, tell):
+                ended.append(each)  # At once, and not when the turn is over: other threads take it from there.
         finally:
             tell(TurnOver(self, sys.exception()))
             if self._is_dropped:
