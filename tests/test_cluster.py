@@ -34,7 +34,7 @@ pytest.importorskip("distributed", reason="takes the extra 'cluster'")
 
 PARTS = 256
 WAIT = 60.0
-BEGIN = "lines = iter(lines)\n    # Read"
+BEGIN = "with ExitStack() as stack:\n        store = opened("
 """Where ``batch.run`` begins."""
 
 
