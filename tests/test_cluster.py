@@ -54,7 +54,8 @@ class Cluster:
         self._processes: list[subprocess.Popen[bytes]] = []
         options = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(self.file))
         self.scheduler = self._start("scheduler", *options)
-        _wait(self.file.exists)
+        # It is there before it is written.
+        _wait(lambda: self.file.exists() and self.file.read_text().endswith("}"))
 
     @property
     def address(self) -> str:

@@ -14,6 +14,8 @@ Headers = Mapping[str, str]
 _NONE = -1.0
 """Seconds: a lifetime that is over before it begins."""
 
+_NOTHING_STORED = Lifetime()
+
 _DELTA_CAP = 2**31
 """Seconds; RFC 9111, 1.2.2: what is larger counts as this."""
 
@@ -61,10 +63,17 @@ def end(lifetime: Lifetime, checked: float) -> float:
     return own if redirects_end is None else min(own, redirects_end)
 
 
-def lifetime(headers: Headers, requested: float, received: float, redirects_end: float | None = None) -> Lifetime:
+def lifetime(
+    headers: Headers,
+    requested: float,
+    received: float,
+    redirects_end: float | None = None,
+    stored: Lifetime = _NOTHING_STORED,
+) -> Lifetime:
     """Return what a response says about how long it is fresh.
 
-    ``requested`` and ``received`` are our clock's times, in seconds, before the request and after the headers.
+    ``requested`` and ``received`` are our clock's times, in seconds, before the request and after the headers. A 304
+    renews the ``stored`` lifetime (RFC 9111, 4.3.4): fields that it does not have stay, its date and age count anew.
 
     >>> found = lifetime({"cache-control": "max-age=60", "age": "10"}, requested=999.0, received=1000.0)
     >>> end(found, 1000.0)
@@ -73,11 +82,12 @@ def lifetime(headers: Headers, requested: float, received: float, redirects_end:
     date = _epoch(headers.get("date", ""))
     if date is None:  # RFC 9110, 6.6.1: it counts from when it came.
         date = received
-    expires = _epoch(headers["expires"]) if "expires" in headers else None
-    varies = "vary" in headers and "*" in _members(headers["vary"])
+    max_age = _max_age(headers["cache-control"]) if "cache-control" in headers else stored.max_age
+    expires = _epoch(headers["expires"]) if "expires" in headers else stored.expires
+    varies = "*" in _members(headers["vary"]) if "vary" in headers else stored.varies
     # corrected_initial_age of RFC 9111, 4.2.3.
     age = max(0.0, received - date, _age_value(headers) + max(0.0, received - requested))
-    return Lifetime(_max_age(headers.get("cache-control", "")), expires, varies, date, age, redirects_end)
+    return Lifetime(max_age, expires, varies, date, age, redirects_end)
 
 
 def redirects_end(redirects: Iterable[tuple[Headers, float, float]]) -> float | None:
@@ -159,8 +169,7 @@ def renewed(
     merged = ours if usual else _merged(image, validators(headers))
     if merged is None:
         return None
-    told = lifetime(headers, requested, received, redirects_end)
-    return NotModified(image, merged, _merged_lifetime(image.lifetime, told, headers), received)
+    return NotModified(image, merged, lifetime(headers, requested, received, redirects_end, image.lifetime), received)
 
 
 def retry_after(headers: Headers, received: float) -> float | None:
@@ -214,16 +223,6 @@ def _merged(image: Image, theirs: Validators) -> Validators | None:
     if not same:
         return None
     return ours._replace(etag=theirs.etag or ours.etag, last_modified=theirs.last_modified or ours.last_modified)
-
-
-def _merged_lifetime(stored: Lifetime, told: Lifetime, headers: Headers) -> Lifetime:
-    """Replace the fields that a 304 has; its date and its age count in any case, so that the lifetime begins anew."""
-    return Lifetime(
-        told.max_age if "cache-control" in headers else stored.max_age,
-        told.expires if "expires" in headers else stored.expires,
-        told.varies if "vary" in headers else stored.varies,
-        *told[3:],
-    )
 
 
 @functools.lru_cache(256)
