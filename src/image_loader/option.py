@@ -1,7 +1,6 @@
 """What an option is: its names, what values it takes, its help; and the kinds of values there are."""
 
-from __future__ import annotations
-
+# No annotation is a string here: see ``model``.
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -386,7 +385,7 @@ class Option(NamedTuple):
 
 def is_url(name: str) -> bool:
     """Whether what should be the name of a file is a URL."""
-    return re.match(_URL_START, name) is not None
+    return ":/" in name and re.match(_URL_START, name) is not None
 
 
 def named_once(headers: Iterable[tuple[object, object]]) -> dict[str, str]:

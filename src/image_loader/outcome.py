@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
-from image_loader.lists.forms import hint
 from image_loader.model import (
     INTERRUPTED,
     Failure,
@@ -95,5 +94,9 @@ def of_task(task: Task, ignored: Container[int] = ()) -> Outcome:
 
 def _with_hint(failure: Failure, url: str) -> str:
     """Return the detail of a failure, and what may be wrong with a line that a server knows nothing of."""
-    advice = hint(url) if failure.reason is Reason.HTTP_STATUS else ""
+    if failure.reason is not Reason.HTTP_STATUS:
+        return failure.detail
+    from image_loader.lists.forms import hint
+
+    advice = hint(url)
     return f"{failure.detail}; {advice}" if advice else failure.detail

@@ -1,7 +1,6 @@
 """What to do about each line: nothing, since it is no URL, came before or is fresh; or a job."""
 
-from __future__ import annotations
-
+# No annotation is a string here: see ``model``.
 import logging
 import os
 import time

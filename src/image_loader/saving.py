@@ -1,7 +1,6 @@
 """An answer's body becomes an image: its announcement and its bytes are checked, and it is put in place."""
 
-from __future__ import annotations
-
+# No annotation is a string here: see ``model``.
 import hashlib
 import logging
 import re
@@ -212,7 +211,7 @@ def _check_end(partial: Partial, answer: Answer) -> None:
         raise DownloadError(Reason.TRUNCATED, detail, http_status=answer.status, retryable=True)
 
 
-def _decoders(settings: Settings, processors: frozenset[int], directory: Directory) -> Decoders:
+def _decoders(settings: Settings, processors: frozenset[int], directory: Directory) -> "Decoders":
     """Return the decoders. They are imported only here, since most runs need none."""
     from image_loader.decoding.pool import Decoders
 

@@ -5,6 +5,7 @@ of ``load`` and the README against them. The defaults are the constants at the t
 """
 
 # No annotation is a string here, so that reading the entries takes no evaluation: that would cost a millisecond.
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -274,7 +275,8 @@ class Command(NamedTuple):
     ] = None
 
 
-def options(owner: type[Settings] | type[Command]) -> dict[str, Option]:
+@functools.cache
+def options(owner: type[Settings] | type[Command]) -> Mapping[str, Option]:
     """Return the entries of the options by their fields."""
     marked = ((field, getattr(hint, "__metadata__", ())) for field, hint in owner.__annotations__.items())
     return {field: metadata[0] for field, metadata in marked if metadata}
@@ -308,6 +310,7 @@ def _check_cluster(settings: Settings) -> None:
             raise OptionError("cannot be used with --cluster (cluster)", keyword)
 
 
+@functools.cache
 def all_options() -> Sequence[Option]:
     """Return the entries of all options, those of a run first."""
-    return [*options(Settings).values(), *options(Command).values()]
+    return (*options(Settings).values(), *options(Command).values())

@@ -1,7 +1,6 @@
 """One URL: read as browsers read it, in one canonical spelling, and shown without its secrets (WHATWG URL)."""
 
-from __future__ import annotations
-
+# No annotation is a string here: see ``model``.
 import functools
 import hashlib
 import re

@@ -1,7 +1,6 @@
 """Hands out connections to the hosts whose jobs may start, and turns to workers once a connection stands."""
 
-from __future__ import annotations
-
+# No annotation is a string here: see ``model``.
 import logging
 from collections import deque
 from contextlib import suppress

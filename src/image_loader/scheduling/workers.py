@@ -1,7 +1,6 @@
 """The workers and their turns: several jobs of one host, done one after the other on one connection."""
 
-from __future__ import annotations
-
+# No annotation is a string here: see ``model``.
 import logging
 import math
 import sys
@@ -35,14 +34,14 @@ class Ended(NamedTuple):
 class TurnOver(NamedTuple):
     """A worker is done with its turn; ``error`` is what ended it early, and is no failure of a job."""
 
-    turn: Turn
+    turn: "Turn"
     error: BaseException | None
 
 
 class TurnNearlyOver(NamedTuple):
     """A worker begins with the last job of its turn, and could be given more."""
 
-    turn: Turn
+    turn: "Turn"
 
 
 class Turn:

@@ -1,7 +1,6 @@
 """The index: what is known of each image between runs, and which name belongs to which URL."""
 
-from __future__ import annotations
-
+# No annotation is a string here: see ``model``.
 import functools
 import itertools
 import os

@@ -2,8 +2,7 @@
 # A Path costs more than the system call it is made for, and this runs once per line.
 # ruff: noqa: PTH116, PTH118
 
-from __future__ import annotations
-
+# No annotation is a string here: see ``model``.
 import errno
 import os
 from collections.abc import Callable

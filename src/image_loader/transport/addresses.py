@@ -1,7 +1,6 @@
 """IP addresses: which ones belong to the public internet, and in which order they are tried."""
 
-from __future__ import annotations
-
+# No annotation is a string here: see ``model``.
 import ipaddress
 import socket
 from collections.abc import Sequence

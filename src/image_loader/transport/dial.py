@@ -1,7 +1,6 @@
 """One connection under way, step by step: look-up, TCP connect to one of the addresses, TLS handshake; or a tunnel."""
 
-from __future__ import annotations
-
+# No annotation is a string here: see ``model``.
 import selectors
 import socket
 import ssl
@@ -38,8 +37,8 @@ class Means(NamedTuple):
     timeout: float
     public_only: bool
     post: Callable[..., None]
-    schedule: Callable[[Dial], None]
-    finish: Callable[[Dial, Any], None]
+    schedule: Callable[["Dial"], None]
+    finish: Callable[["Dial", Any], None]
 
 
 class Dial:
@@ -206,7 +205,7 @@ class Dial:
 
     # Tunnels ---------------------------------------------------------------------------------------------------------
 
-    def _begin_tunnel(self, tunnel: Tunnel) -> None:
+    def _begin_tunnel(self, tunnel: "Tunnel") -> None:
         self._tunnel = tunnel
         # The time of this step runs from when a thread takes it on.
         self._begin_phase(self._deadline - self.begun)

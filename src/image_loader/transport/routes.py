@@ -1,7 +1,6 @@
 """Routes: how an origin is reached and what it is sent; what all of them have in common is looked up once a run."""
 
-from __future__ import annotations
-
+# No annotation is a string here: see ``model``.
 import functools
 import os
 import re
@@ -50,8 +49,8 @@ class Route(NamedTuple):
     port: int
     server_hostname: str | None
     authority: str
-    proxy: Proxy | None = None
-    tunnel: Proxy | None = None
+    proxy: "Proxy | None" = None
+    tunnel: "Proxy | None" = None
     prefix: str = ""
 
     @property
@@ -135,7 +134,7 @@ class Routes:
             return None  # What the user asks for goes before a line in .netrc.
         return self._environment().netrc_credentials(_host_and_port(*origin.split("://"))[0])
 
-    def _environment(self) -> _Common:
+    def _environment(self) -> "_Common":
         with self._lock:
             if self._common is None:
                 self._common = _Common(self._settings, self._session)
@@ -157,7 +156,7 @@ class _Common:
         self._netrc = _netrc()
         self._parsed = functools.lru_cache(16)(_proxy)
 
-    def proxy(self, base: str) -> Proxy | None:
+    def proxy(self, base: str) -> "Proxy | None":
         """Return the proxy for an origin; None where it is asked directly."""
         # Without any proxy, whether it would be bypassed need not be found out; that takes longer than all the rest.
         if not self._proxies or requests.utils.should_bypass_proxies(base, no_proxy=None):
@@ -177,7 +176,7 @@ class _Common:
             raise OptionError("a user or password in .netrc has letters that cannot be sent (Latin-1)") from error
 
 
-def _proxy(text: str) -> Proxy:
+def _proxy(text: str) -> "Proxy":
     from image_loader.transport import proxies
 
     return proxies.parse(text)
@@ -224,7 +223,7 @@ def _host_and_port(scheme: str, authority: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _netrc() -> netrc | None:
+def _netrc() -> "netrc | None":
     """Read the ``.netrc`` that requests would read; one that is malformed, or cannot be read, does no harm there."""
     named = os.environ.get("NETRC")
     candidates = (named,) if named is not None else _NETRC_FILES
@@ -241,7 +240,7 @@ def _netrc() -> netrc | None:
         return None
 
 
-def _read_netrc(path: str) -> netrc | None:
+def _read_netrc(path: str) -> "netrc | None":
     # The import takes a descriptor as well.
     from netrc import NetrcParseError, netrc
 
