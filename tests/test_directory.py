@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -392,6 +392,67 @@ def test_an_attempt_that_outlives_the_run_leaves_nothing_and_changes_nothing(dir
         assert partials(directory) == []
         partial.commit(None)
     assert is_old(directory)
+    assert partials(directory) == []
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_an_attempt_that_outlives_the_run_leaves_that_of_the_next_run_alone(
+    directory: Directory, *, commits: bool
+) -> None:
+    with ExitStack() as stack:
+        ours = stack.enter_context(opened(directory))
+        ours.write(b"whole")
+        directory.close()
+        with opened(Directory(directory.path)) as theirs:
+            theirs.write(b"ha")
+            if commits:
+                with pytest.raises(DownloadError, match="interrupted"):
+                    ours.commit(None)
+            stack.close()
+            assert (directory.path / "a.jpg").read_bytes() == b"old"
+            theirs.write(b"lf")
+            theirs.commit(None)
+    assert (directory.path / "a.jpg").read_bytes() == b"half"
+
+
+def test_an_attempt_that_begins_when_all_were_given_up_leaves_nothing(directory: Directory) -> None:
+    directory.give_up_partials()
+    with pytest.raises(DownloadError, match="interrupted"):
+        save(directory, "a.jpg", b"new")
+    assert is_old(directory)
+
+
+def test_an_attempt_is_given_up_though_one_before_it_had_the_same_name(directory: Directory) -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(opened(directory))
+        first.write(b"first")
+        first.commit(None)
+        with pytest.raises(DownloadError, match="interrupted"), opened(directory) as second:
+            stack.close()
+            second.write(b"second")
+            directory.give_up_partials()
+            second.commit(None)
+    assert (directory.path / "a.jpg").read_bytes() == b"first"
+    assert partials(directory) == []
+
+
+def test_no_image_is_put_in_place_once_the_attempts_were_given_up(directory: Directory) -> None:
+    begun = threading.Barrier(9)
+
+    def save_many(worker: int) -> None:
+        begun.wait(60)
+        with suppress(DownloadError):
+            for number in range(100_000):
+                save(directory, f"{worker}-{number}.jpg", b"new")
+
+    with ThreadPoolExecutor(8) as executor:
+        running = [executor.submit(save_many, worker) for worker in range(8)]
+        begun.wait(60)
+        directory.give_up_partials()
+        saved = set(directory.path.glob("*.jpg"))
+        for each in running:
+            each.result(60)
+    assert set(directory.path.glob("*.jpg")) == saved
     assert partials(directory) == []
 
 

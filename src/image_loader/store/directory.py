@@ -274,11 +274,12 @@ class Directory(View):
         """Remove the partial files that nobody holds a lock on."""
         self._partials.sweep()
 
-    def close(self) -> None:
-        """Remove the partial files that were kept for further attempts, and those of attempts that were given up.
+    def give_up_partials(self) -> None:
+        """Remove the partial files of all attempts that are under way; none can put its image in place any more."""
+        self._partials.give_up()
 
-        An attempt that was given up cannot put its image in place any more.
-        """
+    def close(self) -> None:
+        """Give up the attempts that are under way, and remove what was kept for further ones."""
         self._partials.close()
         self._presence.close()
 

@@ -8,13 +8,14 @@ import errno
 import hashlib
 import os
 import stat
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from image_loader.errors import DirectoryError, DownloadError, LockedError
+from image_loader.errors import DirectoryError, DownloadError, LockedError, interrupted
 from image_loader.model import Reason, Resume, Validators
 from image_loader.store import locks
 from image_loader.store.root import NAME_REFUSED, PARTIALS, Root
@@ -38,7 +39,8 @@ class Partials:
         """
         self._root = root
         self._shared = shared
-        self._opened: dict[str, int] = {}
+        self._opened: set[Partial] = set()
+        self._is_given_up = False
         error = locks.probe(f"{PARTIALS}/probe", root.descriptor, _OPEN, _MODE)
         if error is not None:
             raise DirectoryError(
@@ -81,17 +83,20 @@ class Partials:
             finally:
                 os.close(folder)
 
+    def give_up(self) -> None:
+        """Remove what is open, and have none of it, nor what is still to be opened, put in place."""
+        self._is_given_up = True
+        for partial in list(self._opened):
+            partial.give_up()
+
     def close(self) -> None:
         """Remove what was kept and what is still open."""
-        for path, inode in list(self._opened.items()):
-            with suppress(OSError):
-                if os.lstat(path, dir_fd=self._root.descriptor).st_ino == inode:
-                    os.unlink(path, dir_fd=self._root.descriptor)
+        self.give_up()
         self.sweep()
 
-    def forget(self, path: str) -> None:
+    def forget(self, partial: Partial) -> None:
         """Take note that a partial file is no longer open."""
-        self._opened.pop(path, None)
+        self._opened.discard(partial)
 
     def _open(self, file: str, key: str, resume: Resume | None) -> Partial:
         path, root = _path(key), self._root.descriptor
@@ -108,8 +113,12 @@ class Partials:
             except BaseException:
                 os.close(descriptor)
                 raise
-        self._opened[path] = state.st_ino
-        return Partial(self._root, self, file, key, path, descriptor=descriptor, size=size)
+        partial = Partial(self._root, self, file, key, path, descriptor=descriptor, size=size)
+        self._opened.add(partial)
+        if self._is_given_up:  # Only now: what give_up() has not found among the open ones, finds this here.
+            with partial:
+                raise interrupted()
+        return partial
 
     def _check_ours(self, state: os.stat_result, path: str) -> None:
         """Raise ``DownloadError`` where writing to a partial file would change something else."""
@@ -135,6 +144,10 @@ class Partial:
         self._name = path
         self._descriptor = descriptor
         self._stays = False
+        # Once this is over, the file's name may be another run's: nothing is done by that name any more. Each partial
+        # file has a lock of its own, so that renamings do not wait for one another.
+        self._gate = threading.Lock()
+        self._is_over = False
 
     def __enter__(self) -> Self:
         return self
@@ -144,12 +157,15 @@ class Partial:
     ) -> None:
         with self._translating:
             try:
-                if not self._stays:
-                    with suppress(FileNotFoundError):
-                        os.unlink(self._name, dir_fd=self._root.descriptor)
+                self._end(removing=not self._stays)
             finally:
-                self._partials.forget(self._name)
+                self._partials.forget(self)
                 os.close(self._descriptor)
+
+    def give_up(self) -> None:
+        """Remove the file, unless it is in place by now; it cannot be put there any more. For any thread."""
+        with suppress(OSError):
+            self._end(removing=True)
 
     def chunks(self) -> Iterator[bytes]:
         """Yield what the file holds so far."""
@@ -178,8 +194,8 @@ class Partial:
         """Put the file in the place of its image; return its state there.
 
         ``mtime`` (seconds since the epoch) becomes its time, if given. It gets the first of ``files`` that the file
-        system takes for a name (none given: its own), which is ``file`` from then on. Raises ``DownloadError``
-        (``write``) where the file is not of the size that was written.
+        system takes for a name (none given: its own), which is ``file`` from then on. Raises ``DownloadError``:
+        ``write`` where the file is not of the size that was written, ``interrupted`` where it was given up.
         """
         with self._translating:
             self._check_size()
@@ -225,11 +241,26 @@ class Partial:
     def _replace(self, file: str) -> None:
         """Give the file its image's name; the folders of the layout are made on demand."""
         root, path = self._root.descriptor, file.encode()
-        try:
-            os.replace(self._name, path, src_dir_fd=root, dst_dir_fd=root)
-        except FileNotFoundError:
-            make_folders(file, root)
-            os.replace(self._name, path, src_dir_fd=root, dst_dir_fd=root)
+        with self._gate:
+            if self._is_over:
+                raise interrupted()
+            try:
+                os.replace(self._name, path, src_dir_fd=root, dst_dir_fd=root)
+            except FileNotFoundError:
+                make_folders(file, root)
+                os.replace(self._name, path, src_dir_fd=root, dst_dir_fd=root)
+
+    def _end(self, *, removing: bool) -> None:
+        """Do nothing by the file's name from now on, apart from ``removing`` it, if it still has that name."""
+        with self._gate:
+            if self._is_over:
+                return
+            self._is_over = True
+            if removing:
+                with suppress(FileNotFoundError):
+                    in_place = os.lstat(self._name, dir_fd=self._root.descriptor)
+                    if os.path.samestat(in_place, os.fstat(self._descriptor)):
+                        os.unlink(self._name, dir_fd=self._root.descriptor)
 
 
 def make_folders(file: str, root: int) -> None:
