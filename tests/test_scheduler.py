@@ -1285,6 +1285,23 @@ def test_a_redirect_is_an_answer_of_the_host_that_sends_it() -> None:
     assert house.on("host") > 1
 
 
+@pytest.mark.parametrize("answered_with", ["an image", "a redirect"])
+def test_an_answer_to_an_older_request_does_not_end_a_pause(answered_with: str) -> None:
+    house = House({"per_host": 8, "retries": 100}, pace=0.05)
+    house.add(*urls("host", 40))
+    house.answer()
+    while house.on("host") > 2:
+        house.answer(BUSY)
+    if answered_with == "a redirect":
+        redirect(house, "http://target/a.jpg", "host")
+        house.answer(host="target")
+    else:
+        house.answer()
+    house.answer(BUSY)
+    house.advance(0.2)
+    assert house.on("host") == 1, "one at a time, until it lets one through that was asked for since"
+
+
 def test_a_place_that_a_redirected_job_leaves_is_taken_at_once() -> None:
     house = House({"per_host": 1})
     house.add(*urls("target", 2))

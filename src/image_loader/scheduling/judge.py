@@ -35,7 +35,7 @@ class Judge:
         if task.finished:
             return
         if isinstance(result, Unfinished):
-            self._go_on(task, result.job, now)
+            self._go_on(task, result.job, ended.started, now)
             return
         task.attempts += 1
         if isinstance(result, Failure):
@@ -66,12 +66,12 @@ class Judge:
                 self._note_failure(task.host, failure, started, now)
             self._fail(task, failure, now)
 
-    def _go_on(self, task: Task, job: Job, now: float) -> None:
+    def _go_on(self, task: Task, job: Job, started: float, now: float) -> None:
         """Have an attempt go on at the host that it asks next."""
         task.job = job
         origin = (job.url if job.hop is None else job.hop.url).origin
         if origin != task.host.origin:
-            self._answered(task.host, now, now)
+            self._answered(task.host, started, now)
             self._jobs.move(task, self._jobs.hosts.get(origin, now), now)
         if self._jobs.is_ending:
             self._jobs.finish(task, INTERRUPTED, now)
