@@ -11,9 +11,8 @@ from image_loader.transport import daemons
 from image_loader.transport.daemons import Daemons
 
 
-def test_threads_that_are_not_needed_end_although_calls_keep_coming(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemons, "_IDLE_TIME", 0.2)
-    some = Daemons("some-daemons", most=5)
+def test_threads_that_are_not_needed_end_although_calls_keep_coming() -> None:
+    some = Daemons("some-daemons", most=5, idle_time=0.2)
     go_on, busy = threading.Event(), threading.Semaphore(0)
 
     def hang() -> None:
@@ -34,6 +33,24 @@ def test_threads_that_are_not_needed_end_although_calls_keep_coming(monkeypatch:
         assert done.wait(10)
         time.sleep(0.01)
     assert _count("some-daemons") == 1
+    some.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_call_that_raises_takes_its_thread_along_and_no_other_ones_place() -> None:
+    some = Daemons("some-raising", most=1)
+
+    def fail() -> None:
+        raise ValueError("a fault")
+
+    some.submit("first", fail)
+    deadline = time.monotonic() + 20
+    while _count("some-raising"):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    done = threading.Event()
+    some.submit("second", done.set)
+    assert done.wait(10)
     some.close()
 
 

@@ -11,18 +11,22 @@ from image_loader.errors import OutOfThreadsError
 
 WAIT = 0.05
 """Seconds that a call waits for a thread before more of them are started."""
-_IDLE_TIME = 5.0  # seconds that a thread waits for its next call before it ends
+_IDLE_TIME = 5.0
+"""Seconds that a thread waits for its next call before it ends."""
 
 
 class Daemons:
     """Makes calls in daemon threads: one thread while calls are fast, up to ``most`` while they are slow.
 
+    ``name`` is that of each thread, which ends when it had nothing to do for ``idle_time`` seconds.
+
     The threads of ``concurrent.futures`` are joined when the interpreter ends; a call that hangs would hold that up.
     """
 
-    def __init__(self, name: str, most: int) -> None:
+    def __init__(self, name: str, most: int, idle_time: float = _IDLE_TIME) -> None:
         self._name = name
         self._most = most
+        self._idle_time = idle_time
         self._lock = threading.Lock()
         self._waiting: OrderedDict[object, tuple[Callable[[], None], float]] = OrderedDict()
         self._threads = 0
@@ -78,9 +82,14 @@ class Daemons:
         return True
 
     def _run(self) -> None:
-        while (call := self._next()) is not None:
-            call()
-            del call  # While the thread is idle, nothing of the last call is kept.
+        try:
+            while (call := self._next()) is not None:
+                call()
+                del call  # While the thread is idle, nothing of the last call is kept.
+        except BaseException:
+            with self._lock:
+                self._threads -= 1
+            raise
 
     def _next(self) -> Callable[[], None] | None:
         """Return the call to make next; None where none came for long, or none comes any more."""
@@ -95,7 +104,7 @@ class Daemons:
                 gate = threading.Lock()
                 gate.acquire()
                 self._idle.append(gate)
-            if not gate.acquire(timeout=_IDLE_TIME):
+            if not gate.acquire(timeout=self._idle_time):
                 in_vain = self._is_in_vain(gate)
 
     def _is_in_vain(self, gate: threading.Lock) -> bool:
