@@ -132,6 +132,14 @@ def test_a_cookie_for_a_domain_goes_to_its_other_hosts() -> None:
     assert redirects.cookie(hop) == "a=1"
 
 
+def test_a_hop_keeps_its_cookies_when_the_next_redirect_sets_more() -> None:
+    url = parse("http://shop.test/a")
+    first = redirects.follow(url, Hop(url, (), 1.0), {"location": "/b", "set-cookie": "a=1"}, 0.0, 0.0)
+    second = redirects.follow(url, first, {"location": "/c", "set-cookie": "b=2"}, 0.0, 0.0)
+    again = redirects.follow(url, second, {"location": "/d", "set-cookie": "a=3"}, 0.0, 0.0)
+    assert [redirects.cookie(each) for each in (first, second, again)] == ["a=1", "a=1; b=2", "a=3; b=2"]
+
+
 def test_the_cookies_of_one_answer_are_bounded(asking: Asking) -> None:
     many = [f"Set-Cookie: c{number}=1; Path=/" for number in range(200)]
     with Scripted(leads_to("/b", *many), served()) as server:

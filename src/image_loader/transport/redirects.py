@@ -42,9 +42,11 @@ def cookie(hop: Hop) -> str:
     return get_cookie_header(hop.cookies, _request(hop.url)) or ""  # type: ignore[no-untyped-call]
 
 
-def _with_cookies(jar: CookieJar | None, url: Url, values: str) -> CookieJar:
-    if jar is None:
-        jar = CookieJar(DefaultCookiePolicy(strict_domain=True))
+def _with_cookies(former: CookieJar | None, url: Url, values: str) -> CookieJar:
+    """Return a jar with the cookies of ``former``, and those that an answer sets."""
+    jar = CookieJar(DefaultCookiePolicy(strict_domain=True))
+    for known in former or ():
+        jar.set_cookie(known)
     message = Message()
     for each in _NEXT_COOKIE.split(values)[:_MOST_COOKIES]:
         if len(each) <= _LONGEST_COOKIE:
