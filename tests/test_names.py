@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from conftest import ENVIRONMENT
-from image_loader.errors import DownloadError, LoaderError
+from image_loader.errors import DownloadError, LoaderError, OutOfThreadsError
 from image_loader.model import Blame, Reason
-from image_loader.transport import names as names_module
-from image_loader.transport.names import Answer, Names
+from image_loader.transport.names import LookUp, Names
 
 
 class Resolver:
@@ -55,8 +54,8 @@ def names() -> Iterator[Names]:
         yield made
 
 
-def answer_to(names: Names, host: str) -> Answer:
-    told = SimpleQueue[Answer]()
+def answer_to(names: Names, host: str) -> LookUp:
+    told = SimpleQueue[LookUp]()
     found = names.look_up(host, 0, lambda _, answer: told.put(answer))
     return told.get(timeout=20) if found is None else found
 
@@ -73,7 +72,7 @@ def look_up_threads() -> int:
 
 
 def test_a_name_is_looked_up_once_for_all_who_ask(resolver: Resolver, names: Names) -> None:
-    told = SimpleQueue[tuple[int, Answer]]()
+    told = SimpleQueue[tuple[int, LookUp]]()
     for number in range(50):
         assert names.look_up("hang.test", number, lambda *what: told.put(what)) is None
     resolver.gate.set()
@@ -88,10 +87,10 @@ def test_an_answer_is_kept(resolver: Resolver, names: Names) -> None:
     assert resolver.asked == ["a.test"]
 
 
-def test_an_answer_is_not_kept_for_ever(resolver: Resolver, names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names_module, "_KEPT_FOR", 0.0)
-    answer_to(names, "a.test")
-    answer_to(names, "a.test")
+def test_an_answer_is_not_kept_for_ever(resolver: Resolver) -> None:
+    with closing(Names(kept_for=0.0)) as names:
+        answer_to(names, "a.test")
+        answer_to(names, "a.test")
     assert resolver.asked == ["a.test"] * 2
 
 
@@ -102,13 +101,12 @@ def test_a_failure_is_not_kept(resolver: Resolver, names: Names) -> None:
     assert isinstance(answer_to(names, "a.test"), tuple)
 
 
-def test_the_answers_that_are_kept_are_bounded(
-    resolver: Resolver, names: Names, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(names_module, "_MOST_KEPT", 5)
-    for number in range(9):
-        answer_to(names, f"{number}.test")
-    kept = [names.look_up(f"{number}.test", 1, lambda *_: None) is not None for number in range(9)]
+@pytest.mark.usefixtures("resolver")
+def test_the_answers_that_are_kept_are_bounded() -> None:
+    with closing(Names(most_kept=5)) as names:
+        for number in range(9):
+            answer_to(names, f"{number}.test")
+        kept = [names.look_up(f"{number}.test", 1, lambda *_: None) is not None for number in range(9)]
     assert kept == [False] * 4 + [True] * 5
 
 
@@ -147,7 +145,7 @@ def test_an_address_needs_no_thread(names: Names, host: str, ip: str) -> None:
 def test_look_ups_that_hang_hold_up_no_other(resolver: Resolver, names: Names) -> None:
     for number in range(100):
         names.look_up(f"hang{number}.test", number, lambda *_: None)
-    told = SimpleQueue[Answer]()
+    told = SimpleQueue[LookUp]()
     names.look_up("a.test", 100, lambda _, answer: told.put(answer))
     while told.empty():
         names.relieve()
@@ -192,6 +190,20 @@ def test_without_any_thread_the_run_ends(names: Names, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(threading.Thread, "start", none)
     assert isinstance(names.look_up("a.test", 0, lambda *_: None), LoaderError)
+
+
+def test_without_any_thread_those_that_joined_a_look_up_are_told_as_well(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, LookUp]] = []
+
+    def none(_: threading.Thread) -> None:
+        names.look_up("a.test", 1, lambda *what: told.append(what))
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    assert isinstance(names.look_up("a.test", 0, lambda *what: told.append(what)), LoaderError)
+    assert [(number, type(found)) for number, found in told] == [(1, OutOfThreadsError)]
 
 
 _HANGING = """

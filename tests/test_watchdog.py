@@ -177,6 +177,33 @@ def test_a_deadline_that_is_earlier_than_the_others_is_kept_as_well() -> None:
                 watch.check()
 
 
+@pytest.mark.parametrize("end", [Watchdog.close, Watchdog.interrupt])
+def test_an_end_that_comes_just_before_a_look_ends_the_thread_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, end: Callable[[Watchdog], None]
+) -> None:
+    is_about_to_look, go_on = threading.Event(), threading.Event()
+
+    class Gated(threading.Event):
+        """Holds the thread up between its look at the end and the pause."""
+
+        def clear(self) -> None:
+            is_about_to_look.set()
+            go_on.wait()
+            super().clear()
+
+    before = set(threading.enumerate())
+    with monkeypatch.context() as patched:
+        patched.setattr(threading, "Event", Gated)
+        watchdog = Watchdog(100.0)
+    (thread,) = (each for each in set(threading.enumerate()) - before if each.name == "image_loader-watchdog")
+    assert is_about_to_look.wait(10)
+    end(watchdog)
+    go_on.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    watchdog.close()
+
+
 def test_a_watch_may_be_ended_while_its_attempt_comes_and_goes() -> None:
     watchdog = Watchdog(100.0)
     former = sys.getswitchinterval()

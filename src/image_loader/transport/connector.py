@@ -22,7 +22,7 @@ from image_loader.transport.dial import Dial, Means
 from image_loader.transport.handshakes import Handshakes
 from image_loader.transport.names import Names
 from image_loader.transport.routes import Route
-from image_loader.transport.watchdog import ended
+from image_loader.transport.watchdog import end_error
 
 Delivery = Callable[[str, Connection | DownloadError | LoaderError, float], None]
 """Takes an origin, what came of connecting to it, and when that was begun; called from other threads, and quick."""
@@ -175,7 +175,7 @@ class Connector:
     def _begin(self, dial: Dial) -> None:
         self._dials[dial.number] = dial
         if self._interrupted:
-            self._finish(dial, ended(Reason.INTERRUPTED))
+            self._finish(dial, end_error(Reason.INTERRUPTED))
         else:
             dial.begin(self._means)
 
@@ -201,7 +201,7 @@ class Connector:
 
     def _end_all(self) -> None:
         for dial in list(self._dials.values()):
-            dial.end(ended(Reason.INTERRUPTED))
+            dial.end(end_error(Reason.INTERRUPTED))
 
     def _clear_away(self) -> None:
         self._selector.close()

@@ -14,10 +14,11 @@ from image_loader.transport.addresses import is_public
 from image_loader.transport.daemons import Daemons
 from image_loader.transport.failures import at_proxy, connect_error, copied, handshake_error
 from image_loader.transport.handshakes import Handshakes
-from image_loader.transport.names import Answer, Names
+from image_loader.transport.names import LookUp, Names
 from image_loader.transport.race import Race, Raced
 from image_loader.transport.routes import Route
-from image_loader.transport.watchdog import ended
+from image_loader.transport.tls import SUPPRESS_RAGGED_EOFS
+from image_loader.transport.watchdog import end_error
 
 if TYPE_CHECKING:
     from image_loader.transport.tunnels import Tunnel
@@ -102,7 +103,7 @@ class Dial:
             if self._race is not None:
                 self._raced(self._race, self._race.try_next(now))
         elif now >= self._deadline:
-            self.end(ended(Reason.DEADLINE, stopped=was_stopped(self._deadline)))
+            self.end(end_error(Reason.DEADLINE, stopped=was_stopped(self._deadline)))
         elif self._tls is not None:
             detail = "no TLS handshake within the timeout"
             self._end_handshake(DownloadError(Reason.TIMEOUT, detail, retryable=True, blame=Blame.HOST))
@@ -129,7 +130,7 @@ class Dial:
 
     # TCP and TLS -----------------------------------------------------------------------------------------------------
 
-    def found(self, answer: Answer) -> None:
+    def found(self, answer: LookUp) -> None:
         """Take what came of the look-up."""
         if isinstance(answer, LoaderError):
             self.end(answer)
@@ -179,8 +180,7 @@ class Dial:
                 self._socket,
                 server_hostname=self.route.server_hostname,
                 do_handshake_on_connect=False,
-                # A body that ends with the connection is whole only if the peer says so (RFC 9112, 9.8).
-                suppress_ragged_eofs=False,
+                suppress_ragged_eofs=SUPPRESS_RAGGED_EOFS,
             )
         except OSError as error:
             self._end_handshake(handshake_error(error))

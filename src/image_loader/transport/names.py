@@ -18,22 +18,30 @@ from image_loader.transport.daemons import Daemons
 from image_loader.transport.failures import connect_error, unknown_name
 
 Found = tuple[Address, ...]
-Answer = Found | DownloadError | LoaderError
+LookUp = Found | DownloadError | LoaderError
+"""What came of looking a name up: its addresses, or why there are none."""
 
 _MOST_THREADS = 256
-_KEPT_FOR = 60.0  # seconds
-_MOST_KEPT = 1000  # answers; about 0.5 kB each
+_KEPT_FOR = 60.0
+"""Seconds for which an answer is kept."""
+_MOST_KEPT = 1000
+"""Answers that are kept at most, of about 0.5 kB each."""
 # What may be an IP address in one of the spellings that inet_aton takes, such as 0x7f.1; no name ends in a number.
 _NUMERIC = re.compile(r"\[.*\]|(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
 
 
 class Names:
-    """The names of one run; any thread may ask."""
+    """The names of one run; any thread may ask.
 
-    def __init__(self) -> None:
+    At most ``most_kept`` answers are kept, each for ``kept_for`` seconds.
+    """
+
+    def __init__(self, kept_for: float = _KEPT_FOR, most_kept: int = _MOST_KEPT) -> None:
+        self._kept_for = kept_for
+        self._most_kept = most_kept
         self._daemons = Daemons("image_loader-names", _MOST_THREADS)
         self._lock = threading.Lock()
-        self._asking: dict[str, dict[int, Callable[[int, Answer], None]]] = {}
+        self._asking: dict[str, dict[int, Callable[[int, LookUp], None]]] = {}
         self._kept: OrderedDict[str, tuple[float, Found]] = OrderedDict()
 
     @property
@@ -41,7 +49,7 @@ class Names:
         """Whether a look-up waits for a thread, so that ``relieve`` is to be called every ``daemons.WAIT`` seconds."""
         return self._daemons.is_waiting
 
-    def look_up(self, host: str, number: int, then: Callable[[int, Answer], None]) -> Answer | None:
+    def look_up(self, host: str, number: int, then: Callable[[int, LookUp], None]) -> LookUp | None:
         """Return the addresses of ``host``, or why there are none.
 
         Return None where that takes a look-up: ``then`` gets ``number`` and the answer, in another thread.
@@ -59,7 +67,11 @@ class Names:
         try:
             self._daemons.submit(host, partial(self._ask, host))
         except LoaderError as error:
-            self._asking.pop(host, None)
+            with self._lock:
+                joined = self._asking.pop(host, {})
+            joined.pop(number, None)
+            for each, tell in joined.items():
+                tell(each, error)
             return error
         return None
 
@@ -87,9 +99,9 @@ class Names:
         answer = _resolved(host)
         with self._lock:
             if isinstance(answer, tuple):
-                self._kept[host] = (time.monotonic() + _KEPT_FOR, answer)
+                self._kept[host] = (time.monotonic() + self._kept_for, answer)
                 self._kept.move_to_end(host)
-                if len(self._kept) > _MOST_KEPT:
+                if len(self._kept) > self._most_kept:
                     self._kept.popitem(last=False)
             asking = self._asking.pop(host, {})
         for number, then in asking.items():
@@ -110,7 +122,7 @@ def _addresses(host: str, flags: int = 0) -> Found:
     return tuple({Address(family, str(at[0]), at[2:]): None for family, _, _, _, at in found})
 
 
-def _resolved(host: str) -> Answer:
+def _resolved(host: str) -> LookUp:
     try:
         return _addresses(host)
     except UnicodeError:

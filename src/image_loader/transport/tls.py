@@ -11,6 +11,9 @@ from urllib3.util import ALPN_PROTOCOLS, create_urllib3_context
 from image_loader.errors import OptionError, is_out_of_descriptors
 from image_loader.transport.failures import connect_error
 
+SUPPRESS_RAGGED_EOFS = False
+"""For sockets of TLS: a body that ends with the connection is whole only if the peer says so (RFC 9112, 9.8)."""
+
 
 def context(verify: bool | str | None) -> ssl.SSLContext:  # noqa: FBT001 (what requests calls it)
     """Return the context for what requests calls ``verify``; loading its certificates takes some 20 ms."""

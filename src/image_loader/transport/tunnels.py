@@ -6,7 +6,6 @@ import http.client
 import re
 import socket
 import ssl
-from contextlib import suppress
 from typing import Any
 
 import urllib3
@@ -16,6 +15,8 @@ from image_loader.errors import DownloadError
 from image_loader.model import Blame, Reason
 from image_loader.transport.failures import at_proxy, connect_error, exchange_error, handshake_error, unknown_name
 from image_loader.transport.proxies import Proxy
+from image_loader.transport.tls import SUPPRESS_RAGGED_EOFS
+from image_loader.transport.watchdog import shut_down
 
 _REFUSAL = re.compile(r"Tunnel connection failed: ([0-9]{3}) ?(.*)", re.DOTALL)
 # What another attempt does not change: the proxy forbids it, or wants another user and password.
@@ -62,18 +63,15 @@ class Tunnel:
         built: Any = connection.sock
         connection.sock = None
         if proxy.scheme == "https":
-            # A body that ends with the connection is whole only if the peer says so (RFC 9112, 9.8).
-            built.suppress_ragged_eofs = False
+            built.suppress_ragged_eofs = SUPPRESS_RAGGED_EOFS
         return built
 
     def abort(self) -> None:
         """End the building: whatever it waits for on its socket returns soon."""
         self._aborted = True
         sock = self._connection.sock
-        with suppress(OSError):
-            if isinstance(sock, socket.socket):
-                # The base class's shutdown: SSLSocket's own would drop the TLS state under the reader's feet.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        if isinstance(sock, socket.socket):
+            shut_down(sock)
 
     def _failure(self, error: Exception) -> DownloadError:
         if refusal := _REFUSAL.fullmatch(str(error)):

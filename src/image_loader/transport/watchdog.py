@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import socket
 import threading
 import time
+from contextlib import suppress
 
 from image_loader.errors import DownloadError, OutOfThreadsError, interrupted, too_late, was_stopped
 from image_loader.model import Reason
-
-_INTERRUPT_INTERVAL = 0.05  # seconds
 
 
 class Watch:
@@ -47,16 +45,15 @@ class Watch:
         if self.ended is None and time.monotonic() >= self.deadline:
             self._note(Reason.DEADLINE)
         if self.ended is not None:
-            raise ended(self.ended, stopped=self.stopped)
+            raise end_error(self.ended, stopped=self.stopped)
 
     def end(self, reason: Reason) -> None:
         """End the attempt: whatever it waits for on its socket returns at once."""
         if self.ended is None:
             self._note(reason)
-        with self._watchdog.lock, contextlib.suppress(OSError):
+        with self._watchdog.lock:
             if self.socket is not None:
-                # The base class's shutdown: SSLSocket's own would drop the TLS state under the reader's feet.
-                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+                shut_down(self.socket)
 
     def _note(self, reason: Reason) -> None:
         self.stopped = was_stopped(self.deadline)
@@ -72,7 +69,7 @@ class Watchdog:
     def __init__(self, max_time: float) -> None:
         self._max_time = max_time
         self.lock = threading.Lock()
-        self._watches: dict[int, Watch] = {}
+        self._watches: set[Watch] = set()
         self._look = threading.Event()
         self._next_look = -math.inf
         self._interrupted = False
@@ -85,7 +82,7 @@ class Watchdog:
     def watch(self, deadline: float | None = None) -> Watch:
         """Return a watch, which is to be closed; its time runs from now, or ends at ``deadline`` (monotonic)."""
         watch = Watch(self, time.monotonic() + self._max_time if deadline is None else deadline)
-        self._watches[id(watch)] = watch
+        self._watches.add(watch)
         if watch.deadline < self._next_look:
             self._look.set()
         if self._interrupted:
@@ -94,12 +91,13 @@ class Watchdog:
 
     def remove(self, watch: Watch) -> None:
         """Forget a watch that is closed."""
-        self._watches.pop(id(watch), None)
+        self._watches.discard(watch)
 
     def interrupt(self) -> None:
-        """End every attempt now, and every later one as it begins."""
+        """End every attempt now, and every later one as it begins; no deadline is kept any more."""
+        # In this order, none is missed: an attempt is added to the others before it looks whether it is interrupted.
         self._interrupted = True
-        self._end(list(self._watches.values()), Reason.INTERRUPTED)
+        self._end(list(self._watches), Reason.INTERRUPTED)
         self._look.set()
 
     def close(self) -> None:
@@ -108,20 +106,18 @@ class Watchdog:
         self._look.set()
 
     def _run(self) -> None:
-        while not self._closed and not self._interrupted:
+        while not (self._closed or self._interrupted):
             self._look.wait(self._pause())
-        while not self._closed:
-            # Again and again: one that has just begun may have been missed.
-            self._end(list(self._watches.values()), Reason.INTERRUPTED)
-            time.sleep(_INTERRUPT_INTERVAL)
 
     def _pause(self) -> float:
         """End the attempts whose time is over; return the seconds until the next one's is."""
         self._look.clear()
+        if self._closed or self._interrupted:
+            return 0.0  # What was cleared may have told of this.
         # Until the next look is known, each watch that begins asks for one.
         self._next_look = math.inf
         now = time.monotonic()
-        watches = list(self._watches.values())
+        watches = list(self._watches)
         self._end([watch for watch in watches if watch.deadline <= now], Reason.DEADLINE)
         # A watch that begins during the pause, with all of its time, cannot be due before the pause is over.
         next_look = min((each.deadline for each in watches if each.deadline > now), default=now + self._max_time)
@@ -134,7 +130,14 @@ class Watchdog:
             watch.end(reason)
 
 
-def ended(reason: Reason, *, stopped: bool = False) -> DownloadError:
+def shut_down(connection: socket.socket) -> None:
+    """Have whatever waits for something on a socket return at once; the socket stays open."""
+    with suppress(OSError):
+        # The base class's shutdown: SSLSocket's own would drop the TLS state while another thread reads.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+def end_error(reason: Reason, *, stopped: bool = False) -> DownloadError:
     """Return the error of an attempt that was ended: its time was over (``too_late``), or the run."""
     if reason is Reason.INTERRUPTED:
         return interrupted()
