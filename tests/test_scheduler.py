@@ -19,10 +19,10 @@ from conftest import SETTINGS
 from image_loader.errors import DirectoryError, DownloadError
 from image_loader.model import Blame, Failure, Hop, Job, Locked, Name, Reason, Result, Unfinished, Validators
 from image_loader.scheduling import hosts
-from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox
+from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, close_delivered
 from image_loader.scheduling.queue import Task
 from image_loader.scheduling.scheduler import Scheduler
-from image_loader.scheduling.workers import Workers
+from image_loader.scheduling.workers import Turn, Workers
 from image_loader.transport import Connection
 from image_loader.url import parse
 
@@ -202,6 +202,12 @@ class House:
         self.begin()
         self.advance(0)
         return len(worker.attempts) - begun + 1
+
+    def answer_all(self) -> None:
+        """Let the attempt that each worker makes end."""
+        for worker in self.running:
+            if not worker.is_over:
+                worker.answer(ANSWER)
 
     def step(self, result: Result | Unfinished = ANSWER, host: str = "") -> None:
         """Let one attempt end, and its turn go on."""
@@ -1207,6 +1213,73 @@ def test_a_run_that_is_cut_off_closes_the_connections_of_turns_that_nobody_waits
     for worker in house.running:
         worker.answer(GONE)
     assert all(link.closed for link in house.links)
+
+
+def cut_off(house: House, meanwhile: Callable[[], None] = lambda: None) -> list[Link]:
+    """Cut a run off, with what happens while it ends; return the connections that are neither kept nor closed."""
+    house.finished += house.scheduler.abandon()
+    meanwhile()
+    house.finished += house.scheduler.settle(0.0)
+    house.finished += house.scheduler.drop_running()
+    close_delivered(house.inbox)
+    house.answer_all()
+    kept = {id(connection) for connection in house.kept}
+    return [link for link in house.links if not link.closed and id(link) not in kept]
+
+
+def test_a_connection_that_comes_after_the_cut_for_a_host_that_waited_for_a_worker_is_kept() -> None:
+    house = House({"threads": 2, "per_host": 4})
+    house.silent.add("http://late")
+    house.add(*urls("host", 20))
+    house.add(*urls("late", 20))
+    house.come("http://late")
+    house.advance(0)
+    house.come("http://late")
+    assert cut_off(house, house.answer_all) == []
+    assert [link.origin for link in house.kept].count("http://late") == 2
+
+
+def test_a_run_that_is_cut_off_keeps_the_connections_of_a_host_that_was_given_up_in_its_line() -> None:
+    house = House({"threads": 3, "host_failures": 1, "host_patience": 1.0, "retries": 5})
+    house.silent.add("http://dead")
+    house.add(*urls("host", 3), *urls("dead", 2))
+    house.come("http://dead")
+    house.come("http://dead", RESET)
+    house.advance(0)
+    house.advance(1.0)
+    assert house.reasons() == [Reason.HOST_DOWN] * 2
+    assert cut_off(house) == []
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_the_connection_of_a_turn_that_ends_just_before_it_is_dropped_is_closed(
+    monkeypatch: pytest.MonkeyPatch, twice: bool
+) -> None:
+    house = House({"threads": 1})
+    house.add("http://host/a.jpg")
+    drop = Turn.drop
+
+    def end_and_drop(turn: Turn) -> None:
+        house.running[0].answer(ANSWER)
+        drop(turn)
+
+    monkeypatch.setattr(Turn, "drop", end_and_drop)
+    house.scheduler.abandon()
+    house.scheduler.drop_running()
+    if twice:
+        house.scheduler.drop_running()
+    close_delivered(house.inbox)
+    assert [link.closed for link in house.links] == [True]
+
+
+def test_connections_that_nobody_takes_in_are_closed() -> None:
+    house = House()
+    house.silent.add("http://host")
+    house.add(*urls("host", 2))
+    house.come("http://host")
+    house.come("http://host", RESET)
+    close_delivered(house.inbox)
+    assert [link.closed for link in house.links] == [True]
 
 
 def test_a_host_that_is_given_up_gives_back_the_connections_that_wait_for_a_worker() -> None:

@@ -39,12 +39,14 @@ Inbox = SimpleQueue[Message]
 
 
 def close_delivered(inbox: Inbox) -> None:
-    """Close the connections that were delivered and that nobody asks for any more."""
+    """Close the connections of messages that nobody is going to take in."""
     with suppress(Empty):
         while True:
-            message = inbox.get_nowait()
-            if isinstance(message, Connected) and isinstance(message.result, Connection):
-                message.result.close()
+            match inbox.get_nowait():
+                case Connected(result=result) if not isinstance(result, Exception):
+                    result.close()
+                case TurnOver(turn):
+                    turn.connection.close()
 
 
 class Connections(Protocol):
@@ -156,9 +158,24 @@ class Dispatch:
         while host.connections:
             self._connections.give_back(host.connections.pop())
 
+    def clear(self) -> None:
+        """Have nothing wait any more, for a worker, for a connection or for a time: the run ends."""
+        for host in self._for_worker:
+            # It may have no jobs any more, and then nobody else knows of it.
+            host.waits_for_worker = False
+            self.release(host)
+        for host in (*self._for_connection, *self._for_connection_again):
+            host.waits_for_connection = False
+        self._for_worker.clear()
+        self._for_connection.clear()
+        self._for_connection_again.clear()
+        self.timers.clear()
+
     def end(self, turn: Turn) -> bool:
         """Take note that a worker is done with its turn; False if nobody waits for it any more."""
         if turn not in self.turns:
+            # It may have ended just before it was dropped, and then leaves its connection to us.
+            turn.connection.close()
             return False
         self.turns.discard(turn)
         turn.host.running -= 1

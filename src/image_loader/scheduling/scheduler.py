@@ -78,7 +78,7 @@ class Scheduler:
             for task in host.take_all():
                 self._jobs.finish(task, INTERRUPTED, now)
             self._dispatch.release(host)
-        self._dispatch.timers.clear()
+        self._dispatch.clear()
         return self._taken()
 
     def drop_running(self) -> list[Task]:
