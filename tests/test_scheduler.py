@@ -844,6 +844,17 @@ def test_a_surprise_in_a_worker_is_raised() -> None:
         house.answer(ZeroDivisionError())
 
 
+def test_a_surprise_in_a_worker_loses_no_job() -> None:
+    house = House({"per_host": 1})
+    house.add(*urls("host", 40))
+    while house.answer() < 8:
+        pass
+    with pytest.raises(ZeroDivisionError):
+        house.answer(ZeroDivisionError())
+    house.finished += house.scheduler.abandon()
+    assert len(house.finished) == 40
+
+
 def test_abandoned_jobs_are_all_accounted_for() -> None:
     house = House({"threads": 1})
     house.add(*urls("host", 5), "http://other/a.jpg")
@@ -1319,6 +1330,33 @@ def test_what_ends_the_run_may_come_of_connecting() -> None:
     house.inbox.put(Connected("http://host", DirectoryError("gone"), 0.0))
     house.advance(0)
     assert isinstance(house.scheduler.error, DirectoryError)
+
+
+@pytest.mark.parametrize("where", ["a worker", "a connection"])
+def test_once_the_run_is_to_end_nothing_is_started(where: str) -> None:
+    house = House({"threads": 2, "retries": 5})
+    house.silent.add("http://silent")
+    house.add("http://one/a.jpg", "http://two/a.jpg", *urls("three", 3), *urls("silent", 2))
+    (pending,) = house.connecting
+    if where == "a worker":
+        house.answer(DirectoryError("full"), "one")
+    else:
+        house.inbox.put(Connected("http://silent", DirectoryError("full"), 0.0))
+        house.advance(0)
+        house.answer(host="one")
+    house.answer(FAULTY, "two")
+    house.advance(10.0)
+    assert not house.running
+    assert house.connecting == [pending]
+
+
+def test_once_the_run_is_to_end_no_turn_goes_on() -> None:
+    house = House({"per_host": 1}, pace=0.05)
+    house.add(*urls("far", 10), "http://other/a.jpg")
+    house.answer(host="far")
+    house.running[0].answer(DirectoryError("full"))
+    house.meanwhile = lambda: house.advance(0)
+    assert house.answer(host="far") == 1
 
 
 def test_once_the_run_is_to_end_nothing_is_tried_again() -> None:

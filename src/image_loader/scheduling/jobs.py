@@ -68,6 +68,12 @@ class Jobs:
             home.away -= 1
             self.settle_host(home, now)
 
+    def end(self, now: float) -> None:
+        """Try nothing again from here on; workers do no more than they have begun."""
+        self.is_ending = True
+        for turn in self._dispatch.turns:
+            self.put_back(turn, now)
+
     def put_back(self, turn: Turn, now: float) -> None:
         """Have the jobs that a turn did not come to wait again, in front."""
         host = turn.host

@@ -57,23 +57,26 @@ class Scheduler:
         return self._jobs.hosts.down_failure(origin, self._clock())
 
     def advance(self, timeout: float) -> list[Task]:
-        """Start what can start, wait at most ``timeout`` seconds for something to end, and return what has ended."""
+        """Start what can start, wait at most ``timeout`` seconds for something to end, and return what has ended.
+
+        A ``LoaderError`` becomes the ``error``; from then on nothing is started. Raises what else a worker has raised.
+        """
         now = self._clock()
         for turn in self._dispatch.slow_turns(now):
             self._jobs.put_back(turn, now)
-        self._dispatch.start(now, self._clock)
+        if self.error is None:
+            self._dispatch.start(now, self._clock)
         self._collect(0.0 if self._jobs.finished or not self.pending else self._pause(timeout))
         now = self._clock()
         self._jobs.fire(now)
-        self._dispatch.start(now, self._clock)
+        if self.error is None:
+            self._dispatch.start(now, self._clock)
         return self._taken()
 
     def abandon(self) -> list[Task]:
         """Give up every job that is not running; return those. From here on nothing is started."""
-        self._jobs.is_ending = True
         now = self._clock()
-        for turn in self._dispatch.turns:
-            self._jobs.put_back(turn, now)
+        self._jobs.end(now)
         for host in list(self._jobs.hosts):
             for task in host.take_all():
                 self._jobs.finish(task, INTERRUPTED, now)
@@ -143,7 +146,8 @@ class Scheduler:
         self._take_in(now)
         match message:
             case TurnNearlyOver(turn):
-                self._dispatch.extend(turn, now)
+                if self.error is None:
+                    self._dispatch.extend(turn, now)
             case TurnOver(turn, error):
                 self._end(turn, error, now)
             case Connected():
@@ -157,12 +161,8 @@ class Scheduler:
     def _end(self, turn: Turn, error: BaseException | None, now: float) -> None:
         if not self._dispatch.end(turn):
             return
-        if isinstance(error, LoaderError):
-            self.error = self.error or error
-            self._jobs.is_ending = True
-            self._give_up_current(turn, now)
-        elif error is not None:
-            raise error
+        if error is not None:
+            self._fail_turn(turn, error, now)
         self._jobs.put_back(turn, now)
         self._jobs.settle_host(turn.host, now)
 
@@ -171,7 +171,7 @@ class Scheduler:
         result = connected.result
         self._dispatch.connected(host, None if isinstance(result, Exception) else result)
         if isinstance(result, LoaderError):
-            self.error = self.error or result
+            self._fail_run(result, now)
         elif isinstance(result, DownloadError) and host.waiting and not self._jobs.is_ending:
             # The job that has waited longest is charged with it.
             task = host.waiting.pop(0)
@@ -179,6 +179,19 @@ class Scheduler:
             task.seconds += now - connected.started
             self._judge.judge(task, result.failure, connected.started, now, connecting=True)
         self._jobs.settle_host(host, now)
+
+    def _fail_turn(self, turn: Turn, error: BaseException, now: float) -> None:
+        """Have the run end with what ended a turn; raise what should not have happened."""
+        self._give_up_current(turn, now)
+        if not isinstance(error, LoaderError):
+            self._jobs.put_back(turn, now)
+            raise error
+        self._fail_run(error, now)
+
+    def _fail_run(self, error: LoaderError, now: float) -> None:
+        """Have the run end with an error, the first one; from here on nothing is started and nothing tried again."""
+        self.error = self.error or error
+        self._jobs.end(now)
 
     def _give_up_current(self, turn: Turn, now: float) -> None:
         if turn.current is not None:
