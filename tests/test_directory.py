@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import re
 import resource
 import shutil
 import stat
@@ -191,6 +192,16 @@ def size_and_time(state: os.stat_result | None) -> tuple[int, int] | None:
     return state and (state.st_size, state.st_mtime_ns)
 
 
+def is_open(path: Path) -> bool:
+    """Tell whether this process has a file open."""
+    wanted = path.stat()
+    for descriptor in [int(each.name) for each in Path("/dev/fd").iterdir()]:
+        with suppress(OSError):  # One is that of the listing itself.
+            if os.path.samestat(os.fstat(descriptor), wanted):
+                return True
+    return False
+
+
 def is_old(directory: Directory) -> bool:
     """Tell whether ``a.jpg`` is as it was, and nothing is left of the attempt."""
     state = size_and_time(directory.stat("a.jpg"))
@@ -339,6 +350,65 @@ def test_two_runs_that_start_at_once_do_not_take_each_other_for_a_want_of_locks(
         refusing("flock", errno.EWOULDBLOCK, lambda: Directory(tmp_path))
 
 
+def test_directory_that_cannot_be_used_keeps_no_lock(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    Directory(images).close()
+    images.chmod(0o555)
+    with pytest.raises(DirectoryError, match="Permission denied"):
+        unprivileged(lambda: Directory(images))
+    images.chmod(0o755)
+    directory = Directory(images)
+    with directory.alone() as is_alone:
+        assert is_alone
+
+
+def test_lock_of_runs_that_cannot_be_had_leaves_no_file_open(directory: Directory) -> None:
+    directory.close()
+    folder = os.open(directory.hidden, os.O_RDONLY)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
+        refusing("flock", errno.ENOLCK, lambda: locks.Presence("runs", folder))
+    os.close(folder)
+    assert not is_open(directory.hidden / "runs")
+
+
+WITH_ANOTHER_FILELOCK = """
+import sys
+from pathlib import Path
+from image_loader.errors import DownloadError
+from image_loader.store.directory import Directory
+directory = Directory(Path(sys.argv[1]))
+sys.path.insert(0, sys.argv[2])
+try:
+    directory.partial("a.jpg", "a.jpg")
+except (ImportError, DownloadError) as error:
+    print(type(error).__name__, error)
+"""
+TAKE_ALL_DESCRIPTORS = """
+import os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+try:
+    while True:
+        os.open(os.devnull, os.O_RDONLY)
+except OSError:
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "ImportError cannot import name 'lock_descriptor'"),
+        ("import missing", "ModuleNotFoundError No module named 'missing'"),
+        (TAKE_ALL_DESCRIPTORS, "DownloadError write: .*: Too many open files"),
+    ],
+)
+def test_filelock_that_cannot_be_imported_is_told_as_what_it_is(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "filelock.py").write_text(content)
+    command = [sys.executable, "-c", WITH_ANOTHER_FILELOCK, str(tmp_path / "images"), str(tmp_path)]
+    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert re.match(told, run.stdout)
+
+
 def test_start_does_not_import_filelock(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib; from image_loader.store.directory import Directory;"
@@ -442,7 +512,7 @@ def test_no_image_is_put_in_place_once_the_attempts_were_given_up(directory: Dir
     def save_many(worker: int) -> None:
         begun.wait(60)
         with suppress(DownloadError):
-            for number in range(100_000):
+            for number in range(1000):
                 save(directory, f"{worker}-{number}.jpg", b"new")
 
     with ThreadPoolExecutor(8) as executor:

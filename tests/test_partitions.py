@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from image_loader.errors import DirectoryError
 from image_loader.flock import takes
-from image_loader.store.directory import Directory, look_at
+from image_loader.store.directory import Directory, view
 from image_loader.store.partitions import Partitions, has_driver, open_lock
+from test_directory import is_open, refusing
 
 
 def test_it_has_one_driver_at_a_time_as_seen_from_elsewhere(tmp_path: Path) -> None:
@@ -33,7 +35,7 @@ def test_the_number_of_parts_stays(tmp_path: Path) -> None:
 def test_one_machine_does_not_use_it_and_changes_nothing_there(tmp_path: Path) -> None:
     Partitions(tmp_path, 256).close()
     before = sorted(tmp_path.rglob("*"))
-    for use in (Directory, look_at):
+    for use in (Directory, view):
         with pytest.raises(DirectoryError, match="was filled with --cluster; use --cluster"):
             use(tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
@@ -68,3 +70,19 @@ def test_a_place_that_cannot_be_a_directory_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DirectoryError, match="move that file away"):
         Partitions(tmp_path / "file", 256)
+
+
+def test_a_driver_that_cannot_lock_the_directory_leaves_no_file_open(tmp_path: Path) -> None:
+    Partitions(tmp_path, 256).close()
+    with pytest.raises(DirectoryError, match=os.strerror(errno.ENOLCK)):
+        refusing("flock", errno.ENOLCK, lambda: Partitions(tmp_path, 256))
+    assert not is_open(tmp_path / ".image_loader" / "driver")
+
+
+def test_a_driver_that_closes_the_directory_twice_closes_nothing_else(tmp_path: Path) -> None:
+    directory = Partitions(tmp_path, 256)
+    directory.close()
+    other = os.open(os.devnull, os.O_RDONLY)  # It gets the same number.
+    directory.close()
+    os.close(other)
+    assert not has_driver(directory.path)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import time
 
 ALONE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
+_POLL = 0.01
+"""Seconds between two tries; a call that waits by itself would go on waiting after a signal."""
 
 
 def takes(descriptor: int, how: int = ALONE) -> bool:
@@ -16,4 +19,14 @@ def takes(descriptor: int, how: int = ALONE) -> bool:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
+    return True
+
+
+def wait(descriptor: int, how: int, seconds: float) -> bool:
+    """Lock an open file, if need be after a wait of so many seconds; see ``takes``."""
+    give_up = time.monotonic() + seconds
+    while not takes(descriptor, how):
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(_POLL)
     return True

@@ -10,7 +10,7 @@ from image_loader.errors import LoaderError
 from image_loader.model import Line, Outcome
 from image_loader.planner import Planner, beginning
 from image_loader.settings import Settings
-from image_loader.store.directory import look_at
+from image_loader.store.directory import view
 from image_loader.store.index import FILE, Index
 
 
@@ -18,7 +18,7 @@ def run(
     lines: Iterable[Sequence[Line] | None], settings: Settings, stop: threading.Event, tick: Callable[[float], None]
 ) -> Generator[Outcome, None, None]:
     """Yield the outcome of every line; see ``batch.run``."""
-    directory = look_at(settings.directory)
+    directory = view(settings.directory)
     path = settings.index_file or directory.hidden / FILE
     with Index(path, settings.flush_interval, stop.is_set, copy=True) as index:
         known, planner = index.known(), Planner(settings, directory, index, beginning(directory, index))

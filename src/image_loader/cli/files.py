@@ -12,8 +12,8 @@ from image_loader.errors import OptionError, ResultsFileError
 from image_loader.lists import urlfile
 from image_loader.model import Outcome
 from image_loader.settings import Command, Settings
-from image_loader.store.directory import HIDDEN
 from image_loader.store.index import FILE
+from image_loader.store.root import HIDDEN
 
 _STANDARD_OUTPUT = "/dev/stdout"
 

@@ -1,5 +1,4 @@
 """The output directory: validated, counted in inodes, and filled with whole images."""
-# A Path costs more than the system call it is made for, and this runs once per line.
 
 from __future__ import annotations
 
@@ -19,12 +18,12 @@ from image_loader.store.partial import Partial, Partials, make_folders
 from image_loader.store.partitions import require_one_machine
 from image_loader.store.root import HIDDEN, PARTIALS, Held, Root, available_inodes, directory_error
 
-__all__ = ["HIDDEN", "Directory", "Partial", "is_as_recorded"]
+__all__ = ["Directory", "Partial", "is_as_recorded"]
 
 _MAX_NAME_BYTES = 255
 _READ_SIZE = 1 << 18
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_MADE = (os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+_MAKE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 _LAYOUT = f"{HIDDEN}/layout"
 _OF_NOTE = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NOTE_SIZE = 64
@@ -102,7 +101,7 @@ class View:
             os.close(descriptor)
 
 
-class Sight(View):
+class ReadOnlyDirectory(View):
     """A directory as it is, in which nothing is made or changed."""
 
     def __init__(self, path: Path) -> None:
@@ -119,7 +118,7 @@ class Sight(View):
         self.refused_characters = ""
 
 
-class Absent(View):
+class MissingDirectory(View):
     """A directory that is not there."""
 
     def __init__(self, path: Path) -> None:
@@ -144,9 +143,9 @@ class Absent(View):
         """Say that there is no such file."""
 
 
-def look_at(path: Path) -> View:
+def view(path: Path) -> View:
     """Return the view of a directory, which need not be there; raises ``DirectoryError``."""
-    return Sight(path) if os.path.lexists(path) else Absent(path)
+    return ReadOnlyDirectory(path) if os.path.lexists(path) else MissingDirectory(path)
 
 
 class Directory(View):
@@ -177,14 +176,15 @@ class Directory(View):
         try:
             self.is_new = self._make_hidden()
             self._partials = Partials(self._root, shared=held is not None)
-            self._presence = locks.Presence(f"{HIDDEN}/runs", self._root.descriptor)
             if not self._root.is_usable():
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             self.max_name_bytes = _max_name_bytes(self._root.descriptor)
             self.refused_characters = self._refused_characters()
+            self.sweep()
+            # At the end: nothing has to be closed, whatever fails before.
+            self._presence = locks.Presence(f"{HIDDEN}/runs", self._root.descriptor)
         except OSError as error:
             raise self._root.end_of_run(error) from error
-        self.sweep()
 
     def saved_meanwhile(self, file: str, inode: int | None) -> bool:
         """Whether another run has put ``file`` in place since this one saw ``inode`` there, or no such file (None).
@@ -298,7 +298,7 @@ class Directory(View):
         root = self._root.descriptor
         name = f"{PARTIALS}/probe{_RESTRICTED}"
         try:
-            os.close(os.open(name, *_MADE, dir_fd=root))
+            os.close(os.open(name, _MAKE, 0o666, dir_fd=root))
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=root)
         except OSError as error:

@@ -1,27 +1,24 @@
 """Locks on files, as ``filelock`` takes them, and whether the file system provides them."""
-# A Path costs more than the system call it is made for, and this runs once per image.
 
 from __future__ import annotations
 
 import errno
 import functools
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from image_loader.errors import LockedError
-from image_loader.flock import SHARED, takes
+from image_loader.flock import SHARED, takes, wait
 
 _PATIENCE = 30.0
 """Seconds to wait for a run that deletes images: it lets others start after some milliseconds."""
-_POLL = 0.01
 
 
 def lock(descriptor: int, path: str, folder: int) -> os.stat_result:
     """Lock an open file of ``folder`` (a descriptor) and return its state.
 
-    Raises ``LockedError`` if another holds the lock, or has moved the file away meanwhile.
+    Raises ``LockedError`` if another holds the lock, or has moved the file away meanwhile; ``OSError``.
     """
     if not _lock_descriptor()(descriptor, blocking=False):
         raise LockedError(path)
@@ -47,12 +44,12 @@ class Presence:
         self._folder = folder
         # Open for writing, it would keep the file system from being made read-only.
         self._descriptor = _opened(path, folder, os.O_RDONLY | os.O_CREAT)
-        give_up = time.monotonic() + _PATIENCE
-        while self._descriptor is not None and not takes(self._descriptor, SHARED):
-            if time.monotonic() > give_up:
-                self.close()
+        try:
+            if self._descriptor is not None and not wait(self._descriptor, SHARED, _PATIENCE):
                 raise TimeoutError(errno.ETIMEDOUT, "another run deletes images there, and does not go on", path)
-            time.sleep(_POLL)
+        except BaseException:
+            self.close()
+            raise
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
@@ -87,6 +84,8 @@ def _opened(path: str, folder: int, access: int) -> int | None:
 def probe(path: str, folder: int, flags: int, mode: int) -> OSError | None:
     """Make, lock and remove a file; return the error where the file system provides no locks.
 
+    Raises ``OSError`` where the file cannot be made or removed.
+
     It is locked in the way filelock does on Unix, without the price of its import. It is a file, because a directory is
     locked locally even where a network file system provides no locks.
     """
@@ -96,9 +95,9 @@ def probe(path: str, folder: int, flags: int, mode: int) -> OSError | None:
     except OSError as error:
         return error
     finally:
+        os.close(descriptor)
         with suppress(FileNotFoundError):
             os.unlink(path, dir_fd=folder)
-        os.close(descriptor)
     return None
 
 
@@ -107,9 +106,9 @@ def _lock_descriptor() -> Callable[..., bool]:
     """Return filelock's function: a run that saves nothing locks nothing, and is spared the time of the import."""
     try:
         from filelock import lock_descriptor
-    except ModuleNotFoundError:
+    except ImportError:
+        # Without a file descriptor, libraries cannot be loaded. If there is none, this raises the OSError that says so:
+        # another attempt imports the rest.
+        os.close(os.open(os.sep, os.O_RDONLY | os.O_CLOEXEC))
         raise
-    except ImportError as error:
-        # For want of a file descriptor, some part of it was not to be had: another attempt imports the rest.
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
     return lock_descriptor

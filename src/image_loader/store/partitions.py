@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 from image_loader.errors import DirectoryError
-from image_loader.flock import takes
+from image_loader.flock import ALONE, takes, wait
 from image_loader.store.root import HIDDEN, PARTIALS, Root, directory_error
 
 NOTE = f"{HIDDEN}/partitions"
@@ -18,7 +17,8 @@ _LOCKS = f"{HIDDEN}/locks"
 _NOTE_SIZE = 64
 _PATIENCE = 2.0
 """Seconds to wait for the lock of the driver: a worker that tries it holds it for a moment."""
-_POLL = 0.05
+_OPEN_LOCK = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAKE_LOCK = _OPEN_LOCK | os.O_CREAT
 
 
 def require_one_machine(root: Root) -> None:
@@ -55,11 +55,11 @@ class Partitions:
                 )
             for folder in (HIDDEN, _RUNS, _LOCKS):
                 Path(root.place(folder)).mkdir(exist_ok=True)
-            self._driver = _locked(root)
+            # Not resolved: a link on the way may lead elsewhere on another machine.
+            self.path = Path(os.path.abspath(path))  # noqa: PTH100 (``Path.absolute`` keeps "..")
+            self._driver: int | None = _locked(root)
         except OSError as error:
             raise directory_error(os.fspath(error.filename or path), error) from error
-        # Not resolved: a link on the way may lead elsewhere on another machine.
-        self.path = Path(os.path.abspath(path))  # noqa: PTH100 (``Path.absolute`` keeps "..")
         try:
             _check_count(path, Path(root.place(NOTE)), count)
         except BaseException:
@@ -68,7 +68,9 @@ class Partitions:
 
     def close(self) -> None:
         """Let other drivers have it."""
-        os.close(self._driver)
+        descriptor, self._driver = self._driver, None
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _check_count(path: Path, note: Path, count: int) -> None:
@@ -90,19 +92,19 @@ def _check_count(path: Path, note: Path, count: int) -> None:
 
 def _locked(root: Root) -> int:
     """Return the descriptor of the driver's lock."""
-    descriptor = os.open(root.place(_DRIVER), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    give_up = time.monotonic() + _PATIENCE
-    while not takes(descriptor):
-        if time.monotonic() > give_up:
-            os.close(descriptor)
+    descriptor = os.open(root.place(_DRIVER), _MAKE_LOCK, 0o666)
+    try:
+        if not wait(descriptor, ALONE, _PATIENCE):
             raise DirectoryError(f"{root.path}: another run with --cluster is under way there; wait for its end")
-        time.sleep(_POLL)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
 def has_driver(path: Path) -> bool:
     """Whether a driver holds the directory, as seen from this machine; raises ``OSError``."""
-    descriptor = os.open(path / _DRIVER, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path / _DRIVER, _OPEN_LOCK)
     try:
         return not takes(descriptor)
     finally:
@@ -111,5 +113,4 @@ def has_driver(path: Path) -> bool:
 
 def open_lock(path: Path, partition: int) -> int:
     """Open the file whose lock a task holds while it works on a part; raises ``OSError``."""
-    file = path / _LOCKS / name(partition)
-    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    return os.open(path / _LOCKS / name(partition), _MAKE_LOCK, 0o666)
