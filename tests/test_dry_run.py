@@ -149,6 +149,23 @@ def test_a_run_that_is_under_way_is_not_disturbed(server: Server, loader: Loader
     assert running.finish().status == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_while_another_program_keeps_the_index_locked(
+    server: Server, loader: Loader, urls: list[str], number: signal.Signals
+) -> None:
+    index = loader.directory / ".image_loader" / "index.sqlite3"
+    with closing(sqlite3.connect(index, isolation_level=None)) as connection:
+        connection.execute("SELECT count(*) FROM image").fetchone()
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("UPDATE image SET complete = complete")
+        running = loader.start(urls, "--dry-run", results=False)
+        opened = Path(f"/proc/{running.process.pid}/fd")
+        server.wait_for(lambda: any(index.samefile(each) for each in opened.iterdir() if each.exists()))
+        running.send(number)
+        run = running.finish()
+    assert run.status == 128 + number
+
+
 def test_an_index_of_an_earlier_version_is_read_and_stays_as_it_is(loader: Loader, urls: list[str]) -> None:
     index = loader.directory / ".image_loader" / "index.sqlite3"
     with closing(sqlite3.connect(index)) as connection:

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from image_loader.errors import IndexFileError
 from image_loader.model import Image, Lifetime, Name, NotModified, Record, Validators
 from image_loader.store import index as index_module
 from image_loader.store import index_file
-from image_loader.store.index import Index
+from image_loader.store.index import Index, IndexCopy
 
 NEVER = 3600.0
 PRELUDE = """
@@ -872,6 +873,16 @@ def test_a_damaged_index_that_the_user_named_is_moved_aside_like_any_other(path:
     assert len(list(path.parent.glob("*.damaged-*"))) == 1
 
 
+def test_each_damaged_index_is_moved_to_a_name_of_its_own(path: Path) -> None:
+    for content in ("first", "second", "third"):
+        path.write_text(content)
+        Path(f"{path}-wal").write_text(f"log of the {content}")
+        index_file.move_aside(path)
+    asides = path.parent.glob("*.damaged-*")
+    assert sorted(each.read_text() for each in asides if not each.name.endswith("-wal")) == ["first", "second", "third"]
+    assert len(list(path.parent.iterdir())) == 6
+
+
 HOLD = """
 import sqlite3
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -879,6 +890,16 @@ connection.execute("BEGIN IMMEDIATE")
 say("locked")
 sys.stdin.readline()
 connection.execute("COMMIT")
+"""
+HOLD_ALONE = """
+import sqlite3
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("SELECT count(*) FROM image").fetchone()  # Makes the two files beside it.
+connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+connection.execute("UPDATE image SET complete = complete")
+say("locked")
+sys.stdin.readline()
+connection.close()
 """
 WAIT = """
 index = Index(Path(sys.argv[1]), 0.0)
@@ -913,6 +934,46 @@ def test_a_lock_that_is_never_released_is_a_clear_error(path: Path, monkeypatch:
         with pytest.raises(IndexFileError, match="another program keeps it locked"):
             claim(index, "u", "a.jpg")
         said(holder, "go\n")
+
+
+@pytest.mark.parametrize("is_ending", [True, False])
+def test_a_copy_of_an_index_that_is_never_unlocked_is_a_clear_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, is_ending: bool
+) -> None:
+    monkeypatch.setattr(index_file, "_LAST_PATIENCE" if is_ending else "_LOCK_PATIENCE", 0.05)
+    fill(path, 10)
+    with start(HOLD_ALONE, path) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(IndexFileError, match="another program keeps it locked"):
+            IndexCopy(path, is_ending=lambda: is_ending)
+        said(holder, "go\n")
+
+
+def test_a_copy_of_an_index_that_is_locked_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = fill(path, 10)
+    waits = threading.Event()
+    monkeypatch.setattr(index_file.Patience, "_is_over", lambda *_: waits.set())
+    with start(HOLD_ALONE, path) as holder, ThreadPoolExecutor(1) as pool:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        copying = pool.submit(IndexCopy, path)
+        assert waits.wait(60)
+        said(holder, "go\n")
+        with copying.result(60) as copy:
+            assert len(copy.look_up(digests)) == 10
+
+
+def test_a_copy_records_nothing(path: Path) -> None:
+    (key,) = fill(path, 1)
+    with IndexCopy(path) as copy:
+        before = copy.look_up([key])
+        row, image = before[key].row, before[key].image or IMAGE
+        copy.touch(row, image._replace(mtime_ns=1))
+        copy.record(row, image._replace(size=1))
+        copy.renew(row, NotModified(image, Validators("new"), Lifetime(), 0.0))
+        copy.flush()
+        assert copy.look_up([key]) == before
 
 
 def test_a_run_that_ends_does_not_wait_for_a_lock(path: Path) -> None:
@@ -1058,7 +1119,5 @@ def test_memory_does_not_grow_with_the_list(path: Path) -> None:
 
 
 def test_an_iterator_over_images_may_be_handed_to_another_thread(path: Path) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     with Index(path, NEVER) as index, ThreadPoolExecutor(1) as pool:
         assert list(pool.map(index.look_up, [[digest("u")]])) == [{}]

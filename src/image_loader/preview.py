@@ -11,7 +11,7 @@ from image_loader.model import Line, Outcome
 from image_loader.planner import Planner, beginning
 from image_loader.settings import Settings
 from image_loader.store.directory import view
-from image_loader.store.index import FILE, Index
+from image_loader.store.index import FILE, IndexCopy
 
 
 def run(
@@ -20,7 +20,7 @@ def run(
     """Yield the outcome of every line; see ``batch.run``."""
     directory = view(settings.directory)
     path = settings.index_file or directory.hidden / FILE
-    with Index(path, settings.flush_interval, stop.is_set, copy=True) as index:
+    with IndexCopy(path, stop.is_set) as index:
         known, planner = index.known(), Planner(settings, directory, index, beginning(directory, index))
         for group in lines:
             yield from _planned(planner, group or (), stop)

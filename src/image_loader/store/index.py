@@ -3,6 +3,7 @@
 # No annotation is a string here: see ``model``.
 import functools
 import itertools
+import operator
 import os
 import sqlite3
 import time
@@ -45,13 +46,8 @@ _RENEW = """UPDATE image SET etag = ?, last_modified = ?, target = ?,
     max_age = ?, expires = ?, varies = ?, date = ?, age = ?, redirects_end = ?,
     checked = ? WHERE rowid = ? AND size = ? AND mtime_ns = ?"""
 
-_TEXT, _BYTES, _INTEGER, _NUMBER = ((kind, type(None)) for kind in (str, bytes, int, float))
-# The types in a row, where there is no image yet, and where there is one.
-_NO_IMAGE = (bytes, int, str, int, *[type(None)] * 16)
-_IMAGE = (
-    *((bytes,), (int,), (str,), (int,), (int,), (int,), _INTEGER, _TEXT, _BYTES, _TEXT, _TEXT, _BYTES),
-    *(_NUMBER, _NUMBER, (int,), (float,), (float,), _NUMBER, (float,), (float,)),
-)
+_WITH_IMAGE = tuple(index_file.COLUMNS.values())
+_WITHOUT_IMAGE = (bytes, int, str, int, *[type(None)] * (len(_WITH_IMAGE) - 4))
 
 
 class Known(NamedTuple):
@@ -76,34 +72,31 @@ class Index:
         is_ending: Callable[[], bool] = lambda: False,
         *,
         named: bool = False,
-        copy: bool = False,
         exclusive: bool = False,
     ) -> None:
         """Open the index, or make it; ``flush_interval`` is in seconds.
 
         A damaged one is moved aside with a warning, and a new one begun; the images are not touched. Where the user has
         ``named`` it, a file that never was a database is left alone. ``is_ending`` says that there is no time left to
-        wait for other programs. A ``copy`` leaves the file as it is: what is recorded is forgotten in the end. While
-        it is open ``exclusive``, no other program can read or write it.
+        wait for other programs. While it is open ``exclusive``, no other program can read or write it.
         """
+        self._begin(path, flush_interval, is_ending)
+        self._connection = index_file.connect(self.path, self._patience, named=named, exclusive=exclusive)
+        self._inode = index_file.inode(self.path)
+
+    def _begin(self, path: Path, flush_interval: float, is_ending: Callable[[], bool]) -> None:
         # Absolute: SQLite gives a meaning of their own to names such as ":memory:" and "file:a?b".
         self.path = Path(os.path.realpath(path))
+        self.seen = SeenRows()
         self._flush_interval = flush_interval
         self._flushed = time.monotonic()
         self._pending: dict[int, tuple[Image, str | None]] = {}
         self._touched: dict[int, Image] = {}
         self._renewed: dict[int, NotModified] = {}
-        self.seen = SeenRows()
         # The row that comes next, should the list be in the order in which the rows were made; None where it is not.
         self._next_row: int | None = None
-        self._wait = index_file.Patience(is_ending)
+        self._patience = index_file.Patience(is_ending)
         self._abandoned = False
-        self._is_copy = copy
-        if copy:
-            self._connection = index_file.copied(self.path)
-        else:
-            self._connection = index_file.connect(self.path, self._wait, named=named, exclusive=exclusive)
-        self._inode = index_file.inode(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -185,7 +178,7 @@ class Index:
         """Give rows the names that were reserved for them, which their images, if any, have by now."""
         with self._transaction("BEGIN IMMEDIATE"):
             for row, name, image in renamed:
-                times = (None, None) if image is None else (_integer(image.mtime_ns), _integer(image.ctime_ns))
+                times = (None, None) if image is None else _times(image)
                 self._connection.execute(_RENAME, (name.path, name.complete, *times, row))
 
     def record(self, row: int, image: Image, key: str | None = None) -> None:
@@ -270,7 +263,7 @@ class Index:
     def _transaction(self, begin: str) -> Iterator[None]:
         try:
             with self._connection:
-                self._wait.out(lambda: self._connection.execute(begin))
+                self._patience.out(lambda: self._connection.execute(begin))
                 yield
         except sqlite3.Error as error:
             if index_file.is_damage(error):
@@ -280,8 +273,6 @@ class Index:
     def _abandon(self, error: sqlite3.Error) -> NoReturn:
         self._abandoned = True
         self._connection.close()
-        if self._is_copy:
-            raise IndexFileError(f"{self.path}: the index is damaged; a run moves it aside and begins anew") from error
         with index_file.alone(self.path.parent):
             # Another process may have found the damage before us, and begun anew under the same name.
             if index_file.inode(self.path) == self._inode:
@@ -289,6 +280,29 @@ class Index:
         raise IndexFileError(
             f"{self.path}: the index is damaged and was moved aside; run again, and a new one is begun (images stay)"
         ) from error
+
+
+class IndexCopy(Index):
+    """A copy of the index, empty where there is none; the file stays as it is. What a run finds out is not recorded."""
+
+    def __init__(self, path: Path, is_ending: Callable[[], bool] = lambda: False) -> None:
+        """Copy the index; ``is_ending`` says that there is no time left to wait for other programs."""
+        self._begin(path, 0.0, is_ending)
+        self._connection = index_file.copied(self.path, self._patience)
+
+    def record(self, row: int, image: Image, key: str | None = None) -> None:
+        """Do nothing."""
+
+    def touch(self, row: int, image: Image) -> None:
+        """Do nothing."""
+
+    def renew(self, row: int, renewed: NotModified) -> None:
+        """Do nothing."""
+
+    def _abandon(self, error: sqlite3.Error) -> NoReturn:
+        self._abandoned = True
+        self._connection.close()
+        raise index_file.damaged(self.path) from error
 
 
 def _is_from_before(record: Record, known: Known) -> bool:
@@ -331,25 +345,40 @@ def _record(row: tuple[Any, ...]) -> Record:
 @functools.cache
 def _are_sound(types: tuple[type, ...]) -> bool:
     """Whether the columns of a row have types that this program writes."""
-    return types == _NO_IMAGE or all(found in allowed for found, allowed in zip(types, _IMAGE, strict=True))
+    return types == _WITHOUT_IMAGE or all(map(operator.contains, _WITH_IMAGE, types))
 
 
 _Values = tuple[str | int | float | bytes | None, ...]
 
 
 def _values(row: int, image: Image, key: str | None, now: float) -> _Values:
-    times = (_integer(image.mtime_ns), _integer(image.ctime_ns))
-    sha256 = None if image.sha256 is None else bytes.fromhex(image.sha256)
     return (
-        *(image.file, key, image.size, *times, image.media_type, sha256, *image.validators, *image.lifetime),
-        *(image.saved, image.checked, row, image.saved, now),
+        image.file,
+        key,
+        image.size,
+        *_times(image),
+        image.media_type,
+        _sha256(image),
+        *image.validators,
+        *image.lifetime,
+        image.saved,
+        image.checked,
+        row,
+        image.saved,
+        now,
     )
 
 
 def _touch(row: int, image: Image) -> _Values:
-    sha256 = None if image.sha256 is None else bytes.fromhex(image.sha256)
-    times = (_integer(image.mtime_ns), _integer(image.ctime_ns))
-    return (*times, row, image.size, sha256, image.saved)
+    return (*_times(image), row, image.size, _sha256(image), image.saved)
+
+
+def _sha256(image: Image) -> bytes | None:
+    return None if image.sha256 is None else bytes.fromhex(image.sha256)
+
+
+def _times(image: Image) -> tuple[int | None, int | None]:
+    return _integer(image.mtime_ns), _integer(image.ctime_ns)
 
 
 def _renewal(row: int, renewed: NotModified) -> _Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sqlite3
@@ -14,11 +15,11 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from image_loader.errors import IndexFileError
-from image_loader.flock import takes
+from image_loader.flock import ALONE, wait
 
 T = TypeVar("T")
 
-_logger = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 _MAGIC = b"SQLite format 3\0"
 _APPLICATION_ID = 0x696D6C64
@@ -38,10 +39,31 @@ _SETTINGS = (
     "PRAGMA synchronous = NORMAL",
     "PRAGMA cache_size = -4000",
 )
-SELECT = """SELECT digest, rowid, name, complete, size, mtime_ns, ctime_ns, media_type, sha256,
-    etag, last_modified, target,
-    max_age, expires, varies, date, age, redirects_end, saved, checked FROM image WHERE """
-"""Asks for all that rows tell."""
+_NONE = type(None)
+COLUMNS: dict[str, tuple[type, ...]] = {
+    "digest": (bytes,),
+    "rowid": (int,),
+    "name": (str,),
+    "complete": (int,),
+    "size": (int,),
+    "mtime_ns": (int,),
+    "ctime_ns": (int, _NONE),
+    "media_type": (str, _NONE),
+    "sha256": (bytes, _NONE),
+    "etag": (str, _NONE),
+    "last_modified": (str, _NONE),
+    "target": (bytes, _NONE),
+    "max_age": (float, _NONE),
+    "expires": (float, _NONE),
+    "varies": (int,),
+    "date": (float,),
+    "age": (float,),
+    "redirects_end": (float, _NONE),
+    "saved": (float,),
+    "checked": (float,),
+}
+"""What is asked for of a row, and the types that this program writes there once the row has an image."""
+SELECT = f"SELECT {', '.join(COLUMNS)} FROM image WHERE "  # noqa: S608 (they are those above)
 # With row ids, rows stand in the order of the list: one flush touches a few pages. Without, rows stood by digest, and
 # each would dirty a page of its own (measured: a third of the speed).
 _SCHEMA = (
@@ -94,57 +116,76 @@ class Patience:
             try:
                 return attempt()
             except sqlite3.OperationalError as error:
-                patience = _LAST_PATIENCE if self._is_ending() else _LOCK_PATIENCE
-                if code(error) != sqlite3.SQLITE_BUSY or time.monotonic() - begun > patience:
+                if code(error) != sqlite3.SQLITE_BUSY or self._is_over(begun):
                     raise
             time.sleep(_LOCK_POLL)
 
+    def copy(self, source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+        """Copy a database, once it is not locked any more; raise ``TimeoutError`` at the end."""
+        begun = time.monotonic()
 
-def connect(path: Path, wait: Patience, *, named: bool, exclusive: bool) -> sqlite3.Connection:
-    """Open the index, or make it; see ``Index``."""
+        def check(status: int, _remaining: int, _pages: int) -> None:
+            if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and self._is_over(begun):
+                raise TimeoutError
+
+        source.backup(target, progress=check, sleep=_LOCK_POLL)
+
+    def _is_over(self, begun: float) -> bool:
+        return time.monotonic() - begun > (_LAST_PATIENCE if self._is_ending() else _LOCK_PATIENCE)
+
+
+def connect(path: Path, patience: Patience, *, named: bool, exclusive: bool) -> sqlite3.Connection:
+    """Open the index, or make it; see ``Index``. Raises ``IndexFileError``."""
     try:
         with alone(path.parent):
-            return wait.out(lambda: _connect_or_begin_anew(path, named=named, exclusive=exclusive))
+            return patience.out(lambda: _connect_or_begin_anew(path, named=named, exclusive=exclusive))
     except sqlite3.Error as error:
         raise failure(path, error) from error
 
 
-def copied(path: Path) -> sqlite3.Connection:
-    """Return a copy of the index, empty where there is none or a damaged one, that goes when it is closed.
+def copied(path: Path, patience: Patience) -> sqlite3.Connection:
+    """Return a copy of the index, empty where there is none, that goes when it is closed.
 
-    Nothing is written to the index, nor beside it; SQLite keeps a large copy in a temporary file.
+    Nothing is written to the index, nor beside it; SQLite keeps a large copy in a temporary file. Raises
+    ``IndexFileError``, also where the index is damaged.
     """
     connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     try:
         if path.exists():
-            _copy(path, connection)
+            _copy(path, connection, patience)
         _prepare(connection, path)
+    except TimeoutError as error:
+        connection.close()
+        raise IndexFileError(f"{path}: the index cannot be used: {_HINTS[sqlite3.SQLITE_BUSY]}") from error
     except (sqlite3.Error, UnicodeDecodeError) as error:
         connection.close()
         if isinstance(error, sqlite3.Error) and not is_damage(error):
             raise failure(path, error) from error
-        raise IndexFileError(f"{path}: the index is damaged; a run moves it aside and begins anew") from error
+        raise damaged(path) from error
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _copy(path: Path, target: sqlite3.Connection) -> None:
+def _copy(path: Path, target: sqlite3.Connection, patience: Patience) -> None:
     # What is in the log of a run that was killed, or is under way, counts. Without a log, or where it cannot be read
     # with a file beside it being written, the index is read as it stands.
-    is_logged = all(os.path.exists(f"{path}{suffix}") for suffix in ("-wal", "-shm"))  # noqa: PTH110
-    for how in ("readonly_shm=1", "immutable=1") if is_logged else ("immutable=1",):
-        with suppress(FileNotFoundError):
-            source = sqlite3.connect(f"file:{quote(os.fspath(path))}?mode=ro&{how}", timeout=_BUSY_TIMEOUT, uri=True)
-            with closing(source):
-                try:
-                    source.backup(target)
-                except sqlite3.OperationalError as error:
-                    if how == "immutable=1" or code(error) != sqlite3.SQLITE_CANTOPEN:
-                        raise
-                else:
-                    return
+    if all(os.path.exists(f"{path}{suffix}") for suffix in ("-wal", "-shm")):  # noqa: PTH110
+        try:
+            _copy_with(path, "readonly_shm=1", target, patience)
+        except sqlite3.OperationalError as error:
+            if code(error) != sqlite3.SQLITE_CANTOPEN:
+                raise
+        else:
+            return
+    _copy_with(path, "immutable=1", target, patience)
+
+
+def _copy_with(path: Path, parameter: str, target: sqlite3.Connection, patience: Patience) -> None:
+    address = f"file:{quote(os.fspath(path))}?mode=ro&{parameter}"
+    with closing(sqlite3.connect(address, timeout=_BUSY_TIMEOUT, uri=True)) as source:
+        patience.copy(source, target)
 
 
 def _connect_or_begin_anew(path: Path, *, named: bool, exclusive: bool) -> sqlite3.Connection:
@@ -156,7 +197,7 @@ def _connect_or_begin_anew(path: Path, *, named: bool, exclusive: bool) -> sqlit
         if named and not _was_database(path):
             raise IndexFileError(f"{path}: no index, but another file; name another one with --index") from error
         aside = move_aside(path)
-    _logger.warning("%s: the index is damaged; moved aside to %s, and begun anew", path, aside.name)
+    _LOG.warning("%s: the index is damaged; moved aside to %s, and begun anew", path, aside.name)
     return _connect(path, exclusive=exclusive)
 
 
@@ -172,9 +213,7 @@ def alone(directory: Path) -> Iterator[None]:
         with suppress(OSError):
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
-            give_up = time.monotonic() + _LAST_PATIENCE
-            while not takes(descriptor) and time.monotonic() < give_up:
-                time.sleep(_LOCK_POLL)
+            wait(descriptor, ALONE, _LAST_PATIENCE)
         yield
 
 
@@ -252,8 +291,13 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
 
 
 def move_aside(path: Path) -> Path:
-    """Rename a damaged index, and the two files that SQLite keeps beside it; return its new path."""
-    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+    """Rename a damaged index, and the two files that SQLite keeps beside it; return its new path.
+
+    Raises ``IndexFileError``. No other process may do the same meanwhile: see ``alone``.
+    """
+    first = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+    names = itertools.chain([first], (Path(f"{first}-{number}") for number in itertools.count(2)))
+    aside = next(name for name in names if not os.path.lexists(name))
     try:
         path.rename(aside)
         for suffix in ("-wal", "-shm"):
@@ -288,6 +332,11 @@ def is_damage(error: sqlite3.Error) -> bool:
     """Whether an error says that the file is damaged."""
     found = code(error)
     return isinstance(error, sqlite3.OperationalError) if found is None else found in _DAMAGE
+
+
+def damaged(path: Path) -> IndexFileError:
+    """Return the error for a damaged index of which only a copy is used."""
+    return IndexFileError(f"{path}: the index is damaged; a run moves it aside and begins anew")
 
 
 def failure(path: Path, error: sqlite3.Error) -> IndexFileError:
