@@ -34,20 +34,10 @@ class _Body(NamedTuple):
     size: int | None
 
 
-class _Range(NamedTuple):
-    """What a Content-Range says: the first and the last byte of a part, and the size of the whole."""
-
-    first: int
-    last: int
-    size: int
-
-
-class _Found(NamedTuple):
-    """What an image is: its type, and its size in pixels where it was decoded."""
-
-    media_type: str
-    width: int | None = None
-    height: int | None = None
+_Range = tuple[int, int, int]
+"""What a Content-Range says: the first and the last byte of a part, and the size of the whole."""
+_Found = tuple[str, int | None, int | None]
+"""What an image is: its type, and its width and height in pixels where it was decoded."""
 
 
 class Saver:
@@ -79,7 +69,7 @@ class Saver:
                 raise _wrong_part()
             validators = _validators(answer, resume)
             sha256 = self._store(partial, answer, body, validators)
-            found = self._check(partial, answer, body, file)
+            media_type, width, height = self._check(partial, answer, body, file)
             before = self._sha256_before(job, file)
             mtime = freshness.modified_time(validators.last_modified, answer.received)
             state = partial.commit(mtime, self._files(job, file, extension, sha256))
@@ -90,7 +80,7 @@ class Saver:
             state.st_size,
             state.st_mtime_ns,
             state.st_ctime_ns,
-            found.media_type,
+            media_type,
             sha256,
             validators,
             lifetime,
@@ -100,7 +90,7 @@ class Saver:
         other = partial.file != file
         change = _change(sha256, job.sha256 if other else before)
         new_key = key(partial.file) if other else None
-        return Saved(image, answer.status, change, new_key, final_url(answer), found.width, found.height)
+        return Saved(image, answer.status, change, new_key, final_url(answer), width, height)
 
     def _sha256_before(self, job: Job, file: str) -> str | None:
         """Return the SHA-256 of the previous image; if it is not known, that of the file that will be replaced."""
@@ -194,12 +184,12 @@ class Saver:
 
     def _verify(self, partial: Partial, file: str, media_type: str, deadline: float) -> _Found:
         if self._decoders is None:
-            return _Found(media_type)
-        found = _Found(*self._decoders.decode(partial.path, deadline))
-        if media_types.extension(found.media_type) == media_types.extension(media_type):
-            return found._replace(media_type=media_type)
-        _LOG.info("%s: sent as %s, is %s", file, media_type, found.media_type)
-        return found
+            return media_type, None, None
+        found, width, height = self._decoders.decode(partial.path, deadline)
+        if media_types.extension(found) != media_types.extension(media_type):
+            _LOG.info("%s: sent as %s, is %s", file, media_type, found)
+            media_type = found
+        return media_type, width, height
 
 
 def _check_end(partial: Partial, answer: Answer) -> None:
@@ -285,24 +275,24 @@ def _whole_size(answer: Answer, resume: Resume | None) -> int | None:
     """
     if answer.status != 206:
         return answer.length if answer.plain else None
-    part = _range(answer)
+    part = _range(answer) if answer.plain else None
     if resume is None:
-        return part.size if part is not None and answer.plain else None
-    same = part is not None and answer.plain and _is_same_version(answer, resume.validators)
-    if part is None or not same or part.first != resume.size or part.last + 1 != part.size:
+        return None if part is None else part[2]
+    if part is None or not _is_same_version(answer, resume.validators):
         raise _wrong_part()
-    if resume.length not in (None, part.size):
+    first, last, size = part
+    if first != resume.size or last + 1 != size or resume.length not in (None, size):
         raise _wrong_part()
-    return part.size
+    return size
 
 
 def _range(answer: Answer) -> _Range | None:
     match = re.fullmatch(_CONTENT_RANGE, answer.fields.get("content-range", ""))
-    return _Range(*map(int, match.groups())) if match else None
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
 def _is_whole_range(part: _Range | None) -> bool:
-    return part is not None and part.first == 0 and part.last + 1 == part.size
+    return part is not None and part[0] == 0 and part[1] + 1 == part[2]
 
 
 def _is_same_version(answer: Answer, known: Validators) -> bool:
