@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from image_loader.errors import UrlFileError
 from image_loader.lists import forms
 from image_loader.model import Columns, Line
-from image_loader.unpacking import GZIP, Unpacker, pieces
 from image_loader.url import parse, redacted
 
 if TYPE_CHECKING:
@@ -285,6 +284,8 @@ def _decompressed(chunks: Iterator[bytes | None]) -> Iterator[bytes | None]:
 
     Zeros behind a member, such as those that fill the last block of a tape, are passed over, as ``zcat`` does.
     """
+    from image_loader.unpacking import GZIP, Unpacker, pieces
+
     unpacker = Unpacker(GZIP, _CHUNK, padding=b"\0")
     for chunk in chunks:
         if chunk is None:
