@@ -53,25 +53,27 @@ _UNKNOWN = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EA
 _UNKNOWN_ISSUER = frozenset({18, 19, 20, 21})
 
 
-def connect_error(error: OSError | None) -> DownloadError:
+def connect_error(error: OSError) -> DownloadError:
     """Say why there is no connection."""
     if isinstance(error, TimeoutError):
         return DownloadError(Reason.TIMEOUT, "no connection within the timeout", retryable=True, blame=Blame.HOST)
     blame = Blame.PROCESS if is_out_of_descriptors(error) else Blame.HOST
-    detail = "the name has no address" if error is None else error.strerror or str(error)
-    return DownloadError(Reason.CONNECT, detail, retryable=True, blame=blame)
+    return DownloadError(Reason.CONNECT, error.strerror or str(error), retryable=True, blame=blame)
+
+
+def no_address() -> DownloadError:
+    """Say that a look-up brought no address to connect to."""
+    return DownloadError(Reason.CONNECT, "the name has no address", retryable=True, blame=Blame.HOST)
 
 
 def copied(error: DownloadError, place: str = "") -> DownloadError:
     """Return a copy of an error that several attempts share, with ``place`` before its detail."""
     failure = error.failure
-    return DownloadError(
-        failure.reason,
-        f"{place}: {failure.detail}" if place else failure.detail,
-        http_status=failure.http_status,
-        retryable=failure.retryable,
-        blame=failure.blame,
-    )
+    if place:
+        failure = failure._replace(detail=f"{place}: {failure.detail}")
+    copy = DownloadError(failure.reason, failure.detail)
+    copy.failure = failure
+    return copy
 
 
 def at_proxy(proxy: Proxy | None, error: DownloadError) -> DownloadError:

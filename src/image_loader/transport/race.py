@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 from image_loader.errors import DownloadError, is_out_of_descriptors
 from image_loader.transport.addresses import Address, interleaved
-from image_loader.transport.failures import connect_error
+from image_loader.transport.failures import connect_error, no_address
 
-# RFC 8305, 5: how long an address has before the next one is tried beside it.
 _ATTEMPT_DELAY = 0.25
-# If a host has very many addresses, all are begun within this part of the timeout, at most so many at once.
+"""Seconds that an address has before the next one is tried beside it (RFC 8305, 5)."""
 _PART_FOR_ATTEMPTS = 0.8
+"""The part of the timeout within which all addresses are begun, if a host has very many."""
 _MOST_AT_ONCE = 8
+"""Connects of one host at once."""
 _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK})
 
 Raced = socket.socket | DownloadError | None
@@ -65,7 +66,7 @@ class Race:
             if is_out_of_descriptors(error):
                 self._addresses.clear()
         self.next_at = None
-        return None if self._sockets else self._failure or connect_error(None)
+        return None if self._sockets else self._failure or no_address()
 
     def go_on(self, descriptor: int, now: float) -> Raced:
         """Go on where a socket has become ready; it may have been closed by what went before."""
