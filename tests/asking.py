@@ -15,9 +15,10 @@ import pytest
 from conftest import SETTINGS
 from exchange import Request, chunked, png, whole
 from image_loader.errors import DownloadError, LoaderError
-from image_loader.model import Failure, Hop, Reason
+from image_loader.model import Failure, Reason
 from image_loader.settings import Settings
 from image_loader.transport import Answer, Connection, StaleConnectionError, Transport
+from image_loader.transport import Request as Wanted
 from image_loader.url import Url, parse
 from server import plays
 
@@ -59,12 +60,12 @@ class Asking(Transport):
     @contextmanager
     def ask(self, url: Url, fields: Mapping[str, str], wait: float = 0.0) -> Iterator[Answer]:
         """Yield the answer to a request; its connections are given back, and wait ``wait`` seconds to be used."""
-        hop: Hop | None = None
+        request, hop = Wanted(url, fields), None
         while True:
             connection = self.connected((hop.url if hop else url).origin)
             time.sleep(wait)
             try:
-                found = self.exchange(url, fields, {}, None, connection, hop)
+                found = self.exchange(request, connection, hop)
                 if isinstance(found, Answer):
                     with found as answer:
                         yield answer

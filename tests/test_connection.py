@@ -7,9 +7,11 @@ import resource
 import shutil
 import socket
 import ssl
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -22,6 +24,7 @@ from exchange import PNG, End, Request, head, length, whole
 from image_loader.errors import DownloadError
 from image_loader.model import Blame, Reason
 from image_loader.transport.addresses import is_public
+from image_loader.transport.connection import ClosedUnused
 from image_loader.url import parse
 from server import Scripted, Server, connections_to, plays, refusing_port, silent_port
 
@@ -197,6 +200,24 @@ def test_a_server_that_closes_all_its_new_connections_is_at_fault_in_the_end(ask
         failure = refusal(asking, f"http://127.0.0.1:{port}/a", wait=1.2)
     assert (failure.reason, failure.retryable, failure.blame) == (Reason.CONNECT, True, Blame.HOST)
     assert asking.connects == 4
+
+
+def test_many_threads_may_tell_of_closed_connections_at_once() -> None:
+    closed = ClosedUnused(most_remembered=5)
+    former = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+
+        def tell(worker: int) -> int:
+            for number in range(5000):
+                closed.note(f"http://{worker}-{number}.test")
+                closed.forget(f"http://{worker}-{number - 1}.test")
+            return worker
+
+        with ThreadPoolExecutor(4) as executor:
+            assert list(executor.map(tell, range(4))) == [0, 1, 2, 3]
+    finally:
+        sys.setswitchinterval(former)
 
 
 @contextmanager

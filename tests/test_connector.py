@@ -13,21 +13,26 @@ import time
 import tracemalloc
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
+import requests
 
 from asking import BODY, Asking, get, refusal, transport
 from conftest import SETTINGS
 from exchange import whole
 from image_loader.errors import DownloadError, LoaderError
 from image_loader.model import Blame, Reason
-from image_loader.transport import Connection, Transport, handshakes
+from image_loader.transport import Connection, Transport
+from image_loader.transport import tls as tls_module
+from image_loader.transport.connector import Connector
 from image_loader.transport.dial import Dial
+from image_loader.transport.names import LookUp, Names
+from image_loader.transport.routes import Routes
 from server import Scripted, Server, connections_to, plays, refusing_port, silent_port, unaccepting_port
 
 pytestmark = pytest.mark.usefixtures("own_environment")
@@ -62,6 +67,15 @@ def connecting(**changes: Any) -> Iterator[tuple[Transport, Told]]:
     told = Told()
     with closing(Transport(SETTINGS._replace(**changes), told)) as made:
         yield made, told
+
+
+@contextmanager
+def few_handshakes(bundle: str, most: int, **times: float) -> Iterator[tuple[Connector, Callable[[str], None], Told]]:
+    """Yield a connector that makes at most so many handshakes at once, and a function to connect to an origin."""
+    told, context = Told(), tls_module.context(bundle)
+    with closing(Connector(deliver=told, public_only=False, most_handshakes=most, **times)) as made:
+        routes = Routes(SETTINGS, requests.Session())
+        yield made, lambda origin: made.connect(routes.route(origin), context), told
 
 
 def reasons(told: Told, count: int) -> Counter[Reason]:
@@ -120,9 +134,9 @@ def answering(port: int = 0) -> Iterator[int]:
 def test_a_black_hole_at_the_first_address_costs_a_quarter_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     resolve(monkeypatch, {"both.test": ["127.0.0.1", "::1"]})
     with transport(timeout=20.0, max_time=60.0) as asking, answering() as port, swallowing("::1", port):
-        connection = asking.connected(f"http://both.test:{port}")
-        connection.close()
-        assert 0.25 <= connection.seconds < 5
+        begun = time.monotonic()
+        asking.connected(f"http://both.test:{port}").close()
+        assert 0.25 <= time.monotonic() - begun < 5
         assert get(asking, f"http://both.test:{port}/a").body == BODY
 
 
@@ -258,18 +272,15 @@ def test_hosts_that_never_shake_hands_hold_up_no_other(tls: ssl.SSLContext, bund
 
 
 @pytest.mark.parametrize("most", [1, 3])
-def test_only_so_many_handshakes_are_made_at_once(
-    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
+def test_only_so_many_handshakes_are_made_at_once(tls: ssl.SSLContext, bundle: str, most: int) -> None:
     """The others wait for their turn, connected; each that ends, in whatever way, gives it to the next."""
-    monkeypatch.setattr(handshakes, "_MOST", most)
-    with connecting(ca_bundle=bundle, timeout=1.0, max_time=60.0) as (made, told), ExitStack() as stack:
+    with few_handshakes(bundle, most, timeout=1.0, max_time=60.0) as (_, connect, told), ExitStack() as stack:
         silent = stack.enter_context(silent_port())
         live = stack.enter_context(Server(tls=tls))
         for _ in range(most):
-            made.connect(f"https://127.0.0.1:{silent}")
+            connect(f"https://127.0.0.1:{silent}")
         for _ in range(4):
-            made.connect(live.origin)
+            connect(live.origin)
         results = [told.next() for _ in range(most + 4)]
         assert [origin == live.origin for origin, _ in results].index(True) >= 1, "one had to end first"
         for origin, result in results:
@@ -278,24 +289,21 @@ def test_only_so_many_handshakes_are_made_at_once(
                 stack.callback(result.close)
 
 
-def test_a_connection_that_is_closed_while_it_waits_to_shake_hands_fails(
-    bundle: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(handshakes, "_MOST", 1)
+def test_a_connection_that_is_closed_while_it_waits_to_shake_hands_fails(bundle: str) -> None:
     with (
-        connecting(ca_bundle=bundle, timeout=30.0, max_time=60.0) as (made, told),
+        few_handshakes(bundle, 1, timeout=30.0, max_time=60.0) as (made, connect, told),
         silent_port() as silent,
         socket.create_server(("127.0.0.1", 0)) as listener,
     ):
-        made.connect(f"https://127.0.0.1:{silent}")
-        made.connect(f"https://127.0.0.1:{listener.getsockname()[1]}")
+        connect(f"https://127.0.0.1:{silent}")
+        connect(f"https://127.0.0.1:{listener.getsockname()[1]}")
         accepted, _ = listener.accept()
         accepted.close()
         origin, result = told.next()
         assert origin.endswith(f":{listener.getsockname()[1]}")
         assert isinstance(result, DownloadError)
         assert result.failure.retryable
-        made.connect(f"https://127.0.0.1:{silent}")
+        connect(f"https://127.0.0.1:{silent}")
         made.interrupt()
         assert reasons(told, 2) == {Reason.INTERRUPTED: 2}
 
@@ -352,6 +360,74 @@ def test_what_is_under_way_when_a_transport_is_closed_is_told_as_well() -> None:
         made.connect(f"http://127.0.0.1:{full}")
         assert reasons(told, 11) == {Reason.INTERRUPTED: 11}
         assert connections_to(full) == before
+
+
+def test_a_fault_in_the_thread_ends_the_run_with_all_that_is_under_way_or_comes_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = threading.Event()
+
+    def resolver(host: str, port: int, **_: Any) -> list[Any]:
+        if host == "hanging.test":
+            gate.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("no address", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    with connecting(public_only=True, timeout=60.0, max_time=120.0) as (made, told):
+        made.connect("http://hanging.test")
+        made.connect("http://broken.test")
+        results = [told.next() for _ in range(2)]
+        made.connect("http://later.test")
+        results.append(told.next())
+        gate.set()
+    assert {origin for origin, _ in results} == {"http://hanging.test", "http://broken.test", "http://later.test"}
+    for _, each in results:
+        assert isinstance(each, LoaderError)
+        assert str(each) == "connections can no longer be made: unexpected ValueError"
+    assert told.empty
+    assert "Traceback" in caplog.text
+
+
+def test_no_dial_goes_on_in_another_thread_while_the_connector_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up that comes back at that moment must not touch what is being ended."""
+    asked, go_on, came_back = threading.Event(), threading.Event(), threading.Event()
+    found, end, look_up = Dial.found, Dial.end, Names.look_up
+    system_resolver = socket.getaddrinfo
+    threads: list[str] = []
+
+    def resolver(host: str, port: int, **kwargs: Any) -> Any:
+        if host == "slow.test":
+            asked.set()
+            go_on.wait(30)
+        return system_resolver("127.0.0.1", port, **kwargs)
+
+    def noted_look_up(names: Names, host: str, number: int, then: Callable[[int, LookUp], None]) -> LookUp | None:
+        def noted(number: int, answer: LookUp) -> None:
+            then(number, answer)
+            came_back.set()
+
+        return look_up(names, host, number, noted)
+
+    def noted_found(dial: Dial, answer: LookUp) -> None:
+        threads.append(threading.current_thread().name)
+        found(dial, answer)
+
+    def slow_end(dial: Dial, error: DownloadError | LoaderError) -> None:
+        go_on.set()
+        assert came_back.wait(30)
+        end(dial, error)
+
+    with connecting(timeout=60.0, max_time=120.0) as (made, told), unaccepting_port() as full:
+        made.connect(f"http://127.0.0.1:{full}")
+        monkeypatch.setattr(socket, "getaddrinfo", resolver)
+        monkeypatch.setattr(Names, "look_up", noted_look_up)
+        made.connect("http://slow.test")
+        assert asked.wait(30)
+        monkeypatch.setattr(Dial, "found", noted_found)
+        monkeypatch.setattr(Dial, "end", slow_end)
+        made.close()
+        assert reasons(told, 2) == {Reason.INTERRUPTED: 2}
+    assert threads == []
 
 
 def test_with_few_descriptors_some_connects_fail_for_want_of_them_and_nothing_is_left() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from asking import Asking, served, transport
 from exchange import End, head
-from image_loader.transport import Connection
+from image_loader.transport import Connection, Request
 from image_loader.transport.pool import PoolAdapter
 from image_loader.url import parse
 from server import Scripted, Server, connections_to, plays
@@ -86,7 +86,7 @@ def test_a_host_that_is_used_is_no_old_one(pooled: Asking) -> None:
 def test_a_connection_that_the_server_closed_is_not_given_out(pooled: Asking) -> None:
     with Scripted(plays(head("Content-Length: 0"), End.CLOSE), served()) as server:
         connection = pooled.connected(server.origin)
-        found = pooled.exchange(parse(server.url("/a")), {}, {}, None, connection)
+        found = pooled.exchange(Request(parse(server.url("/a")), {}), connection)
         with found:  # type: ignore[union-attr]
             pass
         pooled.give_back(connection)

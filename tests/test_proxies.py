@@ -5,16 +5,20 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asking import BODY, SOON, assert_deadline, get, refusal, served, transport
+from conftest import ENVIRONMENT
 from exchange import PNG, End, head, whole
 from image_loader.model import Blame, Failure, Reason
 from server import Scripted, Server, plays, refusing_port, silent_port
@@ -186,6 +190,46 @@ def test_plain_http_goes_through_a_proxy_that_is_spoken_to_by_tls(
         assert get(asking, "http://other.test/b").body == BODY
     assert [request.target for request in proxy.requests] == ["http://images.test/a", "http://other.test/b"]
     assert proxy.connections == 1
+
+
+_WITHOUT_DESCRIPTORS = """
+import importlib, os, resource, sys
+from queue import SimpleQueue
+from conftest import SETTINGS
+from image_loader.transport import Transport
+
+told = SimpleQueue()
+transport = Transport(SETTINGS, lambda origin, result, begun: told.put(result))
+if sys.argv[1] == "tunnels":
+    importlib.import_module("image_loader.transport.proxies")
+assert f"image_loader.transport.{sys.argv[1]}" not in sys.modules
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+assert transport.take("https://images.test") is None
+transport.connect("https://images.test")
+lacking = told.get(timeout=30).failure
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+transport.connect("https://images.test")
+refused = told.get(timeout=30).failure
+transport.close()
+print(lacking.retryable, lacking.blame, refused.detail)
+"""
+
+
+@pytest.mark.parametrize("module", ["proxies", "tunnels"])
+def test_what_a_proxy_needs_and_no_descriptor_is_left_for_fails_one_attempt(module: str) -> None:
+    with refusing_port() as port:
+        finished = subprocess.run(
+            [sys.executable, "-c", _WITHOUT_DESCRIPTORS, module],
+            env={**ENVIRONMENT, "https_proxy": f"http://127.0.0.1:{port}"},
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        expected = f"True {Blame.PROCESS} the proxy 127.0.0.1:{port}: Connection refused\n"
+    assert (finished.stdout, finished.stderr) == (expected, "")
 
 
 def test_an_interrupt_ends_tunnels_that_are_built(monkeypatch: pytest.MonkeyPatch) -> None:

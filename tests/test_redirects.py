@@ -14,6 +14,7 @@ from exchange import End, Request, head, whole
 from image_loader.errors import DownloadError
 from image_loader.model import Hop, Reason, Redirect
 from image_loader.transport import Answer, redirects
+from image_loader.transport import Request as Wanted
 from image_loader.url import parse
 from server import Scripted, Server, plays
 
@@ -185,16 +186,16 @@ def test_a_redirect_to_another_origin_is_handed_back_as_a_hop(asking: Asking, ch
     url = parse(first.url("/a"))
     before, started = time.time(), time.monotonic()
     connection = asking.connected(first.origin)
-    hop = asking.exchange(url, {}, {}, None, connection)
+    hop = asking.exchange(Wanted(url, {}), connection)
     assert isinstance(hop, Hop)
     assert connection.usable
     assert (hop.url.origin, hop.url.path) == (f"http://localhost:{second.port}", "/b")
     assert started < hop.deadline - SETTINGS.max_time < time.monotonic()
     other = asking.connected(hop.url.origin)
-    last = asking.exchange(url, {}, {}, None, other, hop)
+    last = asking.exchange(Wanted(url, {}), other, hop)
     assert isinstance(last, Hop)
     assert last.deadline == hop.deadline
-    answer = asking.exchange(url, {}, {}, None, connection, last)
+    answer = asking.exchange(Wanted(url, {}), connection, last)
     assert isinstance(answer, Answer)
     with answer:
         assert b"".join(answer.chunks(1000)) == BODY
@@ -217,7 +218,7 @@ def test_a_hop_is_asked_for_until_its_own_deadline() -> None:
         late = Hop(url, (), time.monotonic() + 0.3, None)
         connection = asking.connected(server.origin)
         with pytest.raises(Exception, match="not done within the time"):
-            asking.exchange(url, {}, {}, None, connection, late)
+            asking.exchange(Wanted(url, {}), connection, late)
         connection.close()
 
 
@@ -233,14 +234,14 @@ def test_a_chain_whose_connection_went_stale_still_ends_at_its_deadline(asking: 
     with Scripted(plays(whole(BODY), End.CLOSE)) as server:
         url = parse(server.url("/a"))
         connection = asking.connected(server.origin)
-        found = asking.exchange(url, {}, {}, None, connection)
+        found = asking.exchange(Wanted(url, {}), connection)
         assert isinstance(found, Answer)
         with found as answer:
             assert b"".join(answer.chunks(SETTINGS.chunk)) == BODY
         server.wait_for(lambda: not connection.alive)
         late = Hop(url, (Redirect({}, 0.0, 0.0),), time.monotonic(), None)
         with pytest.raises(DownloadError, match="not done within the time"):
-            asking.exchange(url, {}, {}, None, connection, late)
+            asking.exchange(Wanted(url, {}), connection, late)
 
 
 def test_a_connection_that_a_redirect_closes_is_not_used_for_the_next_hop(asking: Asking) -> None:
@@ -256,7 +257,9 @@ def test_a_condition_goes_only_with_the_request_that_it_is_about(asking: Asking,
         url, hop = parse(first.url("/a")), None
         while not isinstance(
             found := asking.exchange(
-                url, {}, condition, target, connection := asking.connected((hop.url if hop else url).origin), hop
+                Wanted(url, {}, condition, target),
+                connection := asking.connected((hop.url if hop else url).origin),
+                hop,
             ),
             Answer,
         ):

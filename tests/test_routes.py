@@ -92,8 +92,8 @@ def test_the_proxy_is_the_one_of_requests(
                 manager.proxy.scheme, manager.proxy.host, manager.proxy.port,
             )  # fmt: skip
             assert route.proxy.headers == manager.proxy_headers
-            assert (route.tunnel is not None) == url.startswith("https:")
-            assert route.prefix == ("" if route.tunnel else url.removesuffix("/"))
+            assert route.tunnels == url.startswith("https:")
+            assert route.prefix == ("" if route.tunnels else url.removesuffix("/"))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_the_headers_are_those_of_requests(
         )
         prepared = session.prepare_request(own)
         expected = {"Host": str(prepared.url).partition("://")[2].removesuffix("/"), **prepared.headers}
-        assert fields(routes.lines(origin, "", own=True)) == expected
+        assert fields(routes.header_lines(origin, "", own=True)) == expected
 
 
 def test_netrc_may_be_named_by_the_environment(
@@ -154,7 +154,7 @@ def test_netrc_may_be_named_by_the_environment(
 
 
 def _authorization(session: requests.Session) -> str | None:
-    found = fields(Routes(SETTINGS, session).lines("http://images.test", "", own=True)).get("Authorization")
+    found = fields(Routes(SETTINGS, session).header_lines("http://images.test", "", own=True)).get("Authorization")
     expected = session.prepare_request(requests.Request("GET", "http://images.test/")).headers.get("Authorization")
     assert found == expected
     for text in ("second:pass", "user:pass"):
@@ -168,7 +168,7 @@ def test_another_origin_gets_the_harmless_ones_of_the_users_headers(session: req
         "Authorization": "own", "Cookie": "own", "X-Token": "own", "Proxy-Authorization": "own", "Host": "own",
         "User-Agent": "own", "referer": "own", "Accept": "own", "ACCEPT-LANGUAGE": "own", "Accept-Encoding": "gzip",
     }  # fmt: skip
-    sent = fields(Routes(SETTINGS._replace(headers=headers), session).lines("http://h.test", "", own=False))
+    sent = fields(Routes(SETTINGS._replace(headers=headers), session).header_lines("http://h.test", "", own=False))
     assert {name for name, value in sent.items() if value == "own"} == {
         "User-Agent", "referer", "Accept", "ACCEPT-LANGUAGE",
     }  # fmt: skip
@@ -178,9 +178,9 @@ def test_another_origin_gets_the_harmless_ones_of_the_users_headers(session: req
 
 def test_cookies_of_a_chain_are_added_to_the_users_own(session: requests.Session) -> None:
     routes = Routes(SETTINGS._replace(headers={"cookie": "own=1"}), session)
-    assert fields(routes.lines("http://h.test", "", own=True, cookie="set=2"))["Cookie"] == "own=1; set=2"
-    assert fields(routes.lines("http://h.test", "", own=False, cookie="set=2"))["Cookie"] == "set=2"
-    assert "Cookie" not in fields(routes.lines("http://h.test", "", own=False))
+    assert fields(routes.header_lines("http://h.test", "", own=True, cookie="set=2"))["Cookie"] == "own=1; set=2"
+    assert fields(routes.header_lines("http://h.test", "", own=False, cookie="set=2"))["Cookie"] == "set=2"
+    assert "Cookie" not in fields(routes.header_lines("http://h.test", "", own=False))
 
 
 def test_the_environment_is_looked_at_once_a_run(
@@ -191,7 +191,7 @@ def test_the_environment_is_looked_at_once_a_run(
     monkeypatch.setenv("http_proxy", PROXY)
     (tmp_path / ".netrc").write_text(NETRC)
     assert routes.route("http://images.test").proxy is None
-    assert "Authorization" not in routes.lines("http://images.test", "", own=True)
+    assert "Authorization" not in routes.header_lines("http://images.test", "", own=True)
 
 
 @pytest.mark.parametrize("host", ["*.a", ".a", "\u20ac" * 70 + ".test", "a\u3002\u3002b", "xn--\xe4.test"])
@@ -216,7 +216,7 @@ def test_a_route_takes_no_more_than_some_microseconds(session: requests.Session,
     try:
         with suppress(DownloadError):
             routes.route("https://second.test")
-            routes.lines("https://second.test", "", own=True)
+            routes.header_lines("https://second.test", "", own=True)
     finally:
         sys.setprofile(None)
     assert calls < 100

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import ssl
+import subprocess
+import sys
+import weakref
 from base64 import b64encode
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,9 +15,11 @@ from typing import Any
 import pytest
 
 from asking import BODY, Asking, get, refusal, seconds, served, transport
+from conftest import ENVIRONMENT, SETTINGS
 from exchange import Request, head, whole
 from image_loader.errors import OptionError
 from image_loader.model import Reason
+from image_loader.transport import Transport
 from server import Scripted, Server, plays
 
 pytestmark = pytest.mark.usefixtures("own_environment")
@@ -80,6 +86,57 @@ def test_a_netrc_with_letters_that_cannot_be_sent_ends_the_run_in_plain_words(as
     (tmp_path / ".netrc").chmod(0o600)
     with pytest.raises(OptionError, match=r"\.netrc.*Latin-1"):
         get(asking, "http://127.0.0.1:9/a")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_netrc_in_another_encoding_is_told_of_by_connecting_alone(
+    asking: Asking, tmp_path: Path, scheme: str
+) -> None:
+    """A look for an idle connection comes first, and raises nothing: what it was for still has to be told of."""
+    (tmp_path / ".netrc").write_bytes("machine 127.0.0.1 login caf\xe9 password pass\n".encode("latin-1"))
+    (tmp_path / ".netrc").chmod(0o600)
+    assert asking.take(f"{scheme}://127.0.0.1:9") is None
+
+
+_WITHOUT_DESCRIPTORS = """
+import os, resource
+import requests
+from conftest import SETTINGS
+from image_loader.errors import LoaderError
+from image_loader.transport import Transport
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    Transport(SETTINGS._replace(ca_bundle=requests.certs.where()), print)
+except LoaderError as error:
+    print(error)
+"""
+
+
+def test_a_bundle_that_no_descriptor_is_left_for_ends_the_run_in_plain_words() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_DESCRIPTORS],
+        env=ENVIRONMENT,
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert finished.stdout.endswith("cannot be read: Too many open files; see ulimit -n\n"), finished.stderr
+
+
+def test_nothing_of_a_transport_waits_for_garbage_to_be_searched_for() -> None:
+    gc.disable()
+    try:
+        made = Transport(SETTINGS, lambda *_: None)
+        made.take("http://images.test")
+        left = [weakref.ref(each) for each in (made._routes, made._session)]
+        made.close()
+        del made
+        assert [each() for each in left] == [None, None]
+    finally:
+        gc.enable()
 
 
 def redirect_to(location: str, status: str = "302 Found") -> Callable[[Request], Iterable[Any]]:

@@ -23,7 +23,7 @@ from image_loader.saving import Saver, final_url, is_whole, redirects_end
 from image_loader.scheduling.retry import BUSY_STATUSES, TRANSIENT_STATUSES
 from image_loader.settings import Settings
 from image_loader.store.directory import Directory, is_as_recorded
-from image_loader.transport import Answer, Connection, StaleConnectionError, Transport
+from image_loader.transport import Answer, Connection, Request, StaleConnectionError, Transport
 from image_loader.url import redacted
 
 _LOG = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Downloader:
         """Ask once; return None for a 304 that is not about the file in place."""
         fields = _UNCONDITIONAL if job.is_unconditional else self._fields
         target = (job.validators if job.resume is None else job.resume.validators).target
-        answer = self._transport.exchange(job.url, fields, condition, target, connection, job.hop)
+        answer = self._transport.exchange(Request(job.url, fields, condition, target), connection, job.hop)
         if isinstance(answer, Hop):
             return Unfinished(job._replace(hop=answer))
         with answer:

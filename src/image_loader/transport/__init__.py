@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import threading
@@ -16,41 +17,62 @@ from image_loader.errors import DownloadError, LoaderError
 from image_loader.model import Hop, Reason, Redirect
 from image_loader.settings import Settings
 from image_loader.transport import coding, tls
-from image_loader.transport.connection import Connection, StaleConnectionError
+from image_loader.transport.connection import ClosedUnused, Connection, StaleConnectionError
 from image_loader.transport.connector import Connector, Delivery
-from image_loader.transport.failures import exchange_error, lost
-from image_loader.transport.pool import PoolAdapter
+from image_loader.transport.failures import exchange_error
+from image_loader.transport.pool import LoggingPool, PoolAdapter
 from image_loader.transport.response import Response
-from image_loader.transport.routes import Routes, lines
+from image_loader.transport.routes import Routes, header_lines
 from image_loader.transport.watchdog import Watch, Watchdog
 from image_loader.url import Url
 
-__all__ = ["Answer", "Connection", "Delivery", "StaleConnectionError", "Transport"]
+__all__ = ["Answer", "Connection", "Delivery", "Request", "StaleConnectionError", "Transport"]
 
+_LOG = logging.getLogger(__name__)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# How many new connections in a row a host may close unused; and for how many hosts this is counted.
-_MOST_CLOSED = 3
-_MOST_REMEMBERED = 1000
+_NONE: Mapping[str, str] = {}
+
+
+class Request:
+    """What one attempt asks for: ``url``, with header ``fields`` that go with each of its requests.
+
+    ``condition`` goes only with that for the resource which it is about: the one whose ``digest`` is ``target``, else
+    ``url`` itself. Both are kept as header lines.
+    """
+
+    __slots__ = ("_target", "condition", "fields", "url")
+
+    def __init__(
+        self, url: Url, fields: Mapping[str, str], condition: Mapping[str, str] = _NONE, target: bytes | None = None
+    ) -> None:
+        self.url = url
+        self.fields = header_lines(fields) if fields else ""
+        self.condition = header_lines(condition) if condition else ""
+        self._target = target
+
+    def is_target(self, url: Url) -> bool:
+        """Whether the condition is about the resource that has this URL."""
+        return url is self.url if self._target is None else url.digest == self._target
 
 
 class Answer:
     """A response as its reader sees it: ``status``, header ``fields`` by lower-case name, and the body in chunks.
 
+    ``length`` is the number of body bytes announced on the wire, None where none is.
     ``requested`` and ``received`` are the times of the request and of the response's head, in seconds since the epoch.
     ``url`` is the one that answered, ``redirects`` are what is kept of the answers that led to it, in their order;
     ``conditional`` says whether that request bore the condition. It is read in a ``with`` block, which leaves the
     connection to whoever passed it in.
     """
 
-    redirects: tuple[Redirect, ...]
-
-    def __init__(self, response: Response, watch: Watch, url: Url, requested: float, *, conditional: bool) -> None:
+    def __init__(self, response: Response, watch: Watch, hop: Hop, requested: float, *, conditional: bool) -> None:
         self._watch = watch
         self._response = response
         self.status = self._response.status
         self.fields = self._response.fields
         self.length = self._response.length
-        self.url = url
+        self.url = hop.url
+        self.redirects: tuple[Redirect, ...] = hop.redirects
         self.conditional = conditional
         self.requested = requested
         self.received = time.time()
@@ -103,6 +125,9 @@ class Transport:
 
     ``deliver`` is called, from other threads, with what comes of each ``connect``: the origin, a connection or an
     error, and when that was begun (``time.monotonic``).
+
+    Raises ``LoaderError``: ``OptionError`` where the CA bundle cannot be read, ``OutOfThreadsError``, and itself where
+    there are no descriptors.
     """
 
     def __init__(self, settings: Settings, deliver: Delivery) -> None:
@@ -110,14 +135,16 @@ class Transport:
         self._settings = settings
         self._deliver = deliver
         self._session = requests.Session()
-        self._pool = PoolAdapter(settings.pool_hosts, settings.per_host)
+        pool = LoggingPool if _LOG.isEnabledFor(logging.DEBUG) else PoolAdapter
+        self._pool = pool(settings.pool_hosts, settings.per_host)
         _prepare(self._session, self._pool, settings)
         self._routes = Routes(settings, self._session)
         self._context_lock = threading.Lock()
         # A CA bundle that cannot be read is an error at once, before anything else happens.
-        bundled = tls.context(settings.ca_bundle) if settings.ca_bundle is not None else None
+        bundled = _context(settings.ca_bundle) if settings.ca_bundle is not None else None
         self._context = None if settings.insecure else bundled
-        self._closed: dict[str, int] = {}
+        self._chains = _Chains(self._routes, settings.redirects, settings.delay)
+        self._closed_unused = ClosedUnused()
         self._watchdog = Watchdog(settings.max_time)
         try:
             self._connector = Connector(settings.timeout, settings.max_time, deliver, public_only=settings.public_only)
@@ -129,8 +156,8 @@ class Transport:
         """Begin one connection to an origin ("https://host:port"); what comes of it is delivered, whatever it is."""
         try:
             route = self._routes.route(origin)
-            self._routes.lines(origin, "", own=True)  # A fault in .netrc is an error before anything is sent.
-            needs_tls = route.tunnel or route.server_hostname is not None
+            self._routes.header_lines(origin, "", own=True)  # A fault in .netrc is an error before anything is sent.
+            needs_tls = route.tunnels or route.server_hostname is not None
             context = self._tls_context() if needs_tls else None
         except (DownloadError, LoaderError) as error:
             self._deliver(origin, error, time.monotonic())
@@ -141,8 +168,8 @@ class Transport:
         """Return an idle connection to an origin that is still alive, if there is one."""
         try:
             way = self._routes.route(origin).way
-        except DownloadError:
-            return None
+        except (DownloadError, LoaderError):
+            return None  # Connecting tells why.
         connection = self._pool.take(way)
         if connection is not None:
             connection.origin = origin
@@ -152,52 +179,33 @@ class Transport:
         """Keep a connection for its next request, or close it if it cannot carry one."""
         self._pool.give_back(connection)
 
-    def exchange(  # noqa: PLR0917 (one request, and what it goes over)
-        self,
-        url: Url,
-        fields: Mapping[str, str],
-        condition: Mapping[str, str],
-        target: bytes | None,
-        connection: Connection,
-        hop: Hop | None = None,
-    ) -> Answer | Hop:
-        """Ask for ``url``, or for where redirects have led to (``hop``), on a connection that leads there.
+    def exchange(self, request: Request, connection: Connection, hop: Hop | None = None) -> Answer | Hop:
+        """Ask for what is requested, or for where redirects have led to (``hop``), on a connection that leads there.
 
         Return the final answer; or a ``Hop`` where a redirect leads to another origin, this connection is spent, or
-        each request has to wait for its turn.
-        ``fields`` go with each request. ``condition`` goes only with that for the resource which it is about: the one
-        whose ``digest`` is ``target``, else ``url`` itself. Raises ``DownloadError`` where there is no answer, and
-        ``StaleConnectionError`` where the connection was closed before it: another one may bring it.
+        each request has to wait for its turn. Raises ``DownloadError`` where there is no answer,
+        ``StaleConnectionError`` where the connection was closed before it, so that another one may bring it, and
+        ``LoaderError`` for what ends the run.
         """
         watch = self._watchdog.watch(hop.deadline if hop is not None else None)
         new = not connection.used
         try:
-            chain = _Chain(self._routes, url, fields, condition, target)
-            hop = hop or Hop(url, (), watch.deadline, None)
-            found = chain.follow(hop, connection, watch, self._settings.redirects, self._settings.delay)
+            hop = hop or Hop(request.url, (), watch.deadline, None)
+            found = self._chains.follow(request, hop, connection, watch)
         except BaseException as error:
             watch.close()
             if isinstance(error, StaleConnectionError):
                 connection.close()
                 if new:
-                    self._note_closed(connection.origin)
+                    self._closed_unused.note(connection.origin)
             elif not connection.usable:
                 connection.close()
             raise
-        if new and self._closed:
-            self._closed.pop(connection.origin, None)
+        if new:
+            self._closed_unused.forget(connection.origin)
         if isinstance(found, Hop):
             watch.close()
         return found
-
-    def _note_closed(self, origin: str) -> None:
-        """Count a new connection that its server closed before it was asked; after some in a row, it is at fault."""
-        count = self._closed.pop(origin, 0) + 1
-        if count > _MOST_CLOSED:
-            raise lost("the server closes its connections before anything is asked")
-        self._closed[origin] = count
-        if len(self._closed) > _MOST_REMEMBERED:
-            self._closed.pop(next(iter(self._closed)), None)
 
     def drop_idle(self) -> bool:
         """Close the connections that wait for their next request, to free their descriptors; tell if there were any."""
@@ -227,29 +235,23 @@ class Transport:
             return self._context
 
 
-class _Chain:
-    """One attempt's requests: for the URL of the list, and for where redirects lead from there."""
+class _Chains:
+    """Sends requests, and follows redirects: at most ``limit`` in all.
 
-    __slots__ = ("_condition", "_fields", "_routes", "_target", "_url")
+    With a ``delay``, no redirect is followed here: each request waits for its turn, which takes nothing from the
+    deadline.
+    """
 
-    def __init__(
-        self, routes: Routes, url: Url, fields: Mapping[str, str], condition: Mapping[str, str], target: bytes | None
-    ) -> None:
+    def __init__(self, routes: Routes, limit: int, delay: float) -> None:
         self._routes = routes
-        self._url = url
-        self._fields = lines(fields) if fields else ""
-        self._condition = lines(condition) if condition else ""
-        self._target = target
+        self._limit = limit
+        self._delay = delay
 
-    def follow(self, hop: Hop, connection: Connection, watch: Watch, limit: int, delay: float) -> Answer | Hop:
-        """Ask, and follow at most ``limit`` redirects in all, as long as this connection leads there.
-
-        With a ``delay``, a redirect is not followed here: each request waits for its turn, which takes nothing from the
-        deadline.
-        """
+    def follow(self, request: Request, hop: Hop, connection: Connection, watch: Watch) -> Answer | Hop:
+        """Ask, and follow redirects as long as this connection leads there."""
         while True:
             try:
-                answer = self._ask(hop, connection, watch)
+                answer = self._ask(request, hop, connection, watch)
             except StaleConnectionError:
                 if not hop.redirects:
                     raise
@@ -257,30 +259,31 @@ class _Chain:
                 watch.check()
                 return hop
             if answer.status not in _REDIRECTS:
-                answer.redirects = hop.redirects
                 return answer
             from image_loader.transport import redirects
 
             answer.skip()
-            if len(hop.redirects) >= limit:
-                raise DownloadError(Reason.REDIRECTS, f"more than {limit} redirects")
-            hop = redirects.follow(self._url, hop, answer.fields, answer.requested, answer.received)
+            if len(hop.redirects) >= self._limit:
+                raise DownloadError(Reason.REDIRECTS, f"more than {self._limit} redirects")
+            hop = redirects.follow(request.url, hop, answer.fields, answer.requested, answer.received)
             self._check(hop)
-            if delay:
-                return hop._replace(deadline=hop.deadline + delay)
+            if self._delay:
+                return hop._replace(deadline=hop.deadline + self._delay)
             if hop.url.origin != connection.origin or not connection.usable:
                 return hop
 
-    def _ask(self, hop: Hop, connection: Connection, watch: Watch) -> Answer:
+    def _ask(self, request: Request, hop: Hop, connection: Connection, watch: Watch) -> Answer:
         url = hop.url
-        conditional = bool(self._condition) and self._is_target(url)
+        conditional = bool(request.condition) and request.is_target(url)
         cookie = _cookie(hop) if hop.cookies is not None else ""
-        head = self._routes.lines(url.origin, url.userinfo, own=url.origin == self._url.origin, cookie=cookie)
-        last = self._condition if conditional else ""
-        request = f"GET {self._routes.route(url.origin).prefix}{url.path} HTTP/1.1\r\n{head}{self._fields}{last}\r\n"
+        own = url.origin == request.url.origin
+        head = self._routes.header_lines(url.origin, url.userinfo, own=own, cookie=cookie)
+        last = request.condition if conditional else ""
+        prefix = self._routes.route(url.origin).prefix
+        text = f"GET {prefix}{url.path} HTTP/1.1\r\n{head}{request.fields}{last}\r\n"
         requested = time.time()
-        response = connection.ask(request.encode("latin-1"), watch)
-        return Answer(response, watch, url, requested, conditional=conditional)
+        response = connection.ask(text.encode("latin-1"), watch)
+        return Answer(response, watch, hop, requested, conditional=conditional)
 
     def _check(self, hop: Hop) -> None:
         try:
@@ -289,14 +292,18 @@ class _Chain:
             if error.failure.reason is Reason.BAD_URL:
                 raise DownloadError(Reason.REDIRECTS, f"redirected to a {error.failure.detail}") from error
 
-    def _is_target(self, url: Url) -> bool:
-        return url is self._url if self._target is None else url.digest == self._target
-
 
 def _cookie(hop: Hop) -> str:
     from image_loader.transport import redirects
 
     return redirects.cookie(hop)
+
+
+def _context(bundle: str) -> ssl.SSLContext:
+    try:
+        return tls.context(bundle)
+    except DownloadError as error:
+        raise LoaderError(f"{bundle} cannot be read: {error.failure.detail}; see ulimit -n") from error
 
 
 def _prepare(session: requests.Session, adapter: PoolAdapter, settings: Settings) -> None:

@@ -6,17 +6,26 @@ import select
 import socket
 import ssl
 import struct
+import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from image_loader.errors import DownloadError
 from image_loader.transport.failures import exchange_error, lost
 from image_loader.transport.response import ClosedEarlyError, NoStatusLineError, Response
 from image_loader.transport.watchdog import Watch
 
-# No server closes an idle connection as soon as this.
-_SOON = 1.0  # seconds
+if TYPE_CHECKING:
+    from image_loader.transport.response import Stream
+
+_SOON = 1.0
+"""Seconds within which no server closes an idle connection."""
 _CLOSED = getattr(select, "POLLRDHUP", 0)
+_MOST_CLOSED = 3
+"""New connections in a row that a host may close unused."""
+_MOST_REMEMBERED = 1000
+"""Hosts for which this is counted."""
 
 
 class StaleConnectionError(Exception):
@@ -26,34 +35,59 @@ class StaleConnectionError(Exception):
 class Connection:
     """A connection that stands.
 
-    ``origin`` is the one that it leads to, ``seconds`` the time that connecting took. ``way`` is what connections are
-    shared by: a proxy for plain HTTP, else the origin. ``used`` says whether there was an answer on it. One thread at a
-    time uses it.
+    ``origin`` is the one that it leads to. ``way`` is what connections are shared by: a proxy for plain HTTP, else the
+    origin. ``used`` says whether there was an answer on it. One thread at a time uses it.
     """
 
-    __slots__ = ("_asking", "_poll", "_response", "_socket", "_stands_since", "origin", "seconds", "used", "way")
+    __slots__ = (
+        "_asking",
+        "_pending",
+        "_poll",
+        "_response",
+        "_socket",
+        "_stands_since",
+        "_stream",
+        "origin",
+        "used",
+        "way",
+    )
 
-    def __init__(self, origin: str, way: str, connected: Any, timeout: float) -> None:
+    def __init__(self, origin: str, way: str, stream: Stream, timeout: float) -> None:
         """Take over a socket, plain or of TLS, or TLS within TLS; the peer may be silent for ``timeout`` seconds."""
         self.origin = origin
         self.way = way
-        self.seconds = 0.0
-        self._socket = connected
+        self._stream = stream
+        self._socket = stream if isinstance(stream, socket.socket) else stream.socket
+        self._pending = _pending(stream)
         self._response: Response | None = None
         self._asking = False
         self._stands_since = time.monotonic()
         self.used = False
-        _set_timeout(connected, timeout)
+        _set_timeout(self._socket, timeout, is_plain=self._pending is None)
         # A poll object that is kept: to make one for each look takes longer than the look.
         self._poll = select.poll()
-        self._poll.register(connected, select.POLLIN | _CLOSED)
+        self._poll.register(self._socket, select.POLLIN | _CLOSED)
+
+    def __repr__(self) -> str:
+        """Return where it leads, and what it can do."""
+        state = "closed" if self._socket.fileno() < 0 else "asking" if self._asking else "used" if self.used else "new"
+        return f"<Connection to {self.origin} at {self.address}: {state}>"
+
+    @property
+    def address(self) -> str:
+        """The address and port that it was made to, for the log; those of a proxy where one is asked."""
+        try:
+            host, port = self._socket.getpeername()[:2]
+        except OSError:
+            return "an unknown address"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     @property
     def alive(self) -> bool:
         """Whether the peer stays, and has said nothing unasked."""
         events = self._poll.poll(0)
         # After the handshake of TLS 1.3, session tickets wait to be read with the first response.
-        tickets = not self.used and isinstance(self._socket, ssl.SSLSocket)
+        tickets = not self.used and isinstance(self._stream, ssl.SSLSocket)
         return not events or (tickets and events[0][1] == select.POLLIN)
 
     @property
@@ -61,13 +95,7 @@ class Connection:
         """Whether the connection can carry another request: its last response is through, and nothing follows it."""
         if self._asking or not (self._response is None or self._response.reusable):
             return False
-        # TLS within TLS does not tell what it has decrypted already.
-        clear = (
-            not self._socket.pending()
-            if isinstance(self._socket, ssl.SSLSocket)
-            else isinstance(self._socket, socket.socket)
-        )
-        return clear and self._socket.fileno() >= 0
+        return (self._pending is None or not self._pending()) and self._socket.fileno() >= 0
 
     def ask(self, request: bytes, watch: Watch) -> Response:
         """Send a request, read the head of its response and return it; the body is left to its reader.
@@ -78,12 +106,11 @@ class Connection:
         waited = self.used or time.monotonic() - self._stands_since > _SOON
         if waited and not self.alive:
             raise StaleConnectionError
-        # For TLS within TLS, this is a wrapper, and not a socket.
-        watch.guard(getattr(self._socket, "socket", self._socket))
+        watch.guard(self._socket)
         self._asking = True
-        self._response = response = Response(self._socket)
+        self._response = response = Response(self._stream)
         try:
-            self._socket.sendall(request)
+            self._stream.sendall(request)
             response.read_head()
         except (ClosedEarlyError, ConnectionError) as error:
             watch.check()
@@ -110,13 +137,47 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection."""
-        self._socket.close()
+        self._stream.close()
 
 
-def _set_timeout(connected: Any, timeout: float) -> None:
-    if isinstance(connected, ssl.SSLSocket) or not isinstance(connected, socket.socket):
+class ClosedUnused:
+    """Counts the new connections in a row that each host closed before it was asked; any thread may tell."""
+
+    def __init__(self, most_remembered: int = _MOST_REMEMBERED) -> None:
+        self._most_remembered = most_remembered
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = {}
+
+    def note(self, origin: str) -> None:
+        """Count one; raise ``DownloadError`` where the host has closed so many that it is at fault."""
+        with self._lock:
+            count = self._counts.pop(origin, 0) + 1
+            if count <= _MOST_CLOSED:
+                self._counts[origin] = count
+                if len(self._counts) > self._most_remembered:
+                    del self._counts[next(iter(self._counts))]
+                return
+        raise lost("the server closes its connections before anything is asked")
+
+    def forget(self, origin: str) -> None:
+        """Begin anew with a host, which has answered on a new connection."""
+        if self._counts:
+            with self._lock:
+                self._counts.pop(origin, None)
+
+
+def _pending(stream: Stream) -> Callable[[], int] | None:
+    """Return what tells how much TLS has decrypted already; None for plain text."""
+    if isinstance(stream, ssl.SSLSocket):
+        return stream.pending
+    # TLS within TLS does not tell: there may always be something.
+    return None if isinstance(stream, socket.socket) else lambda: 1
+
+
+def _set_timeout(connected: socket.socket, timeout: float, *, is_plain: bool) -> None:
+    if not is_plain:
         # On a socket that blocks, the ssl module would try again for ever.
-        getattr(connected, "socket", connected).settimeout(timeout)
+        connected.settimeout(timeout)
         return
     # Have the kernel keep the timeout: Python would call ``poll`` first each time, and hand its lock on twice.
     connected.settimeout(None)

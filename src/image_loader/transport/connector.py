@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import selectors
 import socket
 import ssl
@@ -11,35 +12,49 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
 from image_loader.errors import DownloadError, LoaderError, OutOfThreadsError
 from image_loader.model import Reason
-from image_loader.transport import daemons
+from image_loader.transport import daemons, handshakes
 from image_loader.transport.connection import Connection
-from image_loader.transport.dial import Dial, Means
-from image_loader.transport.handshakes import Handshakes
-from image_loader.transport.names import Names
+from image_loader.transport.dial import Dial, Tools
+from image_loader.transport.names import LookUp, Names
 from image_loader.transport.routes import Route
 from image_loader.transport.watchdog import end_error
+
+if TYPE_CHECKING:
+    from image_loader.transport.response import Stream
+
+_LOG = logging.getLogger(__name__)
 
 Delivery = Callable[[str, Connection | DownloadError | LoaderError, float], None]
 """Takes an origin, what came of connecting to it, and when that was begun; called from other threads, and quick."""
 
-_MOST_TUNNELS = 64  # threads in which urllib3 has proxies build tunnels
-_JOIN_TIME = 2.0  # seconds
+_MOST_TUNNELS = 64
+"""Threads in which urllib3 has proxies build tunnels."""
+_JOIN_TIME = 2.0
+"""Seconds that ``close`` waits for the thread to end."""
 
 
 class Connector:
     """Makes connections for a run; what comes of each is handed to ``deliver``, once.
 
     Each step (look-up, TCP connect, TLS handshake) may take ``timeout`` seconds, all of them ``max_time``. With
-    ``public_only``, a name is refused if one of its addresses is not public. Raises ``OutOfThreadsError``.
+    ``public_only``, a name is refused if one of its addresses is not public. ``most_handshakes`` are made at once.
+    Raises ``OutOfThreadsError``, and ``LoaderError`` where there are no descriptors for its own use.
     """
 
-    def __init__(self, timeout: float, max_time: float, deliver: Delivery, *, public_only: bool) -> None:
-        self._max_time = max_time
+    def __init__(
+        self,
+        timeout: float,
+        max_time: float,
+        deliver: Delivery,
+        *,
+        public_only: bool,
+        most_handshakes: int = handshakes.MOST,
+    ) -> None:
         self._timeout = timeout
         self._deliver = deliver
         self._names = Names()
@@ -51,11 +66,22 @@ class Connector:
         self._done: deque[tuple[str, Connection | DownloadError | LoaderError, float]] = deque()
         self._inbox: deque[Callable[[], None]] = deque()
         self._asleep = self._closed = self._interrupted = self._over = False
+        # What broke the thread, which then makes no connection any more.
+        self._fault = ""
+        self._logs = _LOG.isEnabledFor(logging.DEBUG)
         self._selector, self._woken, self._wake = _waiting_room()
-        self._handshakes = Handshakes()
-        self._means = Means(
-            *(self._selector, self._names, self._tunnels, self._handshakes, timeout, public_only),
-            *(self._tell, self._schedule, self._finish),
+        self._handshakes = handshakes.Handshakes(most_handshakes)
+        self._tools = Tools(
+            selector=self._selector,
+            names=self._names,
+            tunnels=self._tunnels,
+            handshakes=self._handshakes,
+            timeout=timeout,
+            max_time=max_time,
+            public_only=public_only,
+            tell=self._tell,
+            schedule=self._schedule,
+            finish=self._finish,
         )
         self._thread = threading.Thread(target=self._run, name="image_loader-connector", daemon=True)
         try:
@@ -66,8 +92,7 @@ class Connector:
 
     def connect(self, route: Route, context: ssl.SSLContext | None) -> None:
         """Begin to connect; ``context`` is that of TLS, where the route needs it."""
-        now = time.monotonic()
-        dial = Dial(next(self._numbers), route, context, now, now + self._max_time)
+        dial = Dial(self._tools, next(self._numbers), route, context)
         self._post(lambda: self._begin(dial))
 
     def interrupt(self) -> None:
@@ -96,14 +121,18 @@ class Connector:
             with suppress(OSError):  # Full: it is awake anyway.
                 self._wake.send(b"\0")
 
-    def _tell(self, number: int, step: Callable[..., None], result: Any = None) -> None:
-        """Have a dial take a step, with a result if there is one; that of a dial which is done by then is closed."""
+    def _tell(
+        self, number: int, step: Callable[..., None], result: LookUp | Stream | DownloadError | None = None
+    ) -> None:
+        """Have a dial take a step, with a result if there is one. If the dial is done by then, the result is closed."""
         self._post(lambda: self._take_step(number, step, result))
 
-    def _take_step(self, number: int, step: Callable[..., None], result: Any) -> None:
+    def _take_step(
+        self, number: int, step: Callable[..., None], result: LookUp | Stream | DownloadError | None
+    ) -> None:
         dial = self._dials.get(number)
         if dial is None:
-            if hasattr(result, "close"):
+            if result is not None and hasattr(result, "close"):
                 result.close()
         elif result is None:
             step(dial)
@@ -119,12 +148,20 @@ class Connector:
                 self._look_at_timers()
                 self._hand_over()
                 self._wait()
+        except Exception as error:  # noqa: BLE001 (no thread but this one makes connections)
+            # Nobody would notice that a thread has ended: the run ends with what is delivered from here on.
+            _LOG.exception("unexpected, please report")
+            self._fault = f"connections can no longer be made: unexpected {type(error).__name__}"
         finally:
-            self._interrupted = self._over = True
-            self._take_in()
-            self._end_all()
-            self._hand_over()
-            self._clear_away()
+            self._interrupted = True
+            try:
+                self._end_all()
+            finally:
+                # From here on, others take in themselves what they post. No dial is left that they could touch.
+                self._over = True
+                self._take_in()
+                self._hand_over()
+                self._clear_away()
 
     def _take_in(self) -> None:
         while True:
@@ -175,20 +212,23 @@ class Connector:
     def _begin(self, dial: Dial) -> None:
         self._dials[dial.number] = dial
         if self._interrupted:
-            self._finish(dial, end_error(Reason.INTERRUPTED))
+            self._finish(dial, self._end_error())
         else:
-            dial.begin(self._means)
+            dial.begin()
 
-    def _finish(self, dial: Dial, result: Any) -> None:
-        """Have it delivered what came of a dial: an error, or a connection that stands."""
+    def _finish(self, dial: Dial, result: Stream | DownloadError | LoaderError) -> None:
+        """Queue the result of a dial for delivery."""
         del self._dials[dial.number]
         if (following := self._handshakes.leave(dial.number)) is not None:
             self._tell(following, Dial.begin_handshake)
         origin = dial.route.origin
-        if not isinstance(result, (DownloadError, LoaderError)):
-            result = Connection(origin, dial.route.way, result, self._timeout)
-            result.seconds = time.monotonic() - dial.begun
-        self._done.append((origin, result, dial.begun))
+        if isinstance(result, (DownloadError, LoaderError)):
+            made: Connection | DownloadError | LoaderError = result
+        else:
+            made = Connection(origin, dial.route.way, result, self._timeout)
+        if self._logs:
+            _log(origin, made, time.monotonic() - dial.begun)
+        self._done.append((origin, made, dial.begun))
 
     def _hand_over(self) -> None:
         """Deliver what is done, all at once: whoever waits for it is woken once, and not for each."""
@@ -200,13 +240,26 @@ class Connector:
             self._deliver(*done)
 
     def _end_all(self) -> None:
-        for dial in list(self._dials.values()):
-            dial.end(end_error(Reason.INTERRUPTED))
+        # One that cannot be ended in order must not keep the others from it.
+        with ExitStack() as stack:
+            for dial in list(self._dials.values()):
+                stack.callback(dial.end, self._end_error())
+
+    def _end_error(self) -> DownloadError | LoaderError:
+        """Return what comes of a dial that is not done when the thread ends, or is begun later."""
+        return LoaderError(self._fault) if self._fault else end_error(Reason.INTERRUPTED)
 
     def _clear_away(self) -> None:
         self._selector.close()
         self._woken.close()
         self._wake.close()
+
+
+def _log(origin: str, made: Connection | DownloadError | LoaderError, seconds: float) -> None:
+    if isinstance(made, Connection):
+        _LOG.debug("%s: connected to %s in %.3f s", origin, made.address, seconds)
+    else:
+        _LOG.debug("%s: not connected after %.3f s: %s", origin, seconds, made)
 
 
 def _waiting_room() -> tuple[selectors.BaseSelector, socket.socket, socket.socket]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-_MOST = 256
-"""More than the hosts that are likely to accept connections and never shake hands."""
+MOST = 256
+"""Handshakes at once: more than the hosts that are likely to accept connections and never shake hands."""
 
 
 class Handshakes:
-    """Turns for connections that stand, by their numbers; used by the connector's thread alone."""
+    """Turns for connections that stand, by their numbers, ``most`` at once; used by the connector's thread alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
         self._under_way: set[int] = set()
         self._waiting: OrderedDict[int, None] = OrderedDict()
 
     def enter(self, number: int) -> bool:
         """Take a turn, or stand in line for one."""
-        if len(self._under_way) >= _MOST:
+        if len(self._under_way) >= self._most:
             self._waiting[number] = None
             return False
         self._under_way.add(number)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 
 from requests.adapters import HTTPAdapter
 
 from image_loader.transport.connection import Connection
+
+_LOG = logging.getLogger(__name__)
 
 
 class PoolAdapter(HTTPAdapter):
@@ -28,6 +31,7 @@ class PoolAdapter(HTTPAdapter):
         while (connection := self._pop(way)) is not None:
             if connection.alive:
                 return connection
+            _LOG.debug("%s: an idle connection was closed by the server", way)
             connection.close()
         return None
 
@@ -76,3 +80,20 @@ class PoolAdapter(HTTPAdapter):
             if len(self._idle) > self._hosts:
                 dropped.extend(self._idle.popitem(last=False)[1])
         return dropped
+
+
+class LoggingPool(PoolAdapter):
+    """Says what becomes of each connection. A class of its own, so that others pay nothing for it."""
+
+    def take(self, way: str) -> Connection | None:
+        """Return an idle connection; log it."""
+        connection = super().take(way)
+        if connection is not None:
+            _LOG.debug("%s: the connection to %s is used again", way, connection.address)
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep or close a connection; log that it is closed."""
+        if not connection.usable:
+            _LOG.debug("%s: a connection is closed, since it can carry no other request", connection.origin)
+        super().give_back(connection)

@@ -7,24 +7,46 @@ from __future__ import annotations
 
 import functools
 import re
-import socket
 import ssl
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol
 
 from image_loader.errors import DownloadError
 from image_loader.model import Reason
 
-# One receive takes the head and the whole of a small image.
+if TYPE_CHECKING:
+    import socket
+
+    class TlsWithinTls(Protocol):
+        """The object of urllib3 that speaks TLS within TLS: no socket itself, but on top of one."""
+
+        socket: socket.socket
+
+        def recv(self, size: int, /) -> bytes:
+            """Return what the peer sends next, at most ``size`` bytes."""
+
+        def sendall(self, data: bytes, /) -> None:
+            """Send all of it."""
+
+        def close(self) -> None:
+            """Close the connection."""
+
+    Stream = socket.socket | TlsWithinTls
+    """What requests and responses go over."""
+
 _BUFFER = 65536
+"""Bytes of one receive, which takes the head and the whole of a small image."""
 _LINE_LIMIT = 65536
+"""Bytes of a line in the head or between chunks."""
 _FIELDS_LIMIT = 262144
+"""Bytes of all header fields."""
 _MOST_FIELDS = 500
-# 1xx responses before the one that counts.
 _MOST_INTERIM = 20
-# Up to this size, a head is read at once where nothing about it is odd.
+"""1xx responses before the one that counts."""
 _USUAL_HEAD = 8192
-# What each field counts for beside its length, as in HTTP/2 (RFC 9113, 6.5.2): many short ones cost as well.
+"""Bytes of a head that is read at once where nothing about it is odd."""
 _FIELD_OVERHEAD = 32
+"""Bytes that each field counts for beside its length, as in HTTP/2 (RFC 9113, 6.5.2): many short ones cost as well."""
 
 _STATUS_LINE = re.compile(r"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: [^\r\n\x00]*)?\r?\n")
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -43,6 +65,7 @@ _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f]"
 _BLANKS = " \t"
 _LONGEST_FRAMING = len("transfer-encoding")
 _SHOWN = 80
+"""Characters of what a server sent that a message shows."""
 _BODILESS = frozenset({204, 304})
 
 
@@ -78,8 +101,8 @@ class Response:
     _ended = False
     _torn = False
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._receive = connection.recv
+    def __init__(self, connection: Stream) -> None:
+        self._recv = connection.recv
 
     @property
     def reusable(self) -> bool:
@@ -97,7 +120,7 @@ class Response:
         for _ in range(_MOST_INTERIM + 1):
             try:
                 if self._at == len(self._buffer):
-                    self._buffer, self._at = self._next(_BUFFER), 0
+                    self._buffer, self._at = self._receive(_BUFFER), 0
                 usual = self._read_usual_head()
                 if not usual:
                     self._read_status_line()
@@ -119,7 +142,7 @@ class Response:
         if self._chunked:
             return self._read_chunked(limit)
         if self.length is None:
-            data = self._some(limit)
+            data = self._read_some(limit)
             self.complete = not data
             if self._torn:
                 raise DownloadError(Reason.TRUNCATED, "TLS connection closed without close_notify", retryable=True)
@@ -197,7 +220,7 @@ class Response:
             self.complete = self.length == 0
 
     def _read_framed(self, limit: int) -> bytes:
-        data = self._some(min(limit, self._left))
+        data = self._read_some(min(limit, self._left))
         self._left -= len(data)
         self.complete = not self._left
         if not data:
@@ -211,7 +234,7 @@ class Response:
             _fields(self._field_lines())
             self.complete = True
             return b""
-        data = self._some(min(limit, self._left))
+        data = self._read_some(min(limit, self._left))
         if not data:
             raise DownloadError(Reason.TRUNCATED, "the connection ended inside a chunk", retryable=True)
         self._left -= len(data)
@@ -227,19 +250,19 @@ class Response:
             raise DownloadError(Reason.PROTOCOL, "a chunk size that is no number")
         raise DownloadError(Reason.TRUNCATED, "the connection ended between chunks", retryable=True)
 
-    def _some(self, limit: int) -> bytes:
+    def _read_some(self, limit: int) -> bytes:
         """Return what is there, at most ``limit`` bytes; nothing when the peer has closed."""
         if self._at < len(self._buffer):
             data = self._buffer[self._at : self._at + limit]
             self._at += len(data)
             return data
-        return self._next(limit)
+        return self._receive(limit)
 
-    def _next(self, limit: int) -> bytes:
+    def _receive(self, limit: int) -> bytes:
         """Return what the peer sends next; nothing when it has closed."""
         try:
             # TLS within TLS (urllib3 2.8) says 0 for the end.
-            data = self._receive(limit) or b""
+            data = self._recv(limit) or b""
         except ssl.SSLError as error:
             if not is_torn(error):
                 raise
@@ -254,7 +277,7 @@ class Response:
         while (end := self._buffer.find(b"\n", self._at) + 1) == 0:
             if len(self._buffer) - self._at > _LINE_LIMIT:
                 raise DownloadError(Reason.PROTOCOL, "a line of over 64 KiB in the head or between chunks")
-            data = self._next(_BUFFER)
+            data = self._receive(_BUFFER)
             self._buffer, self._at = self._buffer[self._at :] + data, 0
             if not data:
                 end = len(self._buffer)

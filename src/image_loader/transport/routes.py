@@ -2,6 +2,7 @@
 
 # No annotation is a string here: see ``model``.
 import functools
+import importlib
 import os
 import re
 import threading
@@ -32,16 +33,17 @@ _HARMLESS = frozenset({"user-agent", "referer", "accept", "accept-language"})
 _USUAL_HOST = re.compile(r"[a-z0-9_][a-z0-9._-]*|\[[0-9a-f:.]+\]")
 _NETRC_FILES = ("~/.netrc", "~/_netrc")  # those of requests
 _MOST_KEPT = 1024
+"""Origins of which routes and header lines are kept."""
 _ANYWHERE = "https://host.invalid/"
 
 
 class Route(NamedTuple):
     """How one origin is reached.
 
-    ``host`` and ``port`` are what is connected to: the origin's, or those of its ``proxy``, which is ``tunnel`` as well
-    if it has to build one. ``server_hostname`` is the name in the certificate at the end of the connection, None for
-    plain text. ``prefix`` stands before the path in a request to a proxy, which wants the whole URL (RFC 9112, 3.2.2);
-    ``authority`` is the value of ``Host``.
+    ``host`` and ``port`` are what is connected to: the origin's, or those of its ``proxy``. ``tunnels`` says whether
+    the proxy is to build a tunnel. ``server_hostname`` is the name in the certificate at the end of the connection,
+    None for plain text. ``prefix`` stands before the path in a request to a proxy, which wants the whole URL
+    (RFC 9112, 3.2.2); ``authority`` is the value of ``Host``.
     """
 
     origin: str
@@ -50,13 +52,13 @@ class Route(NamedTuple):
     server_hostname: str | None
     authority: str
     proxy: "Proxy | None" = None
-    tunnel: "Proxy | None" = None
+    tunnels: bool = False
     prefix: str = ""
 
     @property
     def way(self) -> str:
         """What connections are shared by: a proxy carries requests to all plain origins."""
-        return self.proxy.url if self.proxy is not None and self.tunnel is None else self.origin
+        return self.origin if self.proxy is None or self.tunnels else self.proxy.url
 
     @property
     def target(self) -> tuple[str, int]:
@@ -66,79 +68,7 @@ class Route(NamedTuple):
     @property
     def within_tls(self) -> bool:
         """Whether a tunnel is built through TLS."""
-        return self.tunnel is not None and self.tunnel.scheme == "https"
-
-
-class Routes:
-    """The routes of one run. The environment is looked at once, with the first of them; any thread may ask."""
-
-    def __init__(self, settings: Settings, session: requests.Session) -> None:
-        self._settings = settings
-        self._session = session
-        self._lock = threading.Lock()
-        self._common: _Common | None = None
-        self.route = functools.lru_cache(_MOST_KEPT)(self._route)
-        self._usual_lines = functools.lru_cache(_MOST_KEPT)(self._lines)
-
-    @property
-    def verify(self) -> bool | str | None:
-        """Which certificates are trusted, as requests says it: True, False, or a file or directory."""
-        return self._environment().verify
-
-    def _route(self, origin: str) -> Route:
-        """Return the route to an origin; ``DownloadError`` where there is none."""
-        common = self._environment()
-        scheme, _, authority = _canonical(origin).partition("://")
-        host, port = _host_and_port(scheme, authority)
-        proxy = common.proxy(f"{scheme}://{authority}")
-        if proxy is None:
-            name = server_hostname(host) if scheme == "https" else None
-            return Route(origin, host, port, name, authority)
-        if self._settings.public_only:
-            raise DownloadError(Reason.PRIVATE_ADDRESS, "through a proxy the server's address cannot be checked")
-        if scheme == "https":
-            return Route(origin, proxy.host, proxy.port, server_hostname(host), authority, proxy, tunnel=proxy)
-        name = server_hostname(proxy.host) if proxy.scheme == "https" else None
-        return Route(origin, proxy.host, proxy.port, name, authority, proxy, prefix=f"{scheme}://{authority}")
-
-    def lines(self, origin: str, userinfo: str, *, own: bool, cookie: str = "") -> str:
-        """Return the header lines of all requests to an origin with these credentials.
-
-        ``own`` says whether it is an origin of the list, which gets all of the user's headers. ``cookie`` has the
-        cookies that redirects have set.
-        """
-        if cookie:
-            return self._lines(origin, userinfo, own, cookie)  # They are not kept: they may be long.
-        return self._usual_lines(origin, userinfo, own)
-
-    def _lines(self, origin: str, userinfo: str, own: bool, cookie: str = "") -> str:  # noqa: FBT001 (a cache's key)
-        common = self._environment()
-        route = self.route(origin)
-        fields = dict(common.own if own else common.elsewhere)
-        if "host" not in map(str.lower, fields):
-            fields = {"Host": route.authority, **fields}
-        if (credentials := self._credentials(origin, userinfo, fields)) is not None:
-            _put(fields, "Authorization", f"Basic {b64encode(credentials).decode()}")
-        if cookie:
-            _put(fields, "Cookie", "; ".join(filter(None, (_value(fields, "cookie"), cookie))))
-        if route.proxy is not None and route.tunnel is None:
-            fields.update(route.proxy.headers)
-        return lines(fields)
-
-    def _credentials(self, origin: str, userinfo: str, fields: Mapping[str, str]) -> bytes | None:
-        if userinfo:
-            user, _, password = userinfo.partition(":")
-            # RFC 7617 has UTF-8.
-            return unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
-        if _value(fields, "authorization"):
-            return None  # What the user asks for goes before a line in .netrc.
-        return self._environment().netrc_credentials(_host_and_port(*origin.split("://"))[0])
-
-    def _environment(self) -> "_Common":
-        with self._lock:
-            if self._common is None:
-                self._common = _Common(self._settings, self._session)
-            return self._common
+        return self.tunnels and self.proxy is not None and self.proxy.scheme == "https"
 
 
 class _Common:
@@ -176,13 +106,110 @@ class _Common:
             raise OptionError("a user or password in .netrc has letters that cannot be sent (Latin-1)") from error
 
 
+class _Environment:
+    """Finds routes and header lines out; keeps nothing of them."""
+
+    def __init__(self, settings: Settings, session: requests.Session) -> None:
+        self._settings = settings
+        self._session = session
+        self._lock = threading.Lock()
+        self._common: _Common | None = None
+
+    @property
+    def common(self) -> _Common:
+        """What all routes have in common; looked up with the first of them."""
+        with self._lock:
+            if self._common is None:
+                self._common = _Common(self._settings, self._session)
+            return self._common
+
+    def route(self, origin: str) -> Route:
+        """Return the route to an origin; raise ``DownloadError`` where there is none, and ``LoaderError``."""
+        try:
+            return self._route(origin)
+        except OSError as error:
+            # What is imported for some routes only takes a descriptor, for as long as that lasts.
+            if is_out_of_descriptors(error):
+                raise connect_error(error) from error
+            raise
+
+    def _route(self, origin: str) -> Route:
+        scheme, _, authority = _canonical(origin).partition("://")
+        host, port = _host_and_port(scheme, authority)
+        proxy = self.common.proxy(f"{scheme}://{authority}")
+        if proxy is None:
+            name = server_hostname(host) if scheme == "https" else None
+            return Route(origin, host, port, name, authority)
+        if self._settings.public_only:
+            raise DownloadError(Reason.PRIVATE_ADDRESS, "through a proxy the server's address cannot be checked")
+        if scheme == "https":
+            # Here, a lack of descriptors fails one attempt. In the connector's thread, it would end the run.
+            importlib.import_module("image_loader.transport.tunnels")
+            return Route(origin, proxy.host, proxy.port, server_hostname(host), authority, proxy, tunnels=True)
+        name = server_hostname(proxy.host) if proxy.scheme == "https" else None
+        return Route(origin, proxy.host, proxy.port, name, authority, proxy, prefix=f"{scheme}://{authority}")
+
+    def header_lines(self, origin: str, userinfo: str, own: bool, cookie: str = "") -> str:  # noqa: FBT001 (a cache's key)
+        """Return the header lines of requests to an origin, as ``Routes.header_lines`` does."""
+        route = self.route(origin)
+        fields = dict(self.common.own if own else self.common.elsewhere)
+        if "host" not in map(str.lower, fields):
+            fields = {"Host": route.authority, **fields}
+        if (credentials := self._credentials(origin, userinfo, fields)) is not None:
+            _put(fields, "Authorization", f"Basic {b64encode(credentials).decode()}")
+        if cookie:
+            _put(fields, "Cookie", "; ".join(filter(None, (_value(fields, "cookie"), cookie))))
+        if route.proxy is not None and not route.tunnels:
+            fields.update(route.proxy.headers)
+        return header_lines(fields)
+
+    def _credentials(self, origin: str, userinfo: str, fields: Mapping[str, str]) -> bytes | None:
+        if userinfo:
+            user, _, password = userinfo.partition(":")
+            # RFC 7617 has UTF-8.
+            return unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+        if _value(fields, "authorization"):
+            return None  # What the user asks for goes before a line in .netrc.
+        return self.common.netrc_credentials(_host_and_port(*origin.split("://"))[0])
+
+
+class Routes:
+    """The routes of one run. The environment is looked at once, with the first of them; any thread may ask.
+
+    ``route`` returns the route to an origin. It raises ``DownloadError`` where there is none, and ``LoaderError`` for
+    what ends the run.
+    """
+
+    def __init__(self, settings: Settings, session: requests.Session) -> None:
+        # The caches belong to this object, and what they call does not refer to it: no reference cycle is left.
+        self._environment = _Environment(settings, session)
+        self.route = functools.lru_cache(_MOST_KEPT)(self._environment.route)
+        self._usual_lines = functools.lru_cache(_MOST_KEPT)(self._environment.header_lines)
+
+    @property
+    def verify(self) -> bool | str | None:
+        """Which certificates are trusted, as requests says it: True, False, or a file or directory."""
+        return self._environment.common.verify
+
+    def header_lines(self, origin: str, userinfo: str, *, own: bool, cookie: str = "") -> str:
+        """Return the header lines of all requests to an origin with these credentials; raise as ``route`` does.
+
+        ``own`` says whether it is an origin of the list, which gets all of the user's headers. ``cookie`` has the
+        cookies that redirects have set.
+        """
+        if cookie:
+            # They are not kept: they may be long.
+            return self._environment.header_lines(origin, userinfo, own, cookie)
+        return self._usual_lines(origin, userinfo, own)
+
+
 def _proxy(text: str) -> "Proxy":
     from image_loader.transport import proxies
 
     return proxies.parse(text)
 
 
-def lines(fields: Mapping[str, str]) -> str:
+def header_lines(fields: Mapping[str, str]) -> str:
     """Return header fields as they go over the wire."""
     return "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
 
