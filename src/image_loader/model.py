@@ -135,67 +135,75 @@ class Validators(NamedTuple):
 
 
 class Lifetime(NamedTuple):
-    """What decides for how long an image is fresh: the fields of its server's answers, read (RFC 9111, 4.2).
-
-    ``max_age`` is that of ``Cache-Control`` in seconds, negative where that forbids a lifetime or cannot be read, and
-    None where ``expires`` decides. ``varies`` says that there was a ``Vary: *``. ``date`` is when the last answer was
-    made, by its server's clock; ``age``, in seconds, how old it was when it came. ``redirects_end`` is when the first
-    of the redirects on the way expires, None without redirects. Times are in seconds since the epoch.
-    """
+    """What decides for how long an image is fresh: the fields of its server's answers, read (RFC 9111, 4.2)."""
 
     max_age: float | None = None
+    """Seconds, from ``Cache-Control``. Negative where it forbids a lifetime or cannot be read, None without one."""
     expires: float | None = None
+    """Seconds since the epoch. It decides where there is no ``max_age``."""
     varies: bool = False
+    """Whether there was a ``Vary: *``."""
     date: float = 0.0
+    """Seconds since the epoch: when the last answer was made, by its server's clock."""
     age: float = 0.0
+    """Seconds: how old that answer was when it came."""
     redirects_end: float | None = None
+    """Seconds since the epoch: when the first of the redirects on the way expires. None without redirects."""
 
 
 class Image(NamedTuple):
-    """One image as it was put in place, and what its server said of it.
-
-    ``size`` is in bytes; ``mtime_ns`` and ``ctime_ns`` are in nanoseconds; ``saved`` and ``checked`` in seconds since
-    the epoch, by this machine's clock. ``ctime_ns`` is None where an earlier version recorded the image. ``media_type``
-    is None for a file that another program had saved, and ``sha256`` (hex) until its server has called it current.
-    """
+    """One image as it was put in place, and what its server said of it."""
 
     file: str
+    """Its path relative to the directory."""
     size: int
+    """Bytes."""
     mtime_ns: int
+    """Nanoseconds since the epoch."""
     ctime_ns: int | None
+    """Nanoseconds since the epoch. None where an earlier version recorded the image."""
     media_type: str | None
+    """None for a file that another program had saved."""
     sha256: str | None
+    """In hex. None for a file that another program had saved, until its server has called it current."""
     validators: Validators
+    """What the next request for it carries."""
     lifetime: Lifetime
+    """What decides when that is due."""
     saved: float
+    """Seconds since the epoch, by this machine's clock: when its answer came."""
     checked: float
+    """Seconds since the epoch, by this machine's clock: when its server last called it current."""
 
 
 class Record(NamedTuple):
-    """What the index holds of one URL: the name that it owns, and its image once there is one.
-
-    ``row`` is its number there, the same as long as the index is open.
-    """
+    """What the index holds of one URL."""
 
     row: int
+    """Its number there, the same as long as the index is open."""
     name: Name
+    """The name that it owns."""
     image: Image | None
+    """None until there is one."""
 
 
 class Resume(NamedTuple):
-    """A partial file that a cut-off body left behind, to be continued (RFC 9110, 14.2 and 13.1.5).
-
-    ``validators`` hold a strong ``ETag`` or, without one, a strong date. ``media_type`` is that of the image,
-    ``length`` its size in bytes; None if that was not announced.
-    """
+    """A partial file that a cut-off body left behind, to be continued (RFC 9110, 14.2 and 13.1.5)."""
 
     key: str
+    """That of the image's name: the partial file is named after it."""
     size: int
+    """Bytes that are there."""
     inode: int
+    """With size and time it tells whether the file still is the one that was left."""
     mtime_ns: int
+    """Nanoseconds since the epoch."""
     validators: Validators
+    """A strong ``ETag`` or, without one, a strong date."""
     media_type: str
+    """That of the image."""
     length: int | None = None
+    """Bytes of the whole image; None if that was not announced."""
 
 
 class Redirect(NamedTuple):
@@ -210,42 +218,45 @@ class Redirect(NamedTuple):
 
 
 class Hop(NamedTuple):
-    """Where redirects have led an attempt so far.
-
-    ``url`` is what it asks next. ``deadline`` is that of the whole attempt, by the monotonic clock. ``cookies`` are
-    those that were set on the way.
-    """
+    """Where redirects have led an attempt so far."""
 
     url: Url
+    """What it asks next."""
     redirects: tuple[Redirect, ...]
+    """Those on the way, the first one first."""
     deadline: float
+    """That of the whole attempt, by the monotonic clock."""
     cookies: "CookieJar | None" = None
+    """Those that were set on the way."""
 
 
 class Job(NamedTuple):
-    """One image to ask a server for.
-
-    ``row`` is its number in the index. ``image`` is what the index knows of the file in place, if that file is as
-    recorded. ``validators`` are sent with the request; without them it is unconditional. ``inode`` is that of the file
-    that had the name when this was planned; None if there was no file, so that the image takes one more inode.
-    ``foreign`` says that this file may be another's: it stays unless the image is the same, byte for byte. ``sha256``
-    is that of the last image of this URL, whatever became of its file. ``hop`` is where redirects have led the current
-    attempt; ``is_unconditional`` says that the answer to a conditional request was of no use, so that the next one has
-    no condition.
-    """
+    """One image to ask a server for."""
 
     line: int
+    """The number of its line in the list, from 1."""
     url: Url
+    """What that line names."""
     row: int
+    """Its number in the index."""
     name: Name
+    """The name that it owns."""
     image: Image | None
+    """What the index knows of the file in place, if that file is as recorded."""
     validators: Validators
+    """What is sent with the request; without any it is unconditional."""
     inode: int | None
+    """That of the file that had the name when this was planned. None without a file: the image takes one more inode."""
     resume: Resume | None = None
+    """What an attempt before this one left behind."""
     foreign: bool = False
+    """Whether the file in place may be another's: it stays unless the image is the same, byte for byte."""
     sha256: str | None = None
+    """In hex: that of the last image of this URL, whatever became of its file."""
     hop: Hop | None = None
+    """Where redirects have led the current attempt."""
     is_unconditional: bool = False
+    """Whether the next request has no condition, since the answer to a conditional one was of no use."""
 
     def anew(self, resume: Resume | None) -> Self:
         """Return the job for its next attempt, which goes on from ``resume``, if given, or from what it had."""
@@ -253,30 +264,33 @@ class Job(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """The attempt put a whole image in place.
-
-    ``key`` is the key of its name, if this is another name than the job's. ``final_url`` is where redirects led,
-    without user and password. ``width`` and ``height`` are in pixels, None if nothing was decoded.
-    """
+    """The attempt put a whole image in place."""
 
     image: Image
     http_status: int
     change: Change
     key: str | None = None
+    """That of the image's name, if this is another name than the job's."""
     final_url: str | None = None
+    """Where redirects led, without user and password. None without redirects."""
     width: int | None = None
+    """Pixels. None if nothing was decoded."""
     height: int | None = None
+    """Pixels. None if nothing was decoded."""
 
 
 class NotModified(NamedTuple):
-    """The server answered 304: ``image``, which is in place, is current; the rest renews what is stored with it."""
+    """The server answered 304: the image in place is current."""
 
     image: Image
+    """That image, as it was known before. What follows renews what is stored with it."""
     validators: Validators
     lifetime: Lifetime
     checked: float
+    """Seconds since the epoch, by this machine's clock: when the answer came."""
     http_status: int = 304
     final_url: str | None = None
+    """Where redirects led, without user and password. None without redirects."""
 
 
 class Locked(NamedTuple):
@@ -290,20 +304,23 @@ SAVED_MEANWHILE = Locked("another run has just saved it")
 
 
 class Failure(NamedTuple):
-    """The attempt failed.
-
-    ``retryable`` failures may be tried again; ``blame`` says whom they count against. ``retry_after`` is the pause that
-    the server asked for, in seconds. ``stopped`` says that this process did not run when the attempt's time was over.
-    """
+    """The attempt failed."""
 
     reason: Reason
+    """For counting."""
     detail: str
+    """For people."""
     http_status: int | None = None
     retryable: bool = False
+    """Whether another attempt makes sense."""
     blame: Blame = Blame.IMAGE
+    """Whom it counts against."""
     retry_after: float | None = None
+    """Seconds to wait before that, if the server asked for a pause."""
     resume: Resume | None = None
+    """What another attempt can go on from."""
     stopped: bool = False
+    """Whether this process did not run when the attempt's time was over."""
 
 
 INTERRUPTED = Failure(Reason.INTERRUPTED, "the run was ended")
@@ -319,30 +336,39 @@ Result = Saved | NotModified | Locked | Failure
 
 
 class Outcome(NamedTuple):
-    """How one line ended; or, with the number 0 and no URL, what became of an image that is no longer in the list.
-
-    ``file`` is relative to the directory; ``detail`` is text for people, free of secrets; ``bytes`` is the size of the
-    file saved; ``seconds`` is the time spent on attempts. ``final_url`` is where redirects led, None where there were
-    none, or nothing was asked. ``change`` is that of an image that was saved. ``width`` and ``height``, in pixels, are
-    known where it was decoded.
-    """
+    """How one line ended, or what became of an image that is no longer in the list."""
 
     line: int
+    """The number of the line, from 1. 0 for an image that is no longer in the list."""
     url: str
+    """As the list has it, with passwords and query strings. Empty for an image that is no longer in the list."""
     file: str | None
+    """The image's path relative to the directory. None where it has no name."""
     status: Status
     reason: Reason | None = None
+    """Why it was skipped or failed."""
     detail: str | None = None
+    """Text for people, without secrets."""
     http_status: int | None = None
+    """That of the last answer. None without an answer."""
     media_type: str | None = None
+    """That of the image."""
     bytes: int | None = None
+    """The size of its file."""
     sha256: str | None = None
+    """That of its file, in hex."""
     attempts: int = 0
+    """How many were made at it."""
     seconds: float = 0.0
+    """The time spent on these attempts."""
     final_url: str | None = None
+    """Where redirects led, without user and password. None where there were none, or nothing was asked."""
     change: Change | None = None
+    """How an image that was saved differs from the one before it."""
     width: int | None = None
+    """Pixels, if the image was decoded."""
     height: int | None = None
+    """Pixels, if the image was decoded."""
 
     @property
     def is_of_line(self) -> bool:

@@ -1,4 +1,5 @@
 """The output directory: validated, counted in inodes, and filled with whole images."""
+# Paths are strings: see the rules in docs/architecture.rst.
 
 from __future__ import annotations
 
@@ -21,12 +22,16 @@ from image_loader.store.root import HIDDEN, PARTIALS, Held, Root, available_inod
 __all__ = ["Directory", "Partial", "is_as_recorded"]
 
 _MAX_NAME_BYTES = 255
+"""Bytes of a file name that are taken for granted where a file system takes more, or says nothing."""
 _READ_SIZE = 1 << 18
+"""Bytes to read at a time."""
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 _LAYOUT = f"{HIDDEN}/layout"
-_OF_NOTE = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_NOTE_SIZE = 64
+"""The file that says which layout the last run had."""
+_OPEN_LAYOUT = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LAYOUT_SIZE = 64
+"""Bytes to read of that file; no layout has a longer name."""
 _RESTRICTED = '"*:<>?|'
 """Characters that exFAT, NTFS and SMB refuse in a name, apart from those that no name of ours has."""
 
@@ -47,19 +52,27 @@ class View:
     """The images of a directory, to be looked at by any thread."""
 
     path: Path
+    """The directory, as the user named it."""
     hidden: Path
+    """The folder in it that is ours, as an absolute path."""
     is_new: bool
+    """Whether no run was there before."""
     max_name_bytes: int
+    """Bytes that the longest file name has."""
     refused_characters: str
+    """The characters that the file system does not take in a name; empty where that was not tried out."""
     _root: Root
 
     def is_empty(self) -> bool:
-        """Whether nothing is there but what is hidden."""
+        """Whether nothing is there but what is hidden; raises ``DirectoryError``."""
         with self._root.translating, os.scandir(self._root.descriptor) as entries:
             return all(entry.name.startswith(".") for entry in entries)
 
     def stat(self, file: str) -> os.stat_result | None:
-        """Return the state of a regular file; None where there is none, or a link, directory or FIFO in its place."""
+        """Return the state of a regular file; None where there is none, or a link, directory or FIFO in its place.
+
+        Raises ``DirectoryError`` where the directory itself cannot be searched any more.
+        """
         try:
             # Names are UTF-8 in every locale, since its encoding may lack their letters.
             state = os.lstat(file.encode(), dir_fd=self._root.descriptor)
@@ -151,7 +164,8 @@ def view(path: Path) -> View:
 class Directory(View):
     """The directory that the images go to; any thread may use it.
 
-    Its errors: ``DirectoryError`` where the run cannot go on, ``DownloadError`` (``write``) where one file is at fault.
+    Its methods raise ``DirectoryError`` where the run cannot go on, ``DownloadError`` (``write``) where one file is at
+    fault.
     """
 
     def __init__(self, path: Path, held: Held | None = None) -> None:
@@ -217,7 +231,8 @@ class Directory(View):
     def partial(self, file: str, key: str, resume: Resume | None = None) -> Partial:
         """Open and lock the partial file of an image; ``key`` is one and the same for all spellings of ``file``.
 
-        It is empty, unless it still is what ``resume`` says. Raises ``LockedError`` if another process has it locked.
+        It is empty, unless it still is what ``resume`` says. Raises ``LockedError`` if another process has it locked,
+        ``DownloadError`` (``interrupted``) once the attempts were given up.
         """
         return self._partials.open(file, key, resume)
 
@@ -232,9 +247,9 @@ class Directory(View):
     def note_layout(self, layout: str) -> str:
         """Remember the layout of a run; return that of the last one, or nothing where it is not known."""
         with suppress(OSError):
-            descriptor = os.open(_LAYOUT, os.O_RDWR | _OF_NOTE, 0o666, dir_fd=self._root.descriptor)
+            descriptor = os.open(_LAYOUT, _OPEN_LAYOUT, 0o666, dir_fd=self._root.descriptor)
             try:
-                former = os.pread(descriptor, _NOTE_SIZE, 0).decode(errors="replace").strip()
+                former = os.pread(descriptor, _LAYOUT_SIZE, 0).decode(errors="replace").strip()
                 if former != layout:
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, f"{layout}\n".encode(), 0)

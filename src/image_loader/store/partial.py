@@ -1,5 +1,5 @@
 """Partial files: where bodies are written, each under a lock, until they are whole images or gone."""
-# A Path costs more than the system call it is made for, and this runs once per image.
+# Paths are strings: see the rules in docs/architecture.rst.
 # ruff: noqa: PTH208
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from image_loader.store.root import NAME_REFUSED, PARTIALS, Root
 
 _MODE = 0o666
 _LOCK_PATIENCE = 0.05
+"""Seconds to wait for a lock: a run that removes what was left behind has it for less than that."""
 _LOCK_POLL = 0.005
+"""Seconds between two tries."""
 _READ_SIZE = 1 << 18
+"""Bytes to read at a time."""
 # O_NONBLOCK: the opening of a FIFO must not wait for its other end. O_APPEND: no seek after a resume or a truncation.
 _REOPEN = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN = _REOPEN | os.O_CREAT
@@ -129,7 +132,10 @@ class Partials:
 
 
 class Partial:
-    """A locked partial file; when its ``with`` block ends, it has become the image, was kept, or is gone."""
+    """A locked partial file; when its ``with`` block ends, it has become the image, was kept, or is gone.
+
+    Its methods raise the errors of ``Directory``. ``path`` is absolute; ``size`` is in bytes.
+    """
 
     def __init__(
         self, root: Root, partials: Partials, file: str, key: str, path: str, *, descriptor: int, size: int
@@ -194,8 +200,8 @@ class Partial:
         """Put the file in the place of its image; return its state there.
 
         ``mtime`` (seconds since the epoch) becomes its time, if given. It gets the first of ``files`` that the file
-        system takes for a name (none given: its own), which is ``file`` from then on. Raises ``DownloadError``:
-        ``write`` where the file is not of the size that was written, ``interrupted`` where it was given up.
+        system takes for a name (none given: its own), which is ``file`` from then on. Raises ``DownloadError``
+        also where the file is not of the size that was written (``write``), or was given up (``interrupted``).
         """
         with self._translating:
             self._check_size()

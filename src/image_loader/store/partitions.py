@@ -12,9 +12,13 @@ from image_loader.store.root import HIDDEN, PARTIALS, Root, directory_error
 NOTE = f"{HIDDEN}/partitions"
 """The file that says how many parts there are; no other directory has it."""
 _DRIVER = f"{HIDDEN}/driver"
+"""The file whose lock the driver holds."""
 _RUNS = f"{HIDDEN}/cluster"
+"""The folder that has one folder for each run."""
 _LOCKS = f"{HIDDEN}/locks"
+"""The folder that has one file for each part; who works on the part holds its lock."""
 _NOTE_SIZE = 64
+"""Bytes to read of ``NOTE``; no number is longer."""
 _PATIENCE = 2.0
 """Seconds to wait for the lock of the driver: a worker that tries it holds it for a moment."""
 _OPEN_LOCK = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -74,7 +78,7 @@ class Partitions:
 
 
 def _check_count(path: Path, note: Path, count: int) -> None:
-    """Write down how many parts there are, or compare it with what was written down."""
+    """Write down how many parts there are, or compare it with what was written down; raises ``DirectoryError``."""
     try:
         with note.open("a+", encoding="ascii", errors="replace") as file:
             file.seek(0)
@@ -91,7 +95,7 @@ def _check_count(path: Path, note: Path, count: int) -> None:
 
 
 def _locked(root: Root) -> int:
-    """Return the descriptor of the driver's lock."""
+    """Return the descriptor of the driver's lock; raises ``DirectoryError``, ``OSError``."""
     descriptor = os.open(root.place(_DRIVER), _MAKE_LOCK, 0o666)
     try:
         if not wait(descriptor, ALONE, _PATIENCE):

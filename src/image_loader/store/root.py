@@ -1,5 +1,5 @@
 """DIRECTORY, held by a descriptor from the start of a run to its end, and what an error below it means."""
-# A Path costs more than the system call it is made for, and this runs once per line.
+# Paths are strings: see the rules in docs/architecture.rst.
 # ruff: noqa: PTH116, PTH118
 
 # No annotation is a string here: see ``model``.

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 _BYTES = 4096
-"""The size of one part: bits for eight times as many rows."""
+"""Bytes of one part: bits for eight times as many rows."""
 
 
 class SeenRows:
