@@ -21,8 +21,10 @@ from exchange import png
 from image_loader import batch, load, planner
 from image_loader.errors import DirectoryError, IndexFileError, LoaderError, OptionError, OutOfInodesError, UrlFileError
 from image_loader.model import Line, Outcome, Reason, Status
+from image_loader.scheduling.queue import Task
+from image_loader.scheduling.scheduler import Scheduler
 from image_loader.settings import Settings
-from image_loader.store.directory import Directory
+from image_loader.store.directory import Directory, Partial
 from image_loader.url import parse
 from server import ALL_ADDRESSES, SIZE, Server, connections_to, refusing_port, silent_port
 
@@ -229,6 +231,76 @@ def test_an_iterator_that_is_dropped_leaves_nothing_either(server: Server, direc
 def test_an_iterator_that_was_never_begun_does_nothing(server: Server, directory: Path) -> None:
     load(urls_of(server, 3), directory)
     assert not directory.exists()
+
+
+def interrupted_run(directory: Path, url: str, begun: threading.Event) -> Outcome:
+    """Interrupt a run over one URL once an event has come; return the outcome."""
+    stop = threading.Event()
+
+    def lines() -> Iterator[list[Line] | None]:
+        yield lines_of([url])
+        while not begun.is_set():
+            yield None
+        stop.set()
+
+    (outcome,) = batch.run(lines(), settings_for(directory), stop)
+    return outcome
+
+
+def test_an_attempt_that_nobody_waits_for_any_more_puts_no_image_in_place(
+    server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, dropped, over = (threading.Event() for _ in range(3))
+    commit, drop = Partial.commit, Scheduler.drop_running
+
+    def late_commit(self: Partial, mtime: float | None, files: Iterable[str] | None) -> os.stat_result:
+        begun.set()
+        assert dropped.wait(60)
+        try:
+            return commit(self, mtime, files)
+        finally:
+            over.set()
+
+    def drop_and_wait(self: Scheduler) -> list[Task]:
+        tasks = drop(self)
+        dropped.set()
+        assert over.wait(60)
+        return tasks
+
+    monkeypatch.setattr(batch, "_GRACE", 0.0)
+    monkeypatch.setattr(Partial, "commit", late_commit)
+    monkeypatch.setattr(Scheduler, "drop_running", drop_and_wait)
+    outcome = interrupted_run(directory, server.url("/image/a.png"), begun)
+    assert outcome.reason is Reason.INTERRUPTED
+    assert not (directory / "a.png").exists()
+    assert leftovers(directory) == []
+
+
+def test_an_image_that_is_put_in_place_in_the_last_moment_is_known_to_the_next_run(
+    server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, given_up = threading.Event(), threading.Event()
+    commit, give_up = Partial.commit, Directory.give_up_partials
+
+    def commit_and_wait(self: Partial, mtime: float | None, files: Iterable[str] | None) -> os.stat_result:
+        state = commit(self, mtime, files)
+        begun.set()
+        assert given_up.wait(60)
+        return state
+
+    def told(self: Directory) -> None:
+        give_up(self)
+        given_up.set()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batch, "_GRACE", 0.0)
+        patched.setattr(batch, "_LAST_GRACE", 60.0)
+        patched.setattr(Partial, "commit", commit_and_wait)
+        patched.setattr(Directory, "give_up_partials", told)
+        url = server.url("/image/a.png")
+        assert interrupted_run(directory, url, begun).status is Status.SAVED
+    assert statuses(run(directory, [url])) == [Status.FRESH]
+    assert "if-none-match" in server.requests[1].headers
 
 
 def test_an_event_ends_the_run_and_every_line_that_was_read_is_told(server: Server, directory: Path) -> None:

@@ -30,15 +30,18 @@ from image_loader.store.root import Held
 
 if TYPE_CHECKING:
     from image_loader.scheduling.queue import Task
+    from image_loader.scheduling.scheduler import Scheduler
 
 _LOG = logging.getLogger(__name__)
 # What would be imported later, when there may be no file descriptor left for it. With a few downloads there is.
 _WANTED_LATER = ("encodings.unicode_escape", "idna.uts46data", "image_loader.transport.redirects", "ipaddress")
 _FEW = 10
-# How soon an interruption is noticed, and how long attempts that were cut off get to clean up, in seconds.
+# How soon an interruption is noticed; how long attempts that were cut off get to clean up, and those that have just put
+# their image in place to tell; in seconds.
 _WAIT = 0.1
 _BRIEFLY = 0.01
-_GRACE = 1.5
+_GRACE = 1.2
+_LAST_GRACE = 0.3
 
 Store = tuple[Directory, Index]
 """What a run works on."""
@@ -244,11 +247,19 @@ class Run:
             return []
         scheduler = self._downloads.scheduler
         self._downloads.interrupt()
-        outcomes = self._record(scheduler.abandon())
-        limit = time.monotonic() + _GRACE
+        outcomes = self._record(scheduler.abandon()) + self._settled(scheduler, _GRACE)
+        # Otherwise an attempt that nobody waits for any more could still save an image, which the index would lack.
+        self._directory.give_up_partials()
+        outcomes += self._settled(scheduler, _LAST_GRACE)
+        return outcomes + self._record(scheduler.drop_running())
+
+    def _settled(self, scheduler: Scheduler, seconds: float) -> list[Outcome]:
+        """Wait at most ``seconds`` for the attempts that run; return how they ended."""
+        outcomes: list[Outcome] = []
+        limit = time.monotonic() + seconds
         while scheduler.running and time.monotonic() < limit:
             outcomes += self._record(scheduler.settle(_WAIT))
-        return outcomes + self._record(scheduler.drop_running())
+        return outcomes
 
     def _record(self, finished: Sequence[Task]) -> list[Outcome]:
         for task in finished:
