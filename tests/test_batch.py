@@ -12,14 +12,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from conftest import ENVIRONMENT, SETTINGS, leftovers, urls_of
 from exchange import png
 from image_loader import batch, load, planner
-from image_loader.errors import DirectoryError, IndexFileError, LoaderError, OptionError, OutOfInodesError, UrlFileError
+from image_loader.errors import (
+    DirectoryError,
+    IndexFileError,
+    LoaderError,
+    OptionError,
+    OutOfInodesError,
+    OutOfThreadsError,
+    UrlFileError,
+)
 from image_loader.model import Line, Outcome, Reason, Status
 from image_loader.scheduling.queue import Task
 from image_loader.scheduling.scheduler import Scheduler
@@ -27,6 +35,8 @@ from image_loader.settings import Settings
 from image_loader.store.directory import Directory, Partial
 from image_loader.url import parse
 from server import ALL_ADDRESSES, SIZE, Server, connections_to, refusing_port, silent_port
+
+SCHEDULER = "image_loader.scheduling.scheduler.Scheduler"
 
 
 @pytest.fixture
@@ -519,6 +529,56 @@ def _told_until_error(groups: Iterable[list[Line] | None], settings: Settings) -
 def _without_table(index: Path) -> None:
     with closing(sqlite3.connect(index, timeout=10)) as connection:
         connection.execute("DROP TABLE image")
+
+
+def _planned_lines(server: Server) -> list[Line]:
+    """Return a bad line, two that ask for images, and a duplicate."""
+    bad = Line(1, "nonsense", None, "no URL")
+    return [bad, *lines_of([*urls_of(server, 2), *urls_of(server, 1)], 2)]
+
+
+def _assert_told_once(told: Sequence[Outcome]) -> None:
+    """See that each of these lines is told once, and those that ask for nothing as what they are."""
+    reasons = {outcome.line: outcome.reason for outcome in told}
+    assert len(told) == len(reasons)
+    assert reasons == {1: Reason.BAD_URL, 2: Reason.INTERRUPTED, 3: Reason.INTERRUPTED, 4: Reason.DUPLICATE}
+
+
+def test_an_error_of_the_first_look_at_an_origin_ends_the_run_and_every_line_that_was_read_is_told(
+    server: Server, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_bytes(b"machine 127.0.0.1 login \xff password x\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    told, error = _told_until_error([_planned_lines(server)], settings_for(directory))
+    assert isinstance(error, OptionError)
+    _assert_told_once(told)
+
+
+def _fail(*_: object) -> NoReturn:
+    raise OutOfThreadsError
+
+
+@pytest.mark.parametrize("where", ["image_loader.transport.Transport.__init__", SCHEDULER + ".add"])
+def test_an_error_before_jobs_are_taken_ends_the_run_and_every_line_that_was_read_is_told(
+    server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(where, _fail)
+    told, error = _told_until_error([_planned_lines(server)], settings_for(directory))
+    assert isinstance(error, OutOfThreadsError)
+    _assert_told_once(told)
+
+
+def test_a_fault_of_the_program_loses_no_line_either(
+    server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(SCHEDULER + ".advance", fail)
+    told: list[Outcome] = []
+    with pytest.raises(ZeroDivisionError):
+        told.extend(batch.run([_planned_lines(server)], settings_for(directory), threading.Event()))
+    _assert_told_once(told)
 
 
 @pytest.mark.parametrize("waiting", ["image", "held"])

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from image_loader import outcome
-from image_loader.errors import LoaderError
 from image_loader.model import (
     Failure,
     Job,
@@ -139,6 +138,8 @@ class Run:
         self._downloads: _Downloads | None = None
         # Lines that were read and not decided about yet.
         self._undecided: Sequence[Line] = ()
+        # Jobs that were planned and that the scheduler does not have yet.
+        self._planned: Sequence[Job] = ()
         self._new = 0
         self._size = 0
 
@@ -152,7 +153,7 @@ class Run:
         """Yield the outcomes; whatever ends the run, every line that was read is accounted for."""
         try:
             yield from self._downloaded(lines, stop)
-        except LoaderError:
+        except Exception:
             yield from self._interrupted()
             raise
         finally:
@@ -195,16 +196,20 @@ class Run:
             plan = self._planner.plan(self._undecided)
         else:
             plan = self._planner.plan(self._undecided, self._downloads.scheduler.down_failure)
-        if plan.jobs and self._downloads is None:
-            self._downloads = _Downloads(self._settings, self._directory, self._stack)
-        self._undecided = plan.rest
-        if self._downloads is not None:
-            self._downloads.add(plan.jobs)
-            self._new += sum(job.inode is None for job in plan.jobs)
-            self._size += sum(len(job.url.text) for job in plan.jobs)
+        self._undecided, self._planned = plan.rest, plan.jobs
         yield from plan.outcomes
+        if plan.jobs:
+            self._download(plan.jobs)
         if self._downloads is not None:
             self._directory.check_inodes(self.wanted)
+
+    def _download(self, jobs: Sequence[Job]) -> None:
+        if self._downloads is None:
+            self._downloads = _Downloads(self._settings, self._directory, self._stack)
+        self._downloads.add(jobs)
+        self._planned = ()
+        self._new += sum(job.inode is None for job in jobs)
+        self._size += sum(len(job.url.text) for job in jobs)
 
     def _advance(self, stop: threading.Event, room: int, wait: float) -> Iterator[Outcome]:
         """Let downloads go on until at most ``room`` are left. Wait at most ``wait`` seconds for one to end."""
@@ -238,7 +243,10 @@ class Run:
 
     def _interrupted(self) -> Iterator[Outcome]:
         """Yield the outcomes of all lines that were read and have none yet, since the run ends."""
-        yield from map(outcome.interrupted, self._undecided)
+        undecided, self._undecided = self._undecided, ()
+        yield from map(outcome.interrupted, undecided)
+        planned, self._planned = self._planned, ()
+        yield from map(outcome.not_asked, planned)
         yield from self._cut_off()
 
     def _cut_off(self) -> list[Outcome]:

@@ -51,6 +51,12 @@ def interrupted(line: Line) -> Outcome:
     return failed(line, INTERRUPTED.reason, INTERRUPTED.detail)
 
 
+def not_asked(job: Job) -> Outcome:
+    """Return the outcome of a job that the end of the run left undone before any request."""
+    file = job.name.path if job.name.complete else None
+    return Outcome(job.line, job.url.text, file, Status.FAILED, INTERRUPTED.reason, INTERRUPTED.detail)
+
+
 def would_ask(job: Job) -> Outcome:
     """Return the outcome of a job in a dry run."""
     file = job.name.path if job.name.complete else None
