@@ -29,7 +29,7 @@ from image_loader.errors import (
     UrlFileError,
 )
 from image_loader.model import Line, Outcome, Reason, Status
-from image_loader.scheduling.queue import Task
+from image_loader.scheduling.host import Task
 from image_loader.scheduling.scheduler import Scheduler
 from image_loader.settings import Settings
 from image_loader.store.directory import Directory, Partial

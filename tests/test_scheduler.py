@@ -20,7 +20,7 @@ from image_loader.errors import DirectoryError, DownloadError
 from image_loader.model import Blame, Failure, Hop, Job, Locked, Name, Reason, Result, Unfinished, Validators
 from image_loader.scheduling import hosts
 from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, close_delivered
-from image_loader.scheduling.queue import Task
+from image_loader.scheduling.host import Task
 from image_loader.scheduling.scheduler import Scheduler
 from image_loader.scheduling.workers import Turn, Workers
 from image_loader.transport import Connection

@@ -6,7 +6,7 @@ import pytest
 
 from image_loader.model import Job, Name, Validators
 from image_loader.scheduling.health import Health, Policy
-from image_loader.scheduling.queue import Host, Task
+from image_loader.scheduling.host import Host, Task
 from image_loader.scheduling.timers import Timers
 from image_loader.url import parse
 

@@ -28,7 +28,7 @@ from image_loader.store.index import FILE, Index
 from image_loader.store.root import Held
 
 if TYPE_CHECKING:
-    from image_loader.scheduling.queue import Task
+    from image_loader.scheduling.host import Task
     from image_loader.scheduling.scheduler import Scheduler
 
 _LOG = logging.getLogger(__name__)

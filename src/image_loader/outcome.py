@@ -20,7 +20,7 @@ from image_loader.model import (
 )
 
 if TYPE_CHECKING:
-    from image_loader.scheduling.queue import Task
+    from image_loader.scheduling.host import Task
 
 
 def fresh(line: Line, image: Image) -> Outcome:

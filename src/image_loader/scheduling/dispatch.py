@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol
 
 from image_loader.errors import DownloadError, LoaderError
-from image_loader.scheduling.queue import SHARE_TIME, Host
+from image_loader.scheduling.host import SHARE_TIME, Host
 from image_loader.scheduling.slots import Slots, connects_at_most
 from image_loader.scheduling.timers import Timers
 from image_loader.scheduling.workers import Attempt, Clock, Ended, Turn, TurnNearlyOver, TurnOver, Workers

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from image_loader.model import Failure, Reason
 from image_loader.scheduling.health import Health, Policy, State
-from image_loader.scheduling.queue import Host
+from image_loader.scheduling.host import Host
 
 _REMEMBERED = 10_000
 """Hosts without jobs of which something is remembered, about 0.4 kB each; the oldest are forgotten first."""

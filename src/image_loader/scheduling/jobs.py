@@ -9,7 +9,7 @@ from image_loader.model import INTERRUPTED, Failure, Job, Result
 from image_loader.scheduling.dispatch import Dispatch
 from image_loader.scheduling.health import Health, Policy, State
 from image_loader.scheduling.hosts import Hosts, host_down
-from image_loader.scheduling.queue import Host, Task
+from image_loader.scheduling.host import Host, Task
 from image_loader.scheduling.workers import Turn
 
 _LOG = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from image_loader.model import INTERRUPTED, Blame, Failure, Job, Unfinished
 from image_loader.scheduling import retry
 from image_loader.scheduling.dispatch import Dispatch
 from image_loader.scheduling.jobs import Jobs
-from image_loader.scheduling.queue import Host, Task
+from image_loader.scheduling.host import Host, Task
 from image_loader.scheduling.workers import Ended
 from image_loader.settings import Settings
 

@@ -13,7 +13,7 @@ from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, Message
 from image_loader.scheduling.health import Policy
 from image_loader.scheduling.jobs import Jobs
 from image_loader.scheduling.judge import Judge
-from image_loader.scheduling.queue import Task
+from image_loader.scheduling.host import Task
 from image_loader.scheduling.workers import Clock, Turn, TurnNearlyOver, TurnOver
 from image_loader.settings import Settings
 

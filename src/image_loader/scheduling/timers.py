@@ -6,7 +6,7 @@ import heapq
 import itertools
 from collections.abc import Iterator
 
-from image_loader.scheduling.queue import Host, Task
+from image_loader.scheduling.host import Host, Task
 
 
 class Timers:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from image_loader.errors import OutOfThreadsError
 from image_loader.model import Failure, Job, Result, Unfinished
-from image_loader.scheduling.queue import Host, Task
+from image_loader.scheduling.host import Host, Task
 from image_loader.transport import Connection
 
 _LOG = logging.getLogger(__name__)
