@@ -202,6 +202,8 @@ told = SimpleQueue()
 transport = Transport(SETTINGS, lambda origin, result, begun: told.put(result))
 if sys.argv[1] == "tunnels":
     importlib.import_module("image_loader.transport.proxies")
+transport.connect("https://127.0.0.1:1")  # Directly: with this one, the certificates are read.
+told.get(timeout=30)
 assert f"image_loader.transport.{sys.argv[1]}" not in sys.modules
 limits = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
@@ -221,7 +223,7 @@ def test_what_a_proxy_needs_and_no_descriptor_is_left_for_fails_one_attempt(modu
     with refusing_port() as port:
         finished = subprocess.run(
             [sys.executable, "-c", _WITHOUT_DESCRIPTORS, module],
-            env={**ENVIRONMENT, "https_proxy": f"http://127.0.0.1:{port}"},
+            env={**ENVIRONMENT, "https_proxy": f"http://127.0.0.1:{port}", "no_proxy": "127.0.0.1"},
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
