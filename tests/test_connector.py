@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import resource
 import socket
 import ssl
@@ -246,6 +247,47 @@ def test_a_resolver_that_hangs_fails_its_own_host_in_time_and_no_other(monkeypat
     for each in failures:
         assert isinstance(each, DownloadError)
         assert (each.failure.reason, each.failure.retryable, each.failure.blame) == (Reason.DNS, True, Blame.HOST)
+
+
+def test_the_log_says_which_connection_is_made_used_again_and_closed(
+    tls: ssl.SSLContext, bundle: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "image_loader.transport")
+    with (
+        transport(ca_bundle=bundle) as asking,
+        Scripted(plays(whole(BODY)), plays(whole(BODY, "Connection: close")), tls=tls) as server,
+        refusing_port() as refusing,
+    ):
+        for name in "ab":
+            get(asking, server.url(f"/{name}?signature=hush").replace("://", "://user:hush@"))
+        refusal(asking, f"http://127.0.0.1:{refusing}/c")
+    address = f"127.0.0.1:{server.port}"
+    for pattern in (
+        rf"https://{address}: connected to {address} in [0-9.]+ s",
+        rf"https://{address}: the connection to {address} is used again",
+        rf"https://{address}: a connection is closed, since it can carry no other request",
+        rf"http://127.0.0.1:{refusing}: not connected after [0-9.]+ s: connect: Connection refused",
+    ):
+        assert re.search(pattern, caplog.text)
+    assert "hush" not in caplog.text
+
+
+def test_a_connection_says_what_it_is(asking: Asking) -> None:
+    with Server() as server:
+        connection = asking.connected(server.origin)
+        assert repr(connection) == f"<Connection to {server.origin} at 127.0.0.1:{server.port}: new>"
+        connection.close()
+        assert repr(connection) == f"<Connection to {server.origin} at an unknown address: closed>"
+
+
+def test_a_dial_says_what_it_does() -> None:
+    with connecting(timeout=60.0, max_time=120.0) as (made, told), unaccepting_port() as full:
+        made.connect(f"http://127.0.0.1:{full}")
+        made.connect("http://127.0.0.1:1")  # The thread has come to the first one before.
+        told.next()
+        assert f"<Dial 0 to http://127.0.0.1:{full}: connecting>" in {
+            repr(each) for each in gc.get_objects() if isinstance(each, Dial)
+        }
 
 
 # Handshakes --------------------------------------------------------------------------------------------------------
