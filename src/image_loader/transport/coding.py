@@ -14,8 +14,8 @@ from image_loader.unpacking import DEFLATE, GZIP, Unpacker, pieces
 _WINDOWS = {"gzip": GZIP, "x-gzip": GZIP, "deflate": DEFLATE}
 # The rest of IANA's registry of content codings. What is in neither table is no coding, but some server's mistake.
 _UNDECODABLE = frozenset({"aes128gcm", "br", "compress", "dcb", "dcz", "exi", "pack200-gzip", "x-compress", "zstd"})
-# Twice happens, where both an application and its server compress.
 _MOST_CODINGS = 2
+"""Codings one on top of the other: two happen, where both an application and its server compress."""
 
 
 def decoded(

@@ -69,7 +69,7 @@ class Connection:
         self._poll.register(self._socket, select.POLLIN | _CLOSED)
 
     def __repr__(self) -> str:
-        """Return where it leads, and what it can do."""
+        """Return where it leads, and its state."""
         state = "closed" if self._socket.fileno() < 0 else "asking" if self._asking else "used" if self.used else "new"
         return f"<Connection to {self.origin} at {self.address}: {state}>"
 

@@ -1,6 +1,6 @@
 """One connection under way, step by step: look-up, TCP connect to one of the addresses, TLS handshake; or a tunnel."""
 
-# No annotation is a string here: see ``model``.
+# No annotation of a named tuple is a string here, but where its name is not known yet: see ``model``.
 import selectors
 import socket
 import ssl

@@ -18,10 +18,12 @@ from image_loader.transport.daemons import Daemons
 from image_loader.transport.failures import connect_error, unknown_name
 
 Found = tuple[Address, ...]
+"""The addresses of a name."""
 LookUp = Found | DownloadError | LoaderError
 """What came of looking a name up: its addresses, or why there are none."""
 
 _MOST_THREADS = 256
+"""Threads for look-ups: more than the names whose servers are likely to hang."""
 _KEPT_FOR = 60.0
 """Seconds for which an answer is kept."""
 _MOST_KEPT = 1000

@@ -15,13 +15,15 @@ from image_loader.errors import DownloadError
 from image_loader.model import Hop, Reason, Redirect
 from image_loader.url import Url, resolve
 
-# What the lifetime of a redirect follows from.
 _KEPT = ("age", "cache-control", "date", "expires", "vary")
+"""Fields that the lifetime of a redirect follows from."""
 # Fields of a name that comes several times are joined by commas; a date has one as well.
 _NEXT_COOKIE = re.compile(r",[ \t]*(?=[!#$%&'*+.^_`|~0-9A-Za-z-]+=)")
-# Those of browsers (RFC 6265, 6.1).
+# These limits are those of browsers (RFC 6265, 6.1).
 _MOST_COOKIES = 50
+"""Cookies that one answer may set."""
 _LONGEST_COOKIE = 4096
+"""Characters of a cookie with its attributes."""
 
 
 def follow(url: Url, hop: Hop, fields: Mapping[str, str], requested: float, received: float) -> Hop:

@@ -83,8 +83,9 @@ class NoStatusLineError(DownloadError):
 class Response:
     """The response that follows on ``connection``; what breaks the rules of framing is a ``DownloadError``.
 
-    ``fields`` has the header fields by lower-case name, repeated ones joined by commas (RFC 9110, 5.3). ``length`` is
-    the number of body bytes announced, None where chunks or the end of the connection frame the body.
+    ``status`` is its code. ``fields`` has the header fields by lower-case name, repeated ones joined by commas
+    (RFC 9110, 5.3). ``length`` is the number of body bytes announced, None where chunks or the end of the connection
+    frame the body. ``complete`` says whether the body was read to its end.
     """
 
     # The state at the beginning. As class attributes, they cost nothing for each response.

@@ -1,6 +1,6 @@
 """Routes: how an origin is reached and what it is sent; what all of them have in common is looked up once a run."""
 
-# No annotation is a string here: see ``model``.
+# No annotation of a named tuple is a string here, but where its module is imported late: see ``model``.
 import functools
 import importlib
 import os
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 _HARMLESS = frozenset({"user-agent", "referer", "accept", "accept-language"})
 # Hosts whose URLs requests and urllib3 leave as they are.
 _USUAL_HOST = re.compile(r"[a-z0-9_][a-z0-9._-]*|\[[0-9a-f:.]+\]")
-_NETRC_FILES = ("~/.netrc", "~/_netrc")  # those of requests
+_NETRC_FILES = ("~/.netrc", "~/_netrc")
+"""Where requests looks."""
 _MOST_KEPT = 1024
 """Origins of which routes and header lines are kept."""
 _ANYWHERE = "https://host.invalid/"

@@ -6,7 +6,7 @@ import http.client
 import re
 import socket
 import ssl
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -18,10 +18,14 @@ from image_loader.transport.proxies import Proxy
 from image_loader.transport.tls import SUPPRESS_RAGGED_EOFS
 from image_loader.transport.watchdog import shut_down
 
+if TYPE_CHECKING:
+    from image_loader.transport.response import Stream
+
 _REFUSAL = re.compile(r"Tunnel connection failed: ([0-9]{3}) ?(.*)", re.DOTALL)
 # What another attempt does not change: the proxy forbids it, or wants another user and password.
 _FINAL = frozenset({403, 407})
-_SHOWN = 80  # characters of what it says
+_SHOWN = 80
+"""Characters of what it says that a message shows."""
 
 
 class Tunnel:
@@ -44,7 +48,7 @@ class Tunnel:
         else:
             self._connection = HTTPConnection(proxy.host, proxy.port, timeout=timeout)
 
-    def build(self) -> Any:
+    def build(self) -> Stream | DownloadError:
         """Return a socket that leads to the host, or the ``DownloadError`` that says why there is none.
 
         Through a plain proxy, the TLS handshake with the host is still to be made; through a proxy of TLS, it is done.
@@ -64,7 +68,7 @@ class Tunnel:
         connection.sock = None
         if proxy.scheme == "https":
             built.suppress_ragged_eofs = SUPPRESS_RAGGED_EOFS
-        return built
+        return cast("Stream", built)
 
     def abort(self) -> None:
         """End the building: whatever it waits for on its socket returns soon."""

@@ -13,7 +13,11 @@ from image_loader.model import Reason
 
 
 class Watch:
-    """One attempt under watch: the socket that it blocks on, and why it was ended, if it was."""
+    """One attempt under watch.
+
+    Its time is over at ``deadline`` (monotonic). ``socket`` is the one that it may wait for. ``ended`` is why it was
+    ended, None if it was not. ``stopped`` says that this process did not run when the time was over.
+    """
 
     __slots__ = ("_watchdog", "deadline", "ended", "socket", "stopped")
 
