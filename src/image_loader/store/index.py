@@ -25,16 +25,17 @@ _PENDING_MAX = 5000
 _VARIABLES = 500
 """Digests in one query; SQLite before 3.32 takes no more than 999."""
 _INTEGER_MAX = 2**63 - 1
+"""The largest integer of SQLite."""
 
 _OF_DIGESTS = "rowid IN (SELECT rowid FROM image WHERE digest IN {})"
 _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
     WHERE NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ?) ON CONFLICT DO NOTHING"""
-# Another run may have written to the row meanwhile. Its media type is kept if we have none (a file of another program),
-# and its image if that was saved later than ours. A time in the future is from before the clock was set back. If the
-# key belongs to another URL by now, the row stays as it is: without an image, or with one that does not match the file.
 _RESERVE = """UPDATE OR IGNORE image SET key = ? WHERE rowid = ?
     AND NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ? AND rowid <> ?)"""
 _RENAME = "UPDATE image SET name = ?, complete = ?, mtime_ns = ?, ctime_ns = ? WHERE rowid = ?"
+# Another run may have written to the row meanwhile. Its media type is kept if we have none (a file of another program),
+# and its image if that was saved later than ours. A time in the future is from before the clock was set back. If the
+# key belongs to another URL by now, the row stays as it is: without an image, or with one that does not match the file.
 _RECORD = """UPDATE OR IGNORE image SET name = ?, key = coalesce(?, key), complete = 1,
     size = ?, mtime_ns = ?, ctime_ns = ?, media_type = coalesce(?, media_type), sha256 = coalesce(?, sha256),
     etag = ?, last_modified = ?, target = ?,
@@ -51,18 +52,21 @@ _WITHOUT_IMAGE = (bytes, int, str, int, *[type(None)] * (len(_WITH_IMAGE) - 4))
 
 
 class Known(NamedTuple):
-    """What an index had at a time (``since``, in seconds since the epoch): how many images, and its last row."""
+    """What an index had at some time."""
 
     images: int
+    """How many there were."""
     last_row: int
+    """The number of the last row; 0 without rows."""
     since: float
+    """Seconds since the epoch: that time."""
 
 
 class Index:
     """The open index; one thread at a time uses it. ``seen`` are the rows that this run has come to.
 
-    Every method raises ``IndexFileError`` where the file cannot be used. One that proves damaged in use is moved aside
-    before, so that the next run begins anew.
+    To open it, and every method, raises ``IndexFileError`` where the file cannot be used. One that proves damaged in use
+    is moved aside before, so that the next run begins anew.
     """
 
     def __init__(
@@ -387,7 +391,7 @@ def _renewal(row: int, renewed: NotModified) -> _Values:
 
 
 def _integer(time_ns: int | None) -> int | None:
-    # A file's time may be of any year; SQLite's integers end in 2262. Cut off, it is never the file's.
+    # A file's time may be of any year; in SQLite's integers, nanoseconds end in 2262. Cut off, it is never the file's.
     return time_ns if time_ns is None or abs(time_ns) <= _INTEGER_MAX else _INTEGER_MAX
 
 

@@ -28,7 +28,7 @@ _MODE = 0o666
 _LOCK_PATIENCE = 60.0
 """Seconds to wait for another program's write; a run of ours holds the lock for some milliseconds."""
 _LAST_PATIENCE = 1.0
-"""Seconds to wait for it when the run was told to end."""
+"""Seconds to wait for it when the run was told to end; and always for the lock of the directory."""
 _BUSY_TIMEOUT = 0.5
 """Seconds of that patience which are SQLite's own: as long as it waits, no signal takes effect."""
 _LOCK_POLL = 0.02

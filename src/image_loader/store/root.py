@@ -69,10 +69,12 @@ class Translating:
 
 
 class Held(NamedTuple):
-    """DIRECTORY as another process has opened it: its descriptor here, and where it was then."""
+    """DIRECTORY as another process has opened it."""
 
     descriptor: int
+    """Its number in this process, which has inherited it."""
     resolved: str
+    """Where the directory was then: an absolute path without links."""
 
 
 class Root:
