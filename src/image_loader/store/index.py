@@ -65,8 +65,8 @@ class Known(NamedTuple):
 class Index:
     """The open index; one thread at a time uses it. ``seen`` are the rows that this run has come to.
 
-    To open it, and every method, raises ``IndexFileError`` where the file cannot be used. One that proves damaged in use
-    is moved aside before, so that the next run begins anew.
+    To open it and to use it raises ``IndexFileError`` where the file cannot be used. One that proves damaged in use is
+    moved aside before, so that the next run begins anew.
     """
 
     def __init__(
