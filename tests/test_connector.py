@@ -430,6 +430,15 @@ def test_a_fault_in_the_thread_ends_the_run_with_all_that_is_under_way_or_comes_
     assert "Traceback" in caplog.text
 
 
+def test_a_connection_that_cannot_be_taken_over_ends_the_run_as_well() -> None:
+    """No option can have such a timeout; here, it stands for any fault at that point."""
+    with connecting(timeout=1e30, max_time=60.0) as (made, told), Server() as server:
+        made.connect(server.origin)
+        result = told.next()[1]
+        assert isinstance(result, LoaderError)
+        assert str(result).startswith("connections can no longer be made: ")
+
+
 def test_no_dial_goes_on_in_another_thread_while_the_connector_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look-up that comes back at that moment must not touch what is being ended."""
     asked, go_on, came_back = threading.Event(), threading.Event(), threading.Event()

@@ -218,14 +218,18 @@ class Connector:
 
     def _finish(self, dial: Dial, result: Stream | DownloadError | LoaderError) -> None:
         """Queue the result of a dial for delivery."""
-        del self._dials[dial.number]
-        if (following := self._handshakes.leave(dial.number)) is not None:
-            self._tell(following, Dial.begin_handshake)
         origin = dial.route.origin
         if isinstance(result, (DownloadError, LoaderError)):
             made: Connection | DownloadError | LoaderError = result
         else:
-            made = Connection(origin, dial.route.way, result, self._timeout)
+            try:
+                made = Connection(origin, dial.route.way, result, self._timeout)
+            except BaseException:
+                result.close()
+                raise  # The dial is not forgotten yet: it is told of with the others.
+        del self._dials[dial.number]
+        if (following := self._handshakes.leave(dial.number)) is not None:
+            self._tell(following, Dial.begin_handshake)
         if self._logs:
             _log(origin, made, time.monotonic() - dial.begun)
         self._done.append((origin, made, dial.begun))

@@ -35,6 +35,8 @@ class Phase(Enum):
     """The connection stands, and only a close by the server is noticed."""
     HANDSHAKE = "shaking hands"
     TUNNEL = "having a tunnel built"
+    DONE = "done"
+    """The connection is handed over."""
 
 
 class Tools(NamedTuple):
@@ -192,6 +194,7 @@ class Dial:
         """Go on with a connection that stands, and is registered with the selector."""
         if self._context is None:
             self._tools.selector.unregister(sock.fileno())
+            self._phase = Phase.DONE
             self._tools.finish(self, sock)
             return
         self._socket, self._descriptor = sock, sock.fileno()
@@ -233,6 +236,7 @@ class Dial:
             self._end_handshake(handshake_error(error))
         else:
             self._tools.selector.unregister(self._descriptor)
+            self._phase = Phase.DONE
             self._tools.finish(self, self._tls)
 
     # Tunnels ---------------------------------------------------------------------------------------------------------
@@ -262,6 +266,7 @@ class Dial:
         if isinstance(built, DownloadError):
             self.end(built)
         elif self.route.within_tls or not isinstance(built, socket.socket):
+            self._phase = Phase.DONE
             self._tools.finish(self, built)
         else:
             built.settimeout(0)
