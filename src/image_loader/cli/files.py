@@ -90,7 +90,7 @@ def _make_folders(directory: Path, files: Iterable[Path | None]) -> None:
 
 
 def _check_bundle(path: str | None) -> None:
-    """Raise ``OptionError`` where no certificates can be read from a file or directory.
+    """Raise ``LoaderError`` where no certificates can be read from a file or directory.
 
     A pipe is left alone: it can be read only once.
     """
@@ -99,7 +99,7 @@ def _check_bundle(path: str | None) -> None:
         return
     from image_loader.transport import tls
 
-    tls.context(path)
+    tls.context_of(path)
 
 
 def _check_distinct(urls: str, directory: Path, files: Mapping[str, Path | None]) -> None:

@@ -141,7 +141,7 @@ class Transport:
         self._routes = Routes(settings, self._session)
         self._context_lock = threading.Lock()
         # A CA bundle that cannot be read is an error at once, before anything else happens.
-        bundled = _context(settings.ca_bundle) if settings.ca_bundle is not None else None
+        bundled = tls.context_of(settings.ca_bundle) if settings.ca_bundle is not None else None
         self._context = None if settings.insecure else bundled
         self._chains = _Chains(self._routes, settings.redirects, settings.delay)
         self._closed_unused = ClosedUnused()
@@ -297,13 +297,6 @@ def _cookie(hop: Hop) -> str:
     from image_loader.transport import redirects
 
     return redirects.cookie(hop)
-
-
-def _context(bundle: str) -> ssl.SSLContext:
-    try:
-        return tls.context(bundle)
-    except DownloadError as error:
-        raise LoaderError(f"{bundle} cannot be read: {error.failure.detail}; see ulimit -n") from error
 
 
 def _prepare(session: requests.Session, adapter: PoolAdapter, settings: Settings) -> None:

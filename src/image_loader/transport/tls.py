@@ -8,7 +8,7 @@ from pathlib import Path
 import requests
 from urllib3.util import ALPN_PROTOCOLS, create_urllib3_context
 
-from image_loader.errors import OptionError, is_out_of_descriptors
+from image_loader.errors import DownloadError, LoaderError, OptionError, is_out_of_descriptors
 from image_loader.transport.failures import connect_error
 
 SUPPRESS_RAGGED_EOFS = False
@@ -16,7 +16,10 @@ SUPPRESS_RAGGED_EOFS = False
 
 
 def context(verify: bool | str | None) -> ssl.SSLContext:  # noqa: FBT001 (what requests calls it)
-    """Return the context for what requests calls ``verify``; loading its certificates takes some 20 ms."""
+    """Return the context for what requests calls ``verify``; loading its certificates takes some 20 ms.
+
+    Raises ``OptionError``, and ``DownloadError`` where there are no descriptors.
+    """
     try:
         made = create_urllib3_context()
     except OSError as error:
@@ -33,6 +36,14 @@ def context(verify: bool | str | None) -> ssl.SSLContext:  # noqa: FBT001 (what 
     else:
         _load_authorities(made, verify if isinstance(verify, str) else requests.utils.DEFAULT_CA_BUNDLE_PATH)
     return made
+
+
+def context_of(bundle: str) -> ssl.SSLContext:
+    """Return the context for a CA bundle that the user names; ``LoaderError`` where that cannot be read."""
+    try:
+        return context(bundle)
+    except DownloadError as error:
+        raise LoaderError(f"{bundle} cannot be read: {error.failure.detail}; see ulimit -n") from error
 
 
 def _load_authorities(made: ssl.SSLContext, path: str) -> None:
