@@ -6,7 +6,7 @@ import gc
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import pairwise
 from queue import SimpleQueue
@@ -18,11 +18,10 @@ import pytest
 from conftest import SETTINGS
 from image_loader.errors import DirectoryError, DownloadError
 from image_loader.model import Blame, Failure, Hop, Job, Locked, Name, Reason, Result, Unfinished, Validators
-from image_loader.scheduling import hosts
 from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, close_delivered
 from image_loader.scheduling.host import Task
 from image_loader.scheduling.scheduler import Scheduler
-from image_loader.scheduling.workers import Turn, Workers
+from image_loader.scheduling.workers import Turn
 from image_loader.transport import Connection
 from image_loader.url import parse
 
@@ -54,14 +53,14 @@ class Link:
 class Worker:
     """A thread that makes the attempts of one turn; each waits for the test to say how it ends."""
 
-    def __init__(self, house: House, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, house: House, work: Callable[[], None]) -> None:
         self.attempts: list[Job] = []
         self.is_over = False
         self._house = house
         self._asks: SimpleQueue[Job | None] = SimpleQueue()
         self._answers: SimpleQueue[Result | Unfinished | Exception] = SimpleQueue()
-        _, *rest = arguments
-        self._thread = threading.Thread(target=self._run, args=(work, rest), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        house.workers[self._thread] = self
         self._thread.start()
         self._wait()
 
@@ -82,9 +81,9 @@ class Worker:
         self._answers.put(result)
         self._wait()
 
-    def _run(self, work: Callable[..., None], rest: Sequence[Any]) -> None:
+    def _run(self, work: Callable[[], None]) -> None:
         with suppress(Exception):  # An executor keeps it as well.
-            work(self.attempt, *rest)
+            work()
         self._asks.put(None)
 
     def _wait(self) -> None:
@@ -103,7 +102,8 @@ class House:
         self.settings = SETTINGS._replace(**{"retries": 2, **(changes or {})})
         self.pace = pace
         self.now = 0.0
-        self.ahead: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self.ahead: list[Callable[[], None]] = []
+        self.workers: dict[threading.Thread, Worker] = {}
         self.running: list[Worker] = []
         self.finished: list[Task] = []
         self.most_handed_over = 0
@@ -116,11 +116,11 @@ class House:
         self.spend_connections = False
         self.meanwhile: Callable[[], None] = lambda: None
         self.inbox: Inbox = SimpleQueue()
-        dispatch = Dispatch(cast(Workers, self), self._unused, self, self.inbox, self.settings)
+        dispatch = Dispatch(self, self._attempt, self, self.inbox, self.settings, clock=lambda: self.now)
         self.scheduler = Scheduler(dispatch, self.inbox, self.settings, clock=lambda: self.now, chance=lambda: 1.0)
 
-    def _unused(self, job: Job, connection: Connection) -> Result:
-        raise AssertionError  # Each worker brings its own.
+    def _attempt(self, job: Job, connection: Connection) -> Result | Unfinished:
+        return self.workers[threading.current_thread()].attempt(job, connection)
 
     @property
     def hosts_in_memory(self) -> int:
@@ -140,8 +140,8 @@ class House:
 
     # What the scheduler uses.
 
-    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
-        self.ahead.append((work, arguments))
+    def submit(self, work: Callable[[], None]) -> None:
+        self.ahead.append(work)
         self.most_handed_over = max(self.most_handed_over, len(self.running) + len(self.ahead))
         self.begin()
 
@@ -175,8 +175,7 @@ class House:
     def begin(self) -> None:
         """Have the workers that are free go on with what waits for them."""
         while self.ahead and len(self.running) < self.settings.threads:
-            work, arguments = self.ahead.pop(0)
-            self.running.append(Worker(self, work, arguments))
+            self.running.append(Worker(self, self.ahead.pop(0)))
 
     def add(self, *urls: str) -> None:
         name = Name("n", complete=True)
@@ -893,17 +892,6 @@ def test_hosts_that_are_done_are_forgotten() -> None:
     assert house.hosts_in_memory == 0
 
 
-@pytest.mark.parametrize("patience", [30.0, 0.0], ids=["failed", "given up"])
-def test_no_more_hosts_that_failed_are_remembered_than_told(monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
-    monkeypatch.setattr(hosts, "_REMEMBERED", 5)
-    house = House({"retries": 0, "host_failures": 1, "host_patience": patience})
-    for number in range(50):
-        house.add(f"http://host{number}/a.jpg")
-        house.answer(RESET)
-    assert len(house.finished) == 50
-    assert house.hosts_in_memory == 5
-
-
 def test_jobs_of_a_near_host_are_taken_in_turns() -> None:
     house = House({"per_host": 1})
     house.add(*urls("near", 100))
@@ -983,6 +971,18 @@ def test_a_host_that_was_given_up_does_not_shorten_what_is_told_of_waiting() -> 
     house.answer(asks_for(100.0), "other")
     house.advance(1.0)
     assert house.reasons() == [Reason.HOST_DOWN]
+    assert house.scheduler.waits() == pytest.approx(99.0)
+
+
+def test_a_retry_of_a_job_that_failed_with_its_host_is_waited_for_no_more() -> None:
+    house = House({"host_failures": 1, "host_patience": 1.0, "retries": 5, "per_host": 1})
+    house.add("http://dead/a.jpg", "http://other/a.jpg")
+    house.answer(FAULTY._replace(retry_after=50.0), "dead")
+    house.add("http://dead/b.jpg")
+    house.answer(RESET, "dead")
+    house.answer(asks_for(100.0), "other")
+    house.advance(1.0)
+    assert house.reasons() == [Reason.HOST_DOWN] * 2
     assert house.scheduler.waits() == pytest.approx(99.0)
 
 

@@ -33,15 +33,23 @@ def in_use(number: int, most: int = 8) -> Slots:
     return slots
 
 
+def filled(slots: Slots) -> int:
+    """Take every slot that there is; return how many are in use then."""
+    while slots.has_room(1.0, standing=0):
+        slots.begin(1.0)
+    return slots.in_use
+
+
 def test_a_burst_of_connects_that_lack_descriptors_halves_their_number_once() -> None:
     slots = in_use(8)
     for number in range(1, 5):
         slots.end(number)
         assert slots.shrink(started=1.0, now=1.5)
-    assert slots.most == 3
+    slots.end(5)
+    slots.end(6)
+    assert filled(slots) == 3
     assert slots.shrink(started=2.0, now=2.5)
-    assert slots.most == 1
-    assert not slots.shrink(started=3.0, now=3.5)
+    assert not slots.shrink(started=3.0, now=3.5), "one is left"
 
 
 def test_the_number_of_connects_grows_again_up_to_what_it_was() -> None:
@@ -50,10 +58,20 @@ def test_the_number_of_connects_grows_again_up_to_what_it_was() -> None:
     seen = []
     for number in range(1, 100):
         slots.end(number)
-        slots.begin(2.0)
-        seen.append(slots.most)
-    assert seen[:8] == [4] * 7 + [5]
-    assert max(seen) == 8
+        seen.append(filled(slots))
+    assert seen[:5] == [7, 6, 5, 4, 4]
+    assert seen.index(5, 4) == 7, "after two connects for each slot"
+    assert seen[4:] == sorted(seen[4:])
+    assert seen[-1] == 8
+
+
+def test_the_number_does_not_grow_while_connects_lack_descriptors() -> None:
+    slots = in_use(1, most=2)
+    slots.shrink(started=1.0, now=1.5)
+    for number in range(1, 9):
+        slots.end(number)
+        assert not slots.shrink(started=1.0 + number, now=1.5 + number)
+        assert filled(slots) == 1
 
 
 def test_hosts_that_did_not_answer_before_have_half_of_the_slots() -> None:

@@ -40,14 +40,6 @@ def test_a_task_whose_timer_is_set_earlier_is_due_once(task: Task) -> None:
     assert list(timers.due(3.0)) == [task]
 
 
-def test_a_task_that_is_finished_is_due_no_more(task: Task) -> None:
-    timers = Timers()
-    timers.set_task(task, 1.0)
-    task.finished = True
-    assert timers.next_at() is None
-    assert list(timers.due(2.0)) == []
-
-
 def test_a_host_is_looked_at_at_the_earliest_time_that_was_set(host: Host) -> None:
     timers = Timers()
     timers.set_host(host, 3.0)

@@ -2,27 +2,28 @@
 
 # No annotation is a string here: see ``model``.
 import logging
+import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol
 
 from image_loader.errors import DownloadError, LoaderError
-from image_loader.scheduling.host import SHARE_TIME, Host
-from image_loader.scheduling.slots import Slots, connects_at_most
+from image_loader.scheduling.host import SHARE_TIME, Host, Task
+from image_loader.scheduling.slots import Allowance, Slots, connects_at_most
 from image_loader.scheduling.timers import Timers
-from image_loader.scheduling.workers import Attempt, Clock, Ended, Turn, TurnNearlyOver, TurnOver, Workers
+from image_loader.scheduling.workers import Attempt, Clock, Ended, Means, Turn, TurnNearlyOver, TurnOver
 from image_loader.settings import Settings
 from image_loader.transport import Connection
 
 _LOG = logging.getLogger(__name__)
-# Turns that are queued while all workers are busy, as a part of the workers: so none of them has to wait for its next
-# turn.
-_AHEAD = 1 / 4
-# When descriptors run out, this part of the workers goes on. One more is added after each of them has done so many
-# images.
-_SHRINKS_TO = 3 / 4
-_GROWS_AFTER = 20
+_TURNS_AHEAD = 1 / 4
+"""Turns queued beyond the busy workers, as a fraction of all workers, so that no worker waits for its next turn."""
+_WORKERS_KEPT = 3 / 4
+"""Fraction of the workers that are kept when descriptors run out."""
+_IMAGES_TO_GROW = 20
+"""Images that each worker has to fetch then, before there is one worker more."""
 
 
 class Connected(NamedTuple):
@@ -62,36 +63,48 @@ class Connections(Protocol):
         """Keep a connection, or close it."""
 
 
+class Executor(Protocol):
+    """What does work in other threads."""
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Have a thread do some work. Raises ``OutOfThreadsError``."""
+
+
 class Dispatch:
-    """Hosts stand in two lines, for a worker and for a connection; none holds up the one behind it."""
+    """Queues hosts: one queue for a worker, two for a connection (first try, retry).
+
+    A host that cannot start leaves its queue.
+    """
 
     def __init__(
         self,
-        workers: Workers,
+        workers: Executor,
         attempt: Attempt,
         connections: Connections,
         inbox: Inbox,
         settings: Settings,
+        *,
+        clock: Clock = time.monotonic,
     ) -> None:
         """``inbox`` takes the messages of other threads."""
         self._workers = workers
-        self._attempt = attempt
         self._connections = connections
         self._inbox = inbox
-        self._all_threads = self._threads = settings.threads
+        self.ended: deque[Ended] = deque()
+        """Attempts that have ended, for the scheduler to take out."""
+        self._means = Means(attempt, clock, self.ended, inbox.put)
+        self.threads = Allowance(settings.threads, _IMAGES_TO_GROW)
+        """How many workers are used."""
         # With a delay between two requests, a turn begins at once, and not when a worker comes to it.
-        self._ahead = 0.0 if settings.delay else _AHEAD
-        self._shrunk_at = float("-inf")
-        self._ended_well = 0
+        self._turns_ahead = 0 if settings.delay else int(_TURNS_AHEAD * settings.threads)
         self._slots = Slots(connects_at_most(settings), settings.threads)
         self._for_worker: deque[Host] = deque()
         self._for_connection: deque[Host] = deque()
-        # Hosts that did not answer before: they have fewer slots.
         self._for_connection_again: deque[Host] = deque()
+        """Hosts that did not answer before: they have fewer slots."""
         self.timers = Timers()
         self.turns: set[Turn] = set()
-        # Attempts that have ended; adding one wakes no thread.
-        self.ended: deque[Ended] = deque()
+        """Turns that workers have, or that are queued for them."""
 
     @property
     def is_waiting(self) -> bool:
@@ -108,14 +121,18 @@ class Dispatch:
         return self._slots.expects(now)
 
     def next_at(self) -> float | None:
-        """Return when a slot for a connection will be free at the latest, where a host waits for one."""
-        return self._slots.next_at() if self._for_connection or self._for_connection_again else None
+        """Return when something is due without a message: a timer, or a slot for a host that waits for one."""
+        at = self.timers.next_at()
+        if self._for_connection or self._for_connection_again:
+            slot_at = self._slots.next_at()
+            return at if slot_at is None or (at is not None and at < slot_at) else slot_at
+        return at
 
     def line_up(self, host: Host, now: float) -> None:
         """Have a host wait for a worker or for a connection, as it needs; or for the end of its pause."""
         if not host.may_start(now):
-            if host.waiting and host.health.opens_at > now:
-                self.timers.set_host(host, host.health.opens_at)
+            if host.waiting and host.opens_at > now:
+                self.timers.set_host(host, host.opens_at)
             return
         lacks = host.lacks
         while lacks > 0 and (connection := self._connections.take(host.origin)):
@@ -128,22 +145,27 @@ class Dispatch:
             host.waits_for_connection = True
             (self._for_connection_again if host.health.misses else self._for_connection).append(host)
 
-    def start(self, now: float, clock: Clock) -> None:
+    def start(self, now: float) -> None:
         """Begin the connections and the turns that there is room for."""
         self._connect(self._for_connection, now, retry=False)
         self._connect(self._for_connection_again, now, retry=True)
+        if not self._for_worker:
+            return
+        threads = self.threads
         # Turns ahead wait in the executor. With fewer threads in use than it has, it would start them at once.
-        ahead = int(self._threads * self._ahead) if self._threads == self._all_threads else 0
-        while self._for_worker and len(self.turns) < self._threads + ahead:
+        most = threads.now + self._turns_ahead if threads.now == threads.most else threads.now
+        while self._for_worker and len(self.turns) < most:
             host = self._for_worker.popleft()
             host.waits_for_worker = False
             if host.may_start(now) and host.connections:
-                self._submit(host, host.connection(), now, clock)
+                # The connection that was used last. Its worker checks whether it still stands.
+                self._submit(host, host.connections.pop(), now)
             self.line_up(host, now)
             self.release_unneeded(host)
 
-    def connected(self, host: Host, connection: Connection | None) -> None:
+    def end_connect(self, host: Host, connection: Connection | None) -> None:
         """Take note that making a connection came to its end."""
+        # The slot of the one that was begun first, whichever this is: no message says more than the origin.
         self._slots.end(host.connecting.pop(0))
         if connection is not None:
             host.connections.append(connection)
@@ -171,7 +193,7 @@ class Dispatch:
         self._for_connection_again.clear()
         self.timers.clear()
 
-    def end(self, turn: Turn) -> bool:
+    def end_turn(self, turn: Turn) -> bool:
         """Take note that a worker is done with its turn; False if nobody waits for it any more."""
         if turn not in self.turns:
             # It may have ended just before it was dropped, and then leaves its connection to us.
@@ -189,10 +211,10 @@ class Dispatch:
         """Have a worker go on with its host after its last job, unless another host waits for a worker."""
         host = turn.host
         self.line_up(host, now)
-        wanted = self._for_worker or len(self.turns) > self._threads
-        full = host.free <= 0 and host.pace is not None and not host.health.interval and host.health.opens_at <= now
+        wanted = self._for_worker or len(self.turns) > self.threads.now
+        full = host.free <= 0 and host.pace is not None and not host.health.interval and host.opens_at <= now
         if full and host.waiting and not wanted:
-            turn.extend(host.share(host.health.at_once))
+            turn.extend(host.take_share(host.at_once))
 
     def slow_turns(self, now: float) -> list[Turn]:
         """Return the turns whose current job takes so long that those behind it should go to another worker."""
@@ -203,9 +225,9 @@ class Dispatch:
                 slow.append(turn)
         return slow
 
-    def is_alone(self, turn_of: object) -> bool:
+    def is_alone(self, task: Task) -> bool:
         """Tell whether nothing is under way but the attempt at this task."""
-        return self._threads == 1 and all(turn.current in (turn_of, None) for turn in self.turns)
+        return self.threads.now == 1 and all(turn.current in (task, None) for turn in self.turns)
 
     def shrink(self, started: float, now: float, *, connecting: bool) -> None:
         """Do less at once for some time, since descriptors have run out: fewer connections, then fewer workers."""
@@ -214,19 +236,9 @@ class Dispatch:
                 host.connections.pop().close()
         if connecting and self._slots.shrink(started, now):
             return
-        threads = max(1, int(_SHRINKS_TO * min(self._threads, len(self.turns) or 1)))
-        # Those that were already under way then do not count.
-        if threads < self._threads and started > self._shrunk_at:
-            _LOG.info("out of file descriptors (ulimit -n): %d downloads at once for the time being", threads)
-            self._threads, self._shrunk_at, self._ended_well = threads, now, 0
-
-    def grow(self) -> None:
-        """Try one worker more every now and then: whoever had the descriptors may have given them back."""
-        if self._threads == self._all_threads:
-            return
-        self._ended_well += 1
-        if self._ended_well >= _GROWS_AFTER * self._threads:
-            self._threads, self._ended_well = self._threads + 1, 0
+        kept = int(_WORKERS_KEPT * min(self.threads.now, len(self.turns)))
+        if self.threads.shrink(kept, started, now):
+            _LOG.info("out of file descriptors (ulimit -n): %d downloads at once for the time being", self.threads.now)
 
     def _connect(self, line: deque[Host], now: float, *, retry: bool) -> None:
         while line and self._slots.has_room(now, standing := self._standing(), retry=retry):
@@ -234,8 +246,8 @@ class Dispatch:
             host.waits_for_connection = False
             if not host.may_start(now) or host.lacks <= 0:
                 continue
-            idle = len(self.turns) + standing + self._slots.in_use < self._threads
-            if idle or host.connected < self._fair_share():
+            idle = len(self.turns) + standing + self._slots.in_use < self.threads.now
+            if idle or host.connection_count < self._fair_share():
                 host.connecting.append(self._slots.begin(now, retry=retry))
                 self._connections.connect(host.origin)
                 self.line_up(host, now)
@@ -244,19 +256,19 @@ class Dispatch:
         """Return how many connections each host needs to get its part of the workers."""
         hosts = {turn.host for turn in self.turns}
         hosts.update(self._for_worker)
-        return max(1, self._threads // max(1, len(hosts)))
+        return max(1, self.threads.now // max(1, len(hosts)))
 
     def _standing(self) -> int:
         """Return how many connections wait for a worker."""
         return sum(len(host.connections) for host in self._for_worker)
 
-    def _submit(self, host: Host, connection: Connection, now: float, clock: Clock) -> None:
-        turn = Turn(host, connection, host.share(host.free))
+    def _submit(self, host: Host, connection: Connection, now: float) -> None:
+        turn = Turn(host, connection, host.take_share(host.free), self._means)
         self.turns.add(turn)
         host.running += 1
         if host.health.interval:
-            host.health = host.health.started(now)
+            host.note(host.health.started(now))
         try:
-            self._workers.submit(turn.work, self._attempt, clock, self.ended, self._inbox.put)
+            self._workers.submit(turn.work)
         except LoaderError as error:
             self._inbox.put(TurnOver(turn, error))

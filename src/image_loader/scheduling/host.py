@@ -1,4 +1,4 @@
-"""The jobs of one host, and what runs of them: counts and connections, beside what is known of the host."""
+"""One host and its jobs: what waits, what runs, the connections, beside what is known of the host."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from image_loader.transport import Connection
 # A worker is given several jobs of a host at once, as long as they are a matter of milliseconds: handing each one over
 # costs about as much as fetching a small image from a near server.
 _LONGEST_SHARE = 16
+"""Jobs; no worker is given more at once."""
 SHARE_TIME = 0.02
 """Seconds that the jobs which a worker is given at once take together."""
 _PACE_WEIGHT = 1 / 4
@@ -18,61 +19,88 @@ _PACE_WEIGHT = 1 / 4
 
 
 class Task:
-    """A job on its way through the scheduler: its ``attempts`` so far, which took ``seconds`` together.
-
-    ``host`` is the one that is asked next. If redirects led there, ``guest_of`` is the host of the list, where the task
-    keeps its place. ``failures`` counts the attempts that use up its retries, ``refusals`` those that a busy host
-    refused while it let other jobs through. ``stopped`` says that it was tried again since this process was stopped.
-    ``result`` is that of the last attempt. Only the scheduler's own thread writes here.
-    """
+    """A job on its way through the scheduler; only the scheduler's own thread writes here."""
 
     __slots__ = ("attempts", "due", "failures", "finished", "guest_of", "host", "job", "refusals", "result", "seconds",
-                 "seen", "stopped")  # fmt: skip
+                 "stopped", "successes_seen")  # fmt: skip
 
     result: Result
+    """That of the last attempt."""
 
     def __init__(self, job: Job, host: Host) -> None:
         self.job = job
+        """What is to be asked for next."""
         self.host = host
-        self.attempts = 0
-        self.seconds = 0.0
-        self.failures = 0
-        self.refusals = 0
-        self.stopped = False
-        # The successes of its host when it was refused last, and when its next attempt is due.
-        self.seen = -1
-        self.due = 0.0
+        """The host that is asked next."""
         self.guest_of: Host | None = None
+        """The host of the list, if redirects led to another one: the task keeps its place there."""
+        self.attempts = 0
+        """Attempts that have ended."""
+        self.seconds = 0.0
+        """Seconds that the attempts took together."""
+        self.failures = 0
+        """Attempts that use up its retries."""
+        self.refusals = 0
+        """Attempts that a busy host refused while it let other jobs through."""
+        self.successes_seen = -1
+        """The successes of its host when it was refused last; -1 if it never was."""
+        self.stopped = False
+        """Whether it was tried again since this process was stopped."""
+        self.due = 0.0
+        """When its next attempt is due, by the scheduler's clock."""
         self.finished = False
+        """Whether its result is final."""
 
 
 class Host:
-    """One origin: its jobs that wait, the number of those that run, and its connections.
+    """One origin: its jobs that wait, the number of those that run, and its connections."""
 
-    ``connections`` stand and wait for a worker; ``connecting`` has the slots of those that are being made.
-    """
+    __slots__ = ("at_once", "away", "connecting", "connections", "health", "is_settled", "opens_at", "origin", "pace",
+                 "retrying", "running", "successes", "waiting", "waits_for_connection", "waits_for_worker",
+                 "wakes_at")  # fmt: skip
 
-    __slots__ = ("away", "connecting", "connections", "health", "is_settled", "origin", "pace", "retrying", "running",
-                 "successes", "waiting", "waits_for_connection", "waits_for_worker", "wakes_at")  # fmt: skip
+    health: Health
+    """What is known of it."""
+    at_once: int
+    """How many attempts may run at once. This and the next two are those of its health, asked for more often than it
+    changes."""
+    opens_at: float
+    """When the next attempt may start."""
+    is_settled: bool
+    """Whether another success changes nothing of its health."""
 
     def __init__(self, origin: str, health: Health) -> None:
         self.origin = origin
-        self.health = health
-        # Whether another success changes nothing of its health: asked for each image.
-        self.is_settled = False
+        """Scheme, host name and port."""
         # Lists and a dict: in a list of ten thousand hosts, an empty deque for each would take 0.7 kB, a set 0.2 kB.
         self.waiting: list[Task] = []
+        """Jobs that may start, in their order."""
         self.retrying: dict[Task, None] = {}
+        """Jobs that wait for the time of their next attempt."""
         self.connections: list[Connection] = []
+        """Connections that stand and wait for a worker; the last one was used last."""
         self.connecting: list[int] = []
+        """The slots of the connections that are being made."""
         self.running = 0
-        # Jobs that redirects have led to hosts which answer: they keep their places here.
+        """Turns that workers have, each with one connection."""
         self.away = 0
+        """Jobs that redirects have led to hosts which answer: they keep their places here."""
         self.successes = 0
+        """Requests that it let through."""
         self.pace: float | None = None
+        """Average seconds that an answer takes; None before the first one."""
         self.waits_for_connection = False
+        """Whether it stands in a queue for a connection."""
         self.waits_for_worker = False
+        """Whether it stands in the queue for a worker."""
         self.wakes_at: float | None = None
+        """When its timer runs out; None if none is set."""
+        self.note(health)
+
+    def note(self, health: Health) -> None:
+        """Take over what is known of it now."""
+        self.health = health
+        self.at_once, self.opens_at, self.is_settled = health.at_once, health.opens_at, health.is_settled
 
     @property
     def is_idle(self) -> bool:
@@ -82,24 +110,54 @@ class Host:
     @property
     def free(self) -> int:
         """How many attempts may start beside those that run."""
-        return self.health.at_once - self.running - self.away
+        return self.at_once - self.running - self.away
 
     @property
-    def connected(self) -> int:
-        """How many connections it has, those that are being made among them."""
+    def connection_count(self) -> int:
+        """How many connections it has: in use, waiting for a worker, or being made."""
         return self.running + len(self.connections) + len(self.connecting)
 
     @property
     def lacks(self) -> int:
-        """How many connections more than there are can be used by jobs that wait."""
-        most = 1 if self.health.policy.delay else self.free
-        return min(len(self.waiting), self.free, most) - len(self.connecting) - len(self.connections)
+        """How many more connections the waiting jobs could use."""
+        free = self.at_once - self.running - self.away
+        if free > 1 and self.health.policy.delay:
+            free = 1
+        return min(len(self.waiting), free) - len(self.connecting) - len(self.connections)
 
     def may_start(self, now: float) -> bool:
         """Tell whether one of its jobs may start."""
-        return bool(self.waiting) and self.free > 0 and self.health.opens_at <= now
+        return bool(self.waiting) and self.at_once > self.running + self.away and self.opens_at <= now
 
-    def share(self, slots: int) -> list[Task]:
+    @property
+    def usual_time(self) -> float:
+        """Average seconds an answer takes if the host is full; 0 if it is not."""
+        return self.pace if self.pace is not None and self.free <= 0 else 0.0
+
+    def keep_pace(self, seconds: float) -> None:
+        """Note how long an answer took."""
+        self.pace = seconds if self.pace is None else self.pace + _PACE_WEIGHT * (seconds - self.pace)
+
+    # The jobs that wait -----------------------------------------------------------------------------------------------
+
+    def put_first(self, task: Task) -> None:
+        """Have a job wait in front of all others."""
+        self.waiting.insert(0, task)
+
+    def put_behind(self, task: Task, count: int) -> None:
+        """Have a job wait behind so many others."""
+        self.waiting.insert(count, task)
+
+    def go_on_elsewhere(self, chance: float) -> None:
+        """Begin with another part of what waits; ``chance``, from 0 to 1, says which."""
+        at = len(self.waiting) - int(chance * len(self.waiting))
+        self.waiting[:] = self.waiting[at:] + self.waiting[:at]
+
+    def take_first(self) -> Task:
+        """Take the job that waits in front."""
+        return self.waiting.pop(0)
+
+    def take_share(self, slots: int) -> list[Task]:
         """Take the jobs that one worker is to do next, where so many ``slots`` share what waits."""
         if self.health.interval:
             return [self.waiting.pop(0)]
@@ -109,19 +167,6 @@ class Host:
         shared = self.waiting[:size]
         del self.waiting[:size]
         return shared
-
-    @property
-    def usual_time(self) -> float:
-        """The seconds that an answer takes where all that may run does; 0 where more may start beside it."""
-        return self.pace if self.pace is not None and self.free <= 0 else 0.0
-
-    def connection(self) -> Connection:
-        """Take the connection that was used last. Its worker checks whether it still stands."""
-        return self.connections.pop()
-
-    def keep_pace(self, seconds: float) -> None:
-        """Note how long an answer took."""
-        self.pace = seconds if self.pace is None else self.pace + _PACE_WEIGHT * (seconds - self.pace)
 
     def take_all(self) -> Iterator[Task]:
         """Yield all jobs that wait, here or for their next attempt; they are the host's no more."""

@@ -15,8 +15,10 @@ _REMEMBERED = 10_000
 class Hosts:
     """The hosts by origin; their number does not grow with the list."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, remembered: int = _REMEMBERED) -> None:
+        """Something is ``remembered`` of at most so many hosts without jobs."""
         self._policy = policy
+        self._most_remembered = remembered
         # What is known of one that is new; one value for all that are met at once.
         self._unknown = Health.unknown(policy, 0.0)
         self._active: dict[str, Host] = {}
@@ -39,9 +41,10 @@ class Hosts:
         return self._unknown
 
     def down_failure(self, origin: str, now: float) -> Failure | None:
-        """Return what becomes of the jobs of a host that is down; None for any other, and once it is to be asked.
+        """Return the failure for the jobs of a host that is down.
 
-        It is asked by one job at a time: where attempts take longer than the pause, they would pile up.
+        None if it is not down, or if it is time to ask it again. It is asked by one job at a time: where attempts take
+        longer than the pause, they would pile up.
         """
         host = self._active.get(origin)
         health = self._remembered.get(origin) if host is None else host.health
@@ -56,9 +59,9 @@ class Hosts:
             return False
         del self._active[host.origin]
         host.wakes_at = None
-        if host.health.state is not State.READY or host.health.misses or host.health.opens_at > now:
+        if host.health.state is not State.READY or host.health.misses or host.opens_at > now:
             self._remembered[host.origin] = host.health
-            if len(self._remembered) > _REMEMBERED:
+            if len(self._remembered) > self._most_remembered:
                 del self._remembered[next(iter(self._remembered))]
         return True
 

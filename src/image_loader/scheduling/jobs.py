@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from image_loader.model import INTERRUPTED, Failure, Job, Result
 from image_loader.scheduling.dispatch import Dispatch
 from image_loader.scheduling.health import Health, Policy, State
-from image_loader.scheduling.hosts import Hosts, host_down
 from image_loader.scheduling.host import Host, Task
+from image_loader.scheduling.hosts import Hosts, host_down
 from image_loader.scheduling.workers import Turn
 
 _LOG = logging.getLogger(__name__)
@@ -40,17 +40,17 @@ class Jobs:
         self.pending += 1
         host = self.hosts.get(job.url.origin, now)
         task = Task(job, host)
-        if host.health.ask_at is None or not self.is_refused(task, host, now):
+        if host.health.ask_at is None or not self.refuse_if_down(task, host, now):
             host.waiting.append(task)
         return host
 
-    def is_refused(self, task: Task, host: Host, now: float) -> bool:
-        """Finish a task whose host is down; let one through where the host is to be asked again."""
+    def refuse_if_down(self, task: Task, host: Host, now: float) -> bool:
+        """Finish a task whose host is down, and return True; let one through where the host is to be asked again."""
         if host.health.ask_at is None:
             return False
         failure = self.hosts.down_failure(host.origin, now)
         if failure is None:
-            host.health = host.health.asked(now)
+            host.note(host.health.asked(now))
             return False
         self.finish(task, failure, now)
         return True
@@ -63,19 +63,48 @@ class Jobs:
         task.result = result
         self.pending -= 1
         self.finished.append(task)
-        home, task.guest_of = task.guest_of, None
-        if home is not None:
+        if task.guest_of is not None:
+            home, task.guest_of = task.guest_of, None
             home.away -= 1
             self.settle_host(home, now)
+
+    def take_finished(self) -> list[Task]:
+        """Take the tasks whose results are final."""
+        finished, self.finished = self.finished, []
+        return finished
 
     def end(self, now: float) -> None:
         """Try nothing again from here on; workers do no more than they have begun."""
         self.is_ending = True
         for turn in self._dispatch.turns:
-            self.put_back(turn, now)
+            self.recall(turn, now)
 
-    def put_back(self, turn: Turn, now: float) -> None:
-        """Have the jobs that a turn did not come to wait again, in front."""
+    def abandon(self, now: float) -> None:
+        """Finish every job that no worker has begun, and have nothing wait any more."""
+        self.end(now)
+        for host in list(self.hosts):
+            for task in host.take_all():
+                self.finish(task, INTERRUPTED, now)
+            self._dispatch.release(host)
+        self._dispatch.clear()
+
+    def drop_running(self, now: float) -> None:
+        """Wait for no worker any more: finish what each has begun, and have the other connections kept for later."""
+        turns, self._dispatch.turns = self._dispatch.turns, set()
+        for turn in turns:
+            self.recall(turn, now)
+            self.interrupt(turn, now)
+            turn.drop()
+        for host in self.hosts:
+            self._dispatch.release(host)
+
+    def interrupt(self, turn: Turn, now: float) -> None:
+        """Finish the job that a turn has begun."""
+        if turn.current is not None:
+            self.finish(turn.current, INTERRUPTED, now)
+
+    def recall(self, turn: Turn, now: float) -> None:
+        """Have the jobs that a turn did not come to wait again, in front; the host is to be lined up after that."""
         host = turn.host
         for task in turn.recalled():
             if self.is_ending:
@@ -83,8 +112,7 @@ class Jobs:
             elif host.health.ask_at is not None:
                 self.finish(task, host_down(), now)
             else:
-                host.waiting.insert(0, task)
-        self._dispatch.line_up(host, now)
+                host.put_first(task)
 
     def settle_host(self, host: Host, now: float) -> None:
         """Have a host go on with what it has, or be forgotten."""
@@ -98,8 +126,8 @@ class Jobs:
             if isinstance(which, Task):
                 host = which.host
                 host.retrying.pop(which, None)
-                if not self.is_refused(which, host, now):
-                    host.waiting.insert(0, which)
+                if not self.refuse_if_down(which, host, now):
+                    host.put_first(which)
             else:
                 host = which
             self.give_up_if_over(host, now)
@@ -133,15 +161,18 @@ class Jobs:
 
     def change(self, host: Host, health: Health, now: float) -> None:
         """Take over what is known of a host now."""
-        former, host.health = host.health, health
-        host.is_settled = False
+        former, opened_at = host.health, host.opens_at
+        host.note(health)
         if health.state is not former.state:
-            _LOG.debug("%s: %s, for %.1f s", host.origin, health.state.value, max(0.0, health.opens_at - now))
-        if health.opens_at > max(former.opens_at, now):
-            for turn in self._dispatch.turns:
-                if turn.host is host:
-                    self.put_back(turn, now)
+            _LOG.debug("%s: %s, for %.1f s", host.origin, health.state.value, max(0.0, host.opens_at - now))
+        if host.opens_at > opened_at and host.opens_at > now:
+            self._recall_all(host, now)
         self._wake(host, now)
+
+    def _recall_all(self, host: Host, now: float) -> None:
+        for turn in self._dispatch.turns:
+            if turn.host is host:
+                self.recall(turn, now)
 
     def _wake(self, host: Host, now: float) -> None:
         if (at := host.health.wakes_at(now)) is not None:
@@ -154,15 +185,13 @@ class Jobs:
 
     def give_up(self, host: Host, failure: Failure, now: float) -> None:
         """Fail all jobs of a host that neither answers nor lets anything through."""
-        for turn in self._dispatch.turns:
-            if turn.host is host:
-                self.put_back(turn, now)
+        self._recall_all(host, now)
         tasks = list(host.take_all())
         is_busy = host.health.state is State.PAUSED
-        if is_busy and tasks and all(task.seen >= 0 for task in tasks):
-            host.health, host.is_settled = host.health.spared(), False
+        if is_busy and tasks and all(task.successes_seen >= 0 for task in tasks):
+            host.note(host.health.spared())
         else:
-            host.health, host.is_settled = host.health.given_up(now), False
+            host.note(host.health.given_up(now))
             _LOG.debug("%s: given up", host.origin)
         for task in tasks:
-            self.finish(task, task.result if is_busy and task.seen >= 0 else failure, now)
+            self.finish(task, task.result if is_busy and task.successes_seen >= 0 else failure, now)

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from image_loader.model import INTERRUPTED, Blame, Failure, Job, Unfinished
 from image_loader.scheduling import retry
 from image_loader.scheduling.dispatch import Dispatch
-from image_loader.scheduling.jobs import Jobs
 from image_loader.scheduling.host import Host, Task
+from image_loader.scheduling.jobs import Jobs
 from image_loader.scheduling.workers import Ended
 from image_loader.settings import Settings
 
 _LOG = logging.getLogger(__name__)
-_FIRST_PAUSE = 1.0
-"""Seconds before the next attempt of a job for which there was no descriptor left."""
+_SHORT_WAIT = 1.0
+"""Seconds before the next attempt of a job that lacked a descriptor, at most; or that redirects led to a busy host, at
+least."""
 
 
 class Judge:
@@ -26,6 +27,7 @@ class Judge:
         self._settings = settings
         self._jobs = jobs
         self._dispatch = dispatch
+        self._threads = dispatch.threads
         self._chance = chance
 
     def conclude(self, ended: Ended, now: float) -> None:
@@ -44,7 +46,7 @@ class Judge:
         task.host.keep_pace(ended.seconds)
         self._answered(task.host, ended.started, now)
         self._jobs.finish(task, result, now)
-        self._dispatch.grow()
+        self._threads.note_end()
 
     def judge(self, task: Task, failure: Failure, started: float, now: float, *, connecting: bool = False) -> None:
         """Decide whether a task that failed is tried again, and what that says of its host."""
@@ -56,7 +58,7 @@ class Judge:
         elif failure.blame is Blame.PROCESS and not self._jobs.is_ending and not self._dispatch.is_alone(task):
             self._dispatch.shrink(started, now, connecting=connecting)
             task.attempts -= 1
-            self._jobs.retry_later(task, _FIRST_PAUSE * self._chance(), now)
+            self._jobs.retry_later(task, _SHORT_WAIT * self._chance(), now)
         elif retry.is_refusal(failure):
             self._refused(task, failure, started, now)
         elif failure.blame is Blame.HOST:
@@ -75,10 +77,10 @@ class Judge:
             self._jobs.move(task, self._jobs.hosts.get(origin, now), now)
         if self._jobs.is_ending:
             self._jobs.finish(task, INTERRUPTED, now)
-        elif self._jobs.is_refused(task, task.host, now):
+        elif self._jobs.refuse_if_down(task, task.host, now):
             self._jobs.hosts.forget_if_idle(task.host, now)
         else:
-            task.host.waiting.insert(0, task)
+            task.host.put_first(task)
             self._dispatch.line_up(task.host, now)
 
     def _fail(self, task: Task, failure: Failure, now: float) -> None:
@@ -98,7 +100,6 @@ class Judge:
         host.successes += 1
         if not host.is_settled:
             self._jobs.change(host, host.health.answered(now, started, host.successes), now)
-            host.is_settled = host.health.is_settled
 
     def _note_failure(self, host: Host, failure: Failure, started: float, now: float) -> None:
         """Note that a host answered, though not with an image."""
@@ -110,8 +111,8 @@ class Judge:
     def _refused(self, task: Task, failure: Failure, started: float, now: float) -> None:
         """Slow down a host that is busy, and have the task wait for its turn again, behind some others."""
         host = task.host
-        if host.successes > task.seen:
-            task.refusals, task.seen = task.refusals + 1, host.successes
+        if host.successes > task.successes_seen:
+            task.refusals, task.successes_seen = task.refusals + 1, host.successes
         if task.refusals > retry.REFUSALS and not host.health.refusals:
             # The host lets all others through: this image is the problem.
             self._jobs.change(host, host.health.reached(), now)
@@ -124,16 +125,15 @@ class Judge:
             task.job = task.job.anew(failure.resume)
             # After a pause that the server asked for, the next request is likely to be let through: let it be this one.
             first = failure.retry_after is not None and task.refusals == 1
-            host.waiting.insert(0 if first else retry.LATER, task)
+            host.put_behind(task, 0 if first else retry.LATER)
             if host.health.refusals > 1:
                 # Neighbours in the list are often refused for the same reason: go on with another part of it.
-                at = len(host.waiting) - int(self._chance() * len(host.waiting))
-                host.waiting[:] = host.waiting[at:] + host.waiting[:at]
+                host.go_on_elsewhere(self._chance())
             self._jobs.settle_host(host, now)
         elif host.health.is_over(now):
             self._jobs.finish(task, failure, now)
         else:
-            self._jobs.retry_later(task, max(_FIRST_PAUSE, host.health.opens_at - now), now)
+            self._jobs.retry_later(task, max(_SHORT_WAIT, host.opens_at - now), now)
         self._jobs.give_up_if_over(host, now)
 
     def _missed(self, task: Task, failure: Failure, started: float, now: float) -> None:

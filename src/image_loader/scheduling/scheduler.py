@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from queue import Empty
 
 from image_loader.errors import DownloadError, LoaderError
-from image_loader.model import INTERRUPTED, Failure, Job
+from image_loader.model import Failure, Job
 from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, Message
 from image_loader.scheduling.health import Policy
+from image_loader.scheduling.host import Task
 from image_loader.scheduling.jobs import Jobs
 from image_loader.scheduling.judge import Judge
-from image_loader.scheduling.host import Task
 from image_loader.scheduling.workers import Clock, Turn, TurnNearlyOver, TurnOver
 from image_loader.settings import Settings
 
@@ -34,9 +34,11 @@ class Scheduler:
         self._clock = clock
         self._inbox = inbox
         self._dispatch = dispatch
+        self._ended = dispatch.ended
         self._jobs = Jobs(_policy(settings), self._dispatch)
         self._judge = Judge(settings, self._jobs, self._dispatch, chance)
         self.error: LoaderError | None = None
+        """What is to end the run, once there is something."""
 
     @property
     def pending(self) -> int:
@@ -49,11 +51,14 @@ class Scheduler:
         return self._dispatch.hosts_ahead
 
     def add(self, jobs: Sequence[Job]) -> None:
-        """Take jobs; each runs as soon as the limits let it."""
+        """Take jobs; each runs as soon as the limits let it. Raises nothing."""
         self._jobs.add(jobs, self._clock())
 
     def down_failure(self, origin: str) -> Failure | None:
-        """Return what becomes of the jobs of a host that is down; None for any other, and once it is to be asked."""
+        """Return the failure for the jobs of a host that is down.
+
+        None if it is not down, or if it is time to ask it again.
+        """
         return self._jobs.hosts.down_failure(origin, self._clock())
 
     def advance(self, timeout: float) -> list[Task]:
@@ -63,50 +68,36 @@ class Scheduler:
         """
         now = self._clock()
         for turn in self._dispatch.slow_turns(now):
-            self._jobs.put_back(turn, now)
+            self._jobs.recall(turn, now)
+            self._dispatch.line_up(turn.host, now)
         if self.error is None:
-            self._dispatch.start(now, self._clock)
+            self._dispatch.start(now)
         self._collect(0.0 if self._jobs.finished or not self.pending else self._pause(timeout))
         now = self._clock()
         self._jobs.fire(now)
         if self.error is None:
-            self._dispatch.start(now, self._clock)
-        return self._taken()
+            self._dispatch.start(now)
+        return self._jobs.take_finished()
 
     def abandon(self) -> list[Task]:
         """Give up every job that is not running; return those. From here on nothing is started."""
-        now = self._clock()
-        self._jobs.end(now)
-        for host in list(self._jobs.hosts):
-            for task in host.take_all():
-                self._jobs.finish(task, INTERRUPTED, now)
-            self._dispatch.release(host)
-        self._dispatch.clear()
-        return self._taken()
+        self._jobs.abandon(self._clock())
+        return self._jobs.take_finished()
 
     def drop_running(self) -> list[Task]:
         """Wait no longer for the jobs that run; return them as given up. The other connections are given back."""
         self._collect(0.0)
-        now = self._clock()
-        for turn in self._dispatch.turns:
-            self._jobs.put_back(turn, now)
-            self._give_up_current(turn, now)
-            turn.drop()
-        self._dispatch.turns.clear()
-        for host in self._jobs.hosts:
-            self._dispatch.release(host)
-        return self._taken()
+        self._jobs.drop_running(self._clock())
+        return self._jobs.take_finished()
 
     def settle(self, timeout: float) -> list[Task]:
-        """Wait at most ``timeout`` seconds for a turn to be over; return what has ended."""
+        """Wait at most ``timeout`` seconds for a turn to be over; return what has ended. Raises as ``advance`` does."""
         self._collect(timeout)
-        return self._taken()
+        return self._jobs.take_finished()
 
     def waits(self) -> float:
-        """Return for how many seconds nothing can begin or end: every job waits for its host or its next attempt."""
-        if not self._dispatch.is_waiting:
-            return 0.0
-        at = self._dispatch.timers.next_at()
+        """Return the seconds until the next timer, if every job waits for one; else 0."""
+        at = self._dispatch.next_at() if self._dispatch.is_waiting else None
         return 0.0 if at is None else max(0.0, at - self._clock())
 
     @property
@@ -117,19 +108,14 @@ class Scheduler:
     @property
     def running(self) -> int:
         """How many attempts are under way, or over but not taken in."""
-        return len(self._dispatch.turns) + len(self._dispatch.ended)
+        return len(self._dispatch.turns) + len(self._ended)
 
-    def _taken(self) -> list[Task]:
-        finished, self._jobs.finished = self._jobs.finished, []
-        return finished
-
-    # Waiting and collecting.
+    # Waiting and collecting -------------------------------------------------------------------------------------------
 
     def _pause(self, timeout: float) -> float:
         """Return the seconds to wait: less than ``timeout`` where something is due before."""
-        now = self._clock()
-        times = [at for at in (self._dispatch.timers.next_at(), self._dispatch.next_at()) if at is not None]
-        return max(0.0, min([timeout, *(at - now for at in times)]))
+        at = self._dispatch.next_at()
+        return timeout if at is None else max(0.0, min(timeout, at - self._clock()))
 
     def _collect(self, timeout: float) -> None:
         """Take in all that has ended; wait for the first message."""
@@ -149,32 +135,32 @@ class Scheduler:
                 if self.error is None:
                     self._dispatch.extend(turn, now)
             case TurnOver(turn, error):
-                self._end(turn, error, now)
+                self._end_turn(turn, error, now)
             case Connected():
-                self._connected(message, now)
+                self._end_connect(message, now)
 
     def _take_in(self, now: float) -> None:
-        ended = self._dispatch.ended
+        ended = self._ended
         while ended:
             self._judge.conclude(ended.popleft(), now)
 
-    def _end(self, turn: Turn, error: BaseException | None, now: float) -> None:
-        if not self._dispatch.end(turn):
+    def _end_turn(self, turn: Turn, error: BaseException | None, now: float) -> None:
+        if not self._dispatch.end_turn(turn):
             return
         if error is not None:
             self._fail_turn(turn, error, now)
-        self._jobs.put_back(turn, now)
+        self._jobs.recall(turn, now)
         self._jobs.settle_host(turn.host, now)
 
-    def _connected(self, connected: Connected, now: float) -> None:
+    def _end_connect(self, connected: Connected, now: float) -> None:
         host = self._jobs.hosts.get(connected.origin, now)
         result = connected.result
-        self._dispatch.connected(host, None if isinstance(result, Exception) else result)
+        self._dispatch.end_connect(host, None if isinstance(result, Exception) else result)
         if isinstance(result, LoaderError):
             self._fail_run(result, now)
         elif isinstance(result, DownloadError) and host.waiting and not self._jobs.is_ending:
-            # The job that has waited longest is charged with it.
-            task = host.waiting.pop(0)
+            # The job at the front is charged.
+            task = host.take_first()
             task.attempts += 1
             task.seconds += now - connected.started
             self._judge.judge(task, result.failure, connected.started, now, connecting=True)
@@ -182,9 +168,9 @@ class Scheduler:
 
     def _fail_turn(self, turn: Turn, error: BaseException, now: float) -> None:
         """Have the run end with what ended a turn; raise what should not have happened."""
-        self._give_up_current(turn, now)
+        self._jobs.interrupt(turn, now)
         if not isinstance(error, LoaderError):
-            self._jobs.put_back(turn, now)
+            self._jobs.recall(turn, now)
             raise error
         self._fail_run(error, now)
 
@@ -192,10 +178,6 @@ class Scheduler:
         """Have the run end with an error, the first one; from here on nothing is started and nothing tried again."""
         self.error = self.error or error
         self._jobs.end(now)
-
-    def _give_up_current(self, turn: Turn, now: float) -> None:
-        if turn.current is not None:
-            self._jobs.finish(turn.current, INTERRUPTED, now)
 
 
 def _policy(settings: Settings) -> Policy:

@@ -1,4 +1,4 @@
-"""How many connections are made at once: many, where hosts are dead, but none that no worker is going to use soon."""
+"""Limits the connections being made: enough to get past dead hosts, no more than workers will soon use."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from image_loader.settings import Settings
 
 _YOUNG = 0.25
 """Seconds; a connection that takes longer to make is no longer counted among those that will soon stand."""
-_AHEAD = 2
-"""Connections that may stand or be expected, for each thread: so a worker that is done finds its next one."""
-_RETRY_SHARE = 2
-"""The part of the slots that hosts which did not answer get: one half."""
+_CONNECTIONS_AHEAD = 2
+"""Connections for each thread that may stand or be expected: so a worker that is done finds its next one."""
+_RETRY_SHARE = 1 / 2
+"""Fraction of the slots that hosts which did not answer get."""
 _PER_THREAD = 2
 """Descriptors that a worker needs, for its connection and for its file."""
 _PER_CONNECT = 2
 """Descriptors that a connect may take, for two addresses of one host."""
-_GROWS_AFTER = 2
-"""After descriptors ran out: connects for each slot that must end before there is one slot more."""
+_CONNECTS_TO_GROW = 2
+"""Connects for each slot that must end after descriptors ran out, before there is one slot more."""
 _OTHERS = 32
 """Descriptors for the index, the list, the terminal and the like."""
 
@@ -35,15 +35,44 @@ def connects_at_most(settings: Settings) -> int:
     return max(1, min(settings.connects, share // _PER_CONNECT))
 
 
+class Allowance:
+    """How many may be under way at once: fewer once descriptors have run out, then one more every now and then."""
+
+    def __init__(self, most: int, ends_to_grow: int) -> None:
+        """``ends_to_grow`` ends for each one that is allowed now, and one more is allowed."""
+        self.most = most
+        self.now = most
+        self._ends_to_grow = ends_to_grow
+        self._ended = 0
+        self._shrunk_at = float("-inf")
+
+    def shrink(self, to: int, started: float, now: float) -> bool:
+        """Allow ``to`` from now on, but at least one; tell whether these are fewer.
+
+        What was ``started`` before the last time does not count: those run out of descriptors together.
+        """
+        if started <= self._shrunk_at:
+            return False
+        before, self.now = self.now, max(1, min(to, self.now))
+        self._shrunk_at, self._ended = now, 0
+        return self.now < before
+
+    def note_end(self) -> None:
+        """Note that one has ended. Now and then, allow one more: there may be descriptors again."""
+        if self.now == self.most:
+            return
+        self._ended += 1
+        if self._ended >= self._ends_to_grow * self.now:
+            self.now, self._ended = self.now + 1, 0
+
+
 class Slots:
     """Counts the connections that are being made; times are seconds of the scheduler's clock."""
 
     def __init__(self, most: int, threads: int) -> None:
         """``most`` are made at once."""
-        self._most = self._all = most
-        self._shrunk_at = float("-inf")
-        self._ended = 0
-        self._expected = _AHEAD * threads
+        self._allowed = Allowance(most, _CONNECTS_TO_GROW)
+        self._expected = _CONNECTIONS_AHEAD * threads
         self._young: dict[int, float] = {}
         self._old: set[int] = set()
         self._retries: set[int] = set()
@@ -54,17 +83,12 @@ class Slots:
         """How many are being made."""
         return len(self._young) + len(self._old)
 
-    @property
-    def most(self) -> int:
-        """How many may be made at once."""
-        return self._most
-
     def has_room(self, now: float, standing: int, *, retry: bool = False) -> bool:
         """Tell whether one more may be begun while so many connections are ``standing`` that wait for a worker."""
         self._grow_old(now)
-        if retry and len(self._retries) >= max(1, self._most // _RETRY_SHARE):
+        if retry and len(self._retries) >= max(1, int(_RETRY_SHARE * self._allowed.now)):
             return False
-        return self.in_use < self._most and len(self._young) + standing < self._expected
+        return self.in_use < self._allowed.now and len(self._young) + standing < self._expected
 
     def expects(self, now: float) -> bool:
         """Tell whether one that is being made is likely to stand in a moment."""
@@ -80,10 +104,8 @@ class Slots:
         return self._number
 
     def end(self, number: int) -> None:
-        """Give a slot back. Now and then, allow one more: there may be descriptors again."""
-        self._ended += 1
-        if self._most < self._all and self._ended >= _GROWS_AFTER * self._most:
-            self._most, self._ended = self._most + 1, 0
+        """Give a slot back."""
+        self._allowed.note_end()
         self._young.pop(number, None)
         self._old.discard(number)
         self._retries.discard(number)
@@ -93,15 +115,10 @@ class Slots:
         return next(iter(self._young.values())) + _YOUNG if self._young else None
 
     def shrink(self, started: float, now: float) -> bool:
-        """Make fewer at once, since descriptors have run out; False if it is one already.
-
-        Connections that were ``started`` before the last time do not count.
-        """
-        least = self._most <= 1
-        if started > self._shrunk_at:
-            self._most = max(1, min(self._most, self.in_use) // 2)
-            self._shrunk_at, self._ended = now, 0
-        return not least
+        """Make fewer at once, since one that was ``started`` then lacked descriptors; False if it was the only one."""
+        several = self._allowed.now > 1
+        self._allowed.shrink(min(self._allowed.now, self.in_use) // 2, started, now)
+        return several
 
     def _grow_old(self, now: float) -> None:
         while self._young:

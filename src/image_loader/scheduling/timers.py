@@ -10,7 +10,7 @@ from image_loader.scheduling.host import Host, Task
 
 
 class Timers:
-    """The timers of a run. Those that were set anew, or whose task is finished, are passed over when they are due."""
+    """The timers of a run. Outdated entries stay in the heap and are skipped."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Task | Host]] = []
@@ -29,7 +29,7 @@ class Timers:
 
     def next_at(self) -> float | None:
         """Return when the next one is due; None where there is none."""
-        while self._heap and not _holds(*self._heap[0]):
+        while self._heap and _is_outdated(*self._heap[0]):
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
@@ -46,7 +46,8 @@ class Timers:
         self._heap.clear()
 
 
-def _holds(at: float, _: int, which: Task | Host) -> bool:
+def _is_outdated(at: float, _: int, which: Task | Host) -> bool:
+    """Tell whether a timer was set anew since, or its task is finished."""
     if isinstance(which, Host):
-        return which.wakes_at == at
-    return which.due == at and not which.finished
+        return which.wakes_at != at
+    return which.due != at or which.finished

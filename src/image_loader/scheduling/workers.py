@@ -44,33 +44,44 @@ class TurnNearlyOver(NamedTuple):
     turn: "Turn"
 
 
+class Means(NamedTuple):
+    """What all turns use."""
+
+    attempt: Attempt
+    """Makes one attempt."""
+    clock: Clock
+    """The scheduler's clock."""
+    ended: deque[Ended]
+    """Takes the attempts that have ended; adding one wakes no thread."""
+    tell: Callable[[TurnOver | TurnNearlyOver], None]
+    """Tells the scheduling thread, and wakes it."""
+
+
 class Turn:
     """Jobs of one host for one worker; those that it has not begun can be recalled at any time.
 
     They stand in a deque: two threads can take from its ends without a lock.
     """
 
-    __slots__ = ("_is_dropped", "_waiting", "begun", "connection", "current", "host")
+    __slots__ = ("_is_dropped", "_means", "_waiting", "begun", "connection", "current", "host")
 
-    def __init__(self, host: Host, connection: Connection, tasks: Iterable[Task]) -> None:
+    def __init__(self, host: Host, connection: Connection, tasks: Iterable[Task], means: Means) -> None:
         self.host = host
         self.connection = connection
         self.begun = math.inf
+        """When the current attempt was begun; infinity before the first one."""
         self.current: Task | None = None
+        """The task whose attempt is under way."""
         self._waiting = deque(tasks)
+        self._means = means
         self._is_dropped = False
 
-    def work(
-        self,
-        attempt: Attempt,
-        clock: Clock,
-        ended: deque[Ended],
-        tell: Callable[[TurnOver | TurnNearlyOver], None],
-    ) -> None:
+    def work(self) -> None:
         """Make an attempt at each job, until one fails or the connection is spent; the worker's part.
 
         An exception is reported with the end of the turn.
         """
+        attempt, clock, ended, tell = self._means
         try:
             for each in self._attempts(attempt, clock, tell):
                 ended.append(each)  # At once, and not when the turn is over: other threads take it from there.
@@ -114,17 +125,17 @@ class Turn:
 
 
 class Workers:
-    """At most ``most`` threads, and fewer where the system gives no more: they do the work of all."""
+    """A pool of up to ``most`` threads. If no more can be started, those that run do all the work."""
 
     def __init__(self, most: int) -> None:
         self._executor = ThreadPoolExecutor(most, "image_loader")
         self._begun = False
         self._short = False
 
-    def submit(self, work: Callable[..., None], *arguments: object) -> None:
+    def submit(self, work: Callable[[], None]) -> None:
         """Have a thread do some work; ``OutOfThreadsError`` where there is not even one."""
         try:
-            self._executor.submit(work, *arguments)
+            self._executor.submit(work)
         except RuntimeError as error:
             # The work is queued before a thread for it is started (CPython 3.11 to 3.14): any thread will do it.
             if not self._begun:

@@ -1,0 +1,54 @@
+"""Promises of the hosts of a run: what still matters of one without jobs is remembered, and no more than that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from image_loader.scheduling.health import Health, Policy
+from image_loader.scheduling.hosts import Hosts
+
+POLICY = Policy(per_host=4, failures=2, patience=30.0, longest_pause=120.0)
+NOW = 1.0
+
+
+def hosts_with(event: Callable[[Health], Health], count: int) -> Hosts:
+    """Return hosts of which five are remembered, after so many had their one job, with this event."""
+    hosts = Hosts(POLICY, remembered=5)
+    for number in range(count):
+        host = hosts.get(f"http://host{number}", NOW)
+        host.note(event(host.health))
+        assert hosts.forget_if_idle(host, NOW)
+    return hosts
+
+
+def is_remembered(hosts: Hosts, number: int) -> bool:
+    return hosts.get(f"http://host{number}", NOW).health != Health.unknown(POLICY, NOW)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param(lambda health: health.missed(NOW, NOW), id="failed"),
+        pytest.param(lambda health: health.given_up(NOW), id="given up"),
+        pytest.param(lambda health: health.refused(NOW, NOW, 20.0, 0), id="paused"),
+    ],
+)
+def test_of_the_hosts_that_failed_the_last_ones_are_remembered(event: Callable[[Health], Health]) -> None:
+    hosts = hosts_with(event, 50)
+    assert [number for number in range(50) if is_remembered(hosts, number)] == [45, 46, 47, 48, 49]
+
+
+def test_nothing_is_remembered_of_a_host_that_answers() -> None:
+    hosts = hosts_with(lambda health: health.answered(NOW, NOW, 1), 3)
+    assert not any(is_remembered(hosts, number) for number in range(3))
+
+
+def test_a_host_with_jobs_is_not_forgotten() -> None:
+    hosts = Hosts(POLICY)
+    host = hosts.get("http://host", NOW)
+    host.away += 1
+    assert not hosts.forget_if_idle(host, NOW)
+    assert hosts.get("http://host", NOW) is host
+    assert list(hosts) == [host]
