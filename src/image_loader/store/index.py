@@ -27,6 +27,8 @@ _VARIABLES = 500
 _INTEGER_MAX = 2**63 - 1
 """The largest integer of SQLite."""
 
+# sqlite3 looks for an adapter of each parameter that is None, bytes or bool, which takes a microsecond (CPython 3.11).
+# In what is written for each image, "", bytearray and int stand for them.
 _OF_DIGESTS = "rowid IN (SELECT rowid FROM image WHERE digest IN {})"
 _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
     WHERE NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ?) ON CONFLICT DO NOTHING"""
@@ -36,15 +38,16 @@ _RENAME = "UPDATE image SET name = ?, complete = ?, mtime_ns = ?, ctime_ns = ? W
 # Another run may have written to the row meanwhile. Its media type is kept if we have none (a file of another program),
 # and its image if that was saved later than ours. A time in the future is from before the clock was set back. If the
 # key belongs to another URL by now, the row stays as it is: without an image, or with one that does not match the file.
-_RECORD = """UPDATE OR IGNORE image SET name = ?, key = coalesce(?, key), complete = 1,
-    size = ?, mtime_ns = ?, ctime_ns = ?, media_type = coalesce(?, media_type), sha256 = coalesce(?, sha256),
-    etag = ?, last_modified = ?, target = ?,
-    max_age = ?, expires = ?, varies = ?, date = ?, age = ?, redirects_end = ?,
+_RECORD = """UPDATE OR IGNORE image SET name = ?, key = coalesce(nullif(?, ''), key), complete = 1,
+    size = ?, mtime_ns = ?, ctime_ns = nullif(?, ''),
+    media_type = coalesce(nullif(?, ''), media_type), sha256 = coalesce(nullif(?, ''), sha256),
+    etag = nullif(?, ''), last_modified = nullif(?, ''), target = nullif(?, ''), max_age = nullif(?, ''),
+    expires = nullif(?, ''), varies = ?, date = ?, age = ?, redirects_end = nullif(?, ''),
     saved = ?, checked = ? WHERE rowid = ? AND (saved IS NULL OR saved <= ? OR saved > ?)"""
 # Another run may have recorded a newer file by now. These statements are not about that one.
 _TOUCH = "UPDATE image SET mtime_ns = ?, ctime_ns = ? WHERE rowid = ? AND size = ? AND sha256 IS ? AND saved = ?"
-_RENEW = """UPDATE image SET etag = ?, last_modified = ?, target = ?,
-    max_age = ?, expires = ?, varies = ?, date = ?, age = ?, redirects_end = ?,
+_RENEW = """UPDATE image SET etag = nullif(?, ''), last_modified = nullif(?, ''), target = nullif(?, ''),
+    max_age = nullif(?, ''), expires = nullif(?, ''), varies = ?, date = ?, age = ?, redirects_end = nullif(?, ''),
     checked = ? WHERE rowid = ? AND size = ? AND mtime_ns = ?"""
 
 _WITH_IMAGE = tuple(index_file.COLUMNS.values())
@@ -244,7 +247,7 @@ class Index:
         for part in _parts(digests):
             # Not by digest alone: SQLite would tell that of its own index, not that of the row which it leads to.
             query = index_file.SELECT + _OF_DIGESTS.format(_marks(part))
-            rows = {row[0]: row for row in self._connection.execute(query, part)}
+            rows = {row[0]: row for row in self._connection.execute(query, [*map(bytearray, part)])}
             if not rows.keys() <= set(part):
                 raise sqlite3.OperationalError("a row that was not asked for")
             found.update((digest, _record(row)) for digest, row in rows.items())
@@ -256,7 +259,9 @@ class Index:
         with self._transaction("BEGIN IMMEDIATE"):
             for digest, name, key in tries:
                 own, first, last = _reserved(key, complete=name.complete)
-                done = self._connection.execute(_CLAIM, (digest, own, name.path, name.complete, first, last))
+                done = self._connection.execute(
+                    _CLAIM, (bytearray(digest), own, name.path, int(name.complete), first, last)
+                )
                 if done.rowcount == 1 and done.lastrowid is not None:
                     records[digest] = Record(done.lastrowid, name, None)
             if len(records) < len(tries):
@@ -352,19 +357,22 @@ def _are_sound(types: tuple[type, ...]) -> bool:
     return types == _WITHOUT_IMAGE or all(map(operator.contains, _WITH_IMAGE, types))
 
 
-_Values = tuple[str | int | float | bytes | None, ...]
+_Values = Sequence[str | int | float | bytes | bytearray | None]
+
+
+def _bindable(*values: str | int | float | bytearray | None) -> _Values:
+    return ["" if value is None else value for value in values]
 
 
 def _values(row: int, image: Image, key: str | None, now: float) -> _Values:
-    return (
+    return _bindable(
         image.file,
         key,
         image.size,
         *_times(image),
         image.media_type,
-        _sha256(image),
-        *image.validators,
-        *image.lifetime,
+        None if image.sha256 is None else bytearray.fromhex(image.sha256),
+        *_answered(image.validators, image.lifetime),
         image.saved,
         image.checked,
         row,
@@ -374,11 +382,8 @@ def _values(row: int, image: Image, key: str | None, now: float) -> _Values:
 
 
 def _touch(row: int, image: Image) -> _Values:
-    return (*_times(image), row, image.size, _sha256(image), image.saved)
-
-
-def _sha256(image: Image) -> bytes | None:
-    return None if image.sha256 is None else bytes.fromhex(image.sha256)
+    sha256 = None if image.sha256 is None else bytes.fromhex(image.sha256)
+    return (*_times(image), row, image.size, sha256, image.saved)
 
 
 def _times(image: Image) -> tuple[int | None, int | None]:
@@ -387,7 +392,14 @@ def _times(image: Image) -> tuple[int | None, int | None]:
 
 def _renewal(row: int, renewed: NotModified) -> _Values:
     image, validators, lifetime, checked, *_ = renewed
-    return (*validators, *lifetime, checked, row, image.size, _integer(image.mtime_ns))
+    return _bindable(*_answered(validators, lifetime), checked, row, image.size, _integer(image.mtime_ns))
+
+
+def _answered(validators: Validators, lifetime: Lifetime) -> tuple[str | int | float | bytearray | None, ...]:
+    """Return what the server answered, in the order of the columns."""
+    etag, last_modified, target = validators
+    max_age, expires, varies, *others = lifetime
+    return (etag, last_modified, bytearray(target) if target else None, max_age, expires, int(varies), *others)
 
 
 def _integer(time_ns: int | None) -> int | None:
