@@ -223,7 +223,7 @@ def test_a_delay_is_the_least_interval_whatever_happens() -> None:
     assert health.is_settled
     assert health.state is State.READY
     assert refused(health, 100.0, 101.0, 102.0).interval >= 3.0
-    assert refused(health, 100.0)._resumed(110.0, 109.0, 21).interval >= 3.0
+    assert refused(health, 100.0, 101.0).answered(110.0, 109.0, 21).interval >= 3.0
 
 
 def test_a_refusal_makes_the_interval_longer_than_a_short_delay() -> None:

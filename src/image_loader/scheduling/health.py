@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 _SLOW_START = 3
 """Attempts at once at a host that has not answered yet: one that hangs holds no more."""
 _GROWTH = 4
-"""How many times as many with each answer, until the limit is reached."""
+"""Factor of the attempts at once with each answer, until the limit is reached."""
 
 # A host that refuses requests (429, 503) without a word about when to come back is slowed down: fewer at once, and a
 # longer interval; while it refuses all, one at a time after pauses of 1, 2, 4 … s. Each success gives a little of that
@@ -23,23 +23,42 @@ _GROWS_TO = 1.3
 _NARROWS_TO = 0.7
 """Factor of the attempts at once after a refusal."""
 _LONGEST_INTERVAL = 2.0
-"""Seconds; a host that allows less than that is paused again and again."""
+"""Seconds; longest interval. A host that allows fewer requests is paused instead."""
 _SHRINKS_TO = 0.93
 """Factor of the interval after a success: where a server refuses a fifth of all requests at random, it stays short."""
 _WIDENS_BY = 0.5
-"""Added to the limit with each success, divided by the limit."""
+"""Attempts at once, divided by the limit, that each success adds to the limit."""
 _OPTIMISM = 0.5
-"""Part of the average interval of the last cycle, from one refusal to the next, at which a host is asked again."""
+"""Fraction of the average interval between two refusals at which a host is asked after the second one."""
 _LONGEST_ESTIMATE = 0.5
-"""Seconds; the interval that such an average leads to at most."""
+"""Seconds; longest interval that is taken from such an average."""
 _FIRST_PAUSE = 1.0
-"""Seconds; also the least that a server can ask for."""
+"""Seconds; first pause after a refusal or before a probe, and the shortest that a server can ask for."""
 _LONGEST_PAUSE = 32.0
-"""Seconds; the longest pause that no server asked for."""
+"""Seconds; longest pause that no server asked for."""
 _LONGEST_PROBE_PAUSE = 8.0
-"""Seconds between two probes of a host that does not answer."""
+"""Seconds between two probes of a host that does not answer, at most."""
 _KNOWN_PATIENCE = 2
 """Factor of the patience with a host that has let images through: many limits are those of a minute."""
+
+
+# What leads from one state to another. "Refused" is 429 or 503, "missed" is no connection or no answer, "answered" is
+# everything else. The caller gives a host up (``is_over``) or spares it.
+#
+# ========  ===================  ========================  ===========================  ==============================
+# State     answered             refused                   missed                       later
+# ========  ===================  ========================  ===========================  ==============================
+# READY     READY                PAUSED                    PROBING after ``failures``
+# SLOWED    READY at full speed  PAUSED                    PROBING after ``failures``
+# PAUSED    SLOWED               PAUSED for longer; DOWN   PROBING after ``failures``   asked once, after each pause
+#                                after the patience, or
+#                                SLOWED if spared
+# PROBING   as without misses    PAUSED                    PROBING, more seldom         DOWN after the patience
+# DOWN      SLOWED or READY      PAUSED                    DOWN                         asked once, after each rest
+# ========  ===================  ========================  ===========================  ==============================
+#
+# What comes of an attempt that is older than the last refusal ends PROBING and DOWN, and the pause that it asks for
+# counts. Otherwise it changes nothing: the host was slowed down since.
 
 
 class State(Enum):
@@ -58,47 +77,60 @@ class State(Enum):
 
 
 class Policy(NamedTuple):
-    """What holds for all hosts of a run; times are in seconds.
-
-    After ``failures`` requests in a row without an answer, a host is probed. After more refusals in a row, and
-    ``patience`` without a success, it is given up. ``longest_pause`` is the longest that a server can ask for.
-    ``delay`` is the shortest interval between the starts of two attempts, whatever the host allows.
-    """
+    """What holds for all hosts of a run."""
 
     per_host: int
+    """Attempts at once at one host, at most."""
     failures: int
+    """Attempts in a row without an answer after which a host is probed; more refusals in a row may have it given up."""
     patience: float
+    """Seconds without a success after which a host is given up."""
     longest_pause: float
+    """Seconds; longest pause that a server can ask for."""
     delay: float = 0.0
+    """Seconds between the starts of two attempts at one host, at least, whatever it allows."""
 
 
 class Health(NamedTuple):
     """What is known of a host; each event makes another value. Times are those of one monotonic clock, in seconds.
 
-    ``limit`` is the number of attempts at once, ``interval`` the time between the starts of two. Nothing starts before
-    ``next_at`` (the interval), ``paused_until`` (a pause after a refusal) and ``probe_at``. Refusals of attempts that
-    started before ``slowed_at`` do not count: the host was slowed down since. ``resumed_at`` is when it last began to
-    let requests through, ``successes`` how many it had let through by then. ``ask_at`` is when a host that is down is
-    asked again.
+    Nothing starts before ``next_at``, ``paused_until`` and ``probe_at``.
     """
 
     policy: Policy
+    """What holds for all hosts."""
     limit: float
+    """Attempts at once; a fraction counts once it has grown to a whole one."""
     interval: float = 0.0
+    """Seconds between the starts of two attempts."""
     next_at: float = 0.0
+    """When the interval after the last start is over."""
     paused_until: float = 0.0
+    """When the pause after a refusal is over."""
     slowed_at: float = -math.inf
+    """When it was last refused and slowed down: refusals of, and answers to, older attempts do not count."""
     refusals: int = 0
+    """Refusals in a row."""
     refused_since: float = 0.0
+    """When the first of them came."""
     resumed_at: float = 0.0
+    """When it last began to let requests through."""
     successes: int = 0
+    """Requests that it had let through by then."""
     patience: float = 0.0
+    """Seconds without a success after which it is given up: more if it has let requests through before."""
     misses: int = 0
+    """Attempts in a row without a connection or an answer."""
     missing_since: float = 0.0
+    """When the first of them was started, or the pause before it ended."""
     probe_at: float = 0.0
+    """When a host that does not answer is asked next."""
     probe_pause: float = _FIRST_PAUSE
+    """Seconds to the probe after that one."""
     ask_at: float | None = None
+    """When a host that is down is asked again; None if it is not down."""
     given_up_at: float = -math.inf
+    """When it was given up: refusals of older attempts do not count."""
 
     @classmethod
     def unknown(cls, policy: Policy, now: float) -> Self:
@@ -136,7 +168,7 @@ class Health(NamedTuple):
     @property
     def at_once(self) -> int:
         """How many attempts may run at once."""
-        if self.refusals or self.misses >= self.policy.failures or self.ask_at is not None:
+        if self.refusals or self._is_probed or self.ask_at is not None:
             return 1
         return int(self.limit)
 
