@@ -117,7 +117,7 @@ class House:
         self.meanwhile: Callable[[], None] = lambda: None
         self.inbox: Inbox = SimpleQueue()
         dispatch = Dispatch(self, self._attempt, self, self.inbox, self.settings, clock=lambda: self.now)
-        self.scheduler = Scheduler(dispatch, self.inbox, self.settings, clock=lambda: self.now, chance=lambda: 1.0)
+        self.scheduler = Scheduler(dispatch, self.inbox, self.settings, chance=lambda: 1.0)
 
     def _attempt(self, job: Job, connection: Connection) -> Result | Unfinished:
         return self.workers[threading.current_thread()].attempt(job, connection)

@@ -86,8 +86,9 @@ class Dispatch:
         *,
         clock: Clock = time.monotonic,
     ) -> None:
-        """``inbox`` takes the messages of other threads."""
+        """``inbox`` takes the messages of other threads; ``clock`` is that of all times."""
         self._workers = workers
+        self.clock = clock
         self._connections = connections
         self._inbox = inbox
         self.ended: deque[Ended] = deque()
@@ -153,7 +154,7 @@ class Dispatch:
             return
         threads = self.threads
         # Turns ahead wait in the executor. With fewer threads in use than it has, it would start them at once.
-        most = threads.now + self._turns_ahead if threads.now == threads.most else threads.now
+        most = threads.current + self._turns_ahead if threads.current == threads.most else threads.current
         while self._for_worker and len(self.turns) < most:
             host = self._for_worker.popleft()
             host.waits_for_worker = False
@@ -211,7 +212,7 @@ class Dispatch:
         """Have a worker go on with its host after its last job, unless another host waits for a worker."""
         host = turn.host
         self.line_up(host, now)
-        wanted = self._for_worker or len(self.turns) > self.threads.now
+        wanted = self._for_worker or len(self.turns) > self.threads.current
         full = host.free <= 0 and host.pace is not None and not host.health.interval and host.opens_at <= now
         if full and host.waiting and not wanted:
             turn.extend(host.take_share(host.at_once))
@@ -227,7 +228,7 @@ class Dispatch:
 
     def is_alone(self, task: Task) -> bool:
         """Tell whether nothing is under way but the attempt at this task."""
-        return self.threads.now == 1 and all(turn.current in (task, None) for turn in self.turns)
+        return self.threads.current == 1 and all(turn.current in (task, None) for turn in self.turns)
 
     def shrink(self, started: float, now: float, *, connecting: bool) -> None:
         """Do less at once for some time, since descriptors have run out: fewer connections, then fewer workers."""
@@ -236,9 +237,11 @@ class Dispatch:
                 host.connections.pop().close()
         if connecting and self._slots.shrink(started, now):
             return
-        kept = int(_WORKERS_KEPT * min(self.threads.now, len(self.turns)))
+        kept = int(_WORKERS_KEPT * min(self.threads.current, len(self.turns)))
         if self.threads.shrink(kept, started, now):
-            _LOG.info("out of file descriptors (ulimit -n): %d downloads at once for the time being", self.threads.now)
+            _LOG.info(
+                "out of file descriptors (ulimit -n): %d downloads at once for the time being", self.threads.current
+            )
 
     def _connect(self, line: deque[Host], now: float, *, retry: bool) -> None:
         while line and self._slots.has_room(now, standing := self._standing(), retry=retry):
@@ -246,7 +249,7 @@ class Dispatch:
             host.waits_for_connection = False
             if not host.may_start(now) or host.lacks <= 0:
                 continue
-            idle = len(self.turns) + standing + self._slots.in_use < self.threads.now
+            idle = len(self.turns) + standing + self._slots.in_use < self.threads.current
             if idle or host.connection_count < self._fair_share():
                 host.connecting.append(self._slots.begin(now, retry=retry))
                 self._connections.connect(host.origin)
@@ -256,7 +259,7 @@ class Dispatch:
         """Return how many connections each host needs to get its part of the workers."""
         hosts = {turn.host for turn in self.turns}
         hosts.update(self._for_worker)
-        return max(1, self.threads.now // max(1, len(hosts)))
+        return max(1, self.threads.current // max(1, len(hosts)))
 
     def _standing(self) -> int:
         """Return how many connections wait for a worker."""

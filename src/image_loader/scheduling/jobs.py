@@ -16,18 +16,17 @@ _LOG = logging.getLogger(__name__)
 
 
 class Jobs:
-    """The jobs, by their hosts; used by the thread that schedules alone.
-
-    ``finished`` are the tasks whose results are final and not yet handed back, ``pending`` is the number of the others.
-    Once it ``is_ending``, nothing is tried again. All times are those of the scheduler's clock, in seconds.
-    """
+    """The jobs, by their hosts; used by the thread that schedules alone. Times are seconds of the scheduler's clock."""
 
     def __init__(self, policy: Policy, dispatch: Dispatch) -> None:
         self._dispatch = dispatch
         self.hosts = Hosts(policy)
         self.finished: list[Task] = []
+        """Tasks whose results are final and not handed back yet."""
         self.pending = 0
+        """How many tasks have no final result."""
         self.is_ending = False
+        """Whether the run is to end: then nothing is tried again."""
 
     def add(self, jobs: Iterable[Job], now: float) -> None:
         """Take jobs; those whose host is down fail at once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Sequence
 from queue import Empty
 
@@ -14,7 +13,7 @@ from image_loader.scheduling.health import Policy
 from image_loader.scheduling.host import Task
 from image_loader.scheduling.jobs import Jobs
 from image_loader.scheduling.judge import Judge
-from image_loader.scheduling.workers import Clock, Turn, TurnNearlyOver, TurnOver
+from image_loader.scheduling.workers import Turn, TurnNearlyOver, TurnOver
 from image_loader.settings import Settings
 
 
@@ -27,11 +26,10 @@ class Scheduler:
         inbox: Inbox,
         settings: Settings,
         *,
-        clock: Clock = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
         """``inbox`` has the messages of other threads; ``chance`` is the jitter of retries, from 0 to 1."""
-        self._clock = clock
+        self._clock = dispatch.clock
         self._inbox = inbox
         self._dispatch = dispatch
         self._ended = dispatch.ended

@@ -41,9 +41,12 @@ class Allowance:
     def __init__(self, most: int, ends_to_grow: int) -> None:
         """``ends_to_grow`` ends for each one that is allowed now, and one more is allowed."""
         self.most = most
-        self.now = most
+        """How many are allowed if there are descriptors for all."""
+        self.current = most
+        """How many are allowed now."""
         self._ends_to_grow = ends_to_grow
         self._ended = 0
+        """Ends since the number changed last."""
         self._shrunk_at = float("-inf")
 
     def shrink(self, to: int, started: float, now: float) -> bool:
@@ -53,17 +56,17 @@ class Allowance:
         """
         if started <= self._shrunk_at:
             return False
-        before, self.now = self.now, max(1, min(to, self.now))
+        before, self.current = self.current, max(1, min(to, self.current))
         self._shrunk_at, self._ended = now, 0
-        return self.now < before
+        return self.current < before
 
     def note_end(self) -> None:
         """Note that one has ended. Now and then, allow one more: there may be descriptors again."""
-        if self.now == self.most:
+        if self.current == self.most:
             return
         self._ended += 1
-        if self._ended >= self._ends_to_grow * self.now:
-            self.now, self._ended = self.now + 1, 0
+        if self._ended >= self._ends_to_grow * self.current:
+            self.current, self._ended = self.current + 1, 0
 
 
 class Slots:
@@ -73,9 +76,13 @@ class Slots:
         """``most`` are made at once."""
         self._allowed = Allowance(most, _CONNECTS_TO_GROW)
         self._expected = _CONNECTIONS_AHEAD * threads
+        """Connections that may stand or be expected."""
         self._young: dict[int, float] = {}
+        """When each of those that will soon stand was begun, by its number."""
         self._old: set[int] = set()
+        """Those that take longer."""
         self._retries: set[int] = set()
+        """Those to hosts that did not answer before."""
         self._number = 0
 
     @property
@@ -86,9 +93,9 @@ class Slots:
     def has_room(self, now: float, standing: int, *, retry: bool = False) -> bool:
         """Tell whether one more may be begun while so many connections are ``standing`` that wait for a worker."""
         self._grow_old(now)
-        if retry and len(self._retries) >= max(1, int(_RETRY_SHARE * self._allowed.now)):
+        if retry and len(self._retries) >= max(1, int(_RETRY_SHARE * self._allowed.current)):
             return False
-        return self.in_use < self._allowed.now and len(self._young) + standing < self._expected
+        return self.in_use < self._allowed.current and len(self._young) + standing < self._expected
 
     def expects(self, now: float) -> bool:
         """Tell whether one that is being made is likely to stand in a moment."""
@@ -116,8 +123,8 @@ class Slots:
 
     def shrink(self, started: float, now: float) -> bool:
         """Make fewer at once, since one that was ``started`` then lacked descriptors; False if it was the only one."""
-        several = self._allowed.now > 1
-        self._allowed.shrink(min(self._allowed.now, self.in_use) // 2, started, now)
+        several = self._allowed.current > 1
+        self._allowed.shrink(min(self._allowed.current, self.in_use) // 2, started, now)
         return several
 
     def _grow_old(self, now: float) -> None:
