@@ -32,15 +32,18 @@ if TYPE_CHECKING:
     from image_loader.scheduling.scheduler import Scheduler
 
 _LOG = logging.getLogger(__name__)
-# What would be imported later, when there may be no file descriptor left for it. With a few downloads there is.
 _WANTED_LATER = ("encodings.unicode_escape", "idna.uts46data", "image_loader.transport.redirects", "ipaddress")
+"""What would be imported later, when there may be no file descriptor left for it."""
 _FEW = 10
-# How soon an interruption is noticed; how long attempts that were cut off get to clean up, and those that have just put
-# their image in place to tell; in seconds.
+"""Downloads; with no more than that, there is one left."""
 _WAIT = 0.1
+"""Seconds to wait for a download to end; an interruption is noticed after that."""
 _BRIEFLY = 0.01
+"""Seconds to wait for one while the next line may have come."""
 _GRACE = 1.2
+"""Seconds that attempts which were cut off get to clean up."""
 _LAST_GRACE = 0.3
+"""Seconds that attempts which have just put their image in place get to tell."""
 
 Store = tuple[Directory, Index]
 """What a run works on."""
@@ -136,12 +139,14 @@ class Run:
         self._tick = tick
         self._known = self._index.known() if settings.delete else None
         self._downloads: _Downloads | None = None
-        # Lines that were read and not decided about yet.
         self._undecided: Sequence[Line] = ()
-        # Jobs that were planned and that the scheduler does not have yet.
+        """Lines that were read and not decided about yet."""
         self._planned: Sequence[Job] = ()
+        """Jobs that were planned and that the scheduler does not have yet."""
         self._new = 0
+        """Files that the jobs of the scheduler are going to make."""
         self._size = 0
+        """Characters of the URLs of these jobs."""
 
     @property
     def wanted(self) -> int:

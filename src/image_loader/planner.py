@@ -29,7 +29,8 @@ from image_loader.url import Url
 
 _LOG = logging.getLogger(__name__)
 
-_SECOND = 10**9  # nanoseconds
+_SECOND = 10**9
+"""Nanoseconds."""
 _READ_MAX = 64_000_000
 """Bytes of images that are compared before downloads go on; reading them takes some tenths of a second."""
 _HEAD = 16384

@@ -83,7 +83,10 @@ class Scheduler:
         return self._jobs.take_finished()
 
     def drop_running(self) -> list[Task]:
-        """Wait no longer for the jobs that run; return them as given up. The other connections are given back."""
+        """Wait no longer for the jobs that run; return them as given up. The other connections are given back.
+
+        Raises as ``advance`` does.
+        """
         self._collect(0.0)
         self._jobs.drop_running(self._clock())
         return self._jobs.take_finished()
