@@ -357,21 +357,17 @@ def _are_sound(types: tuple[type, ...]) -> bool:
     return types == _WITHOUT_IMAGE or all(map(operator.contains, _WITH_IMAGE, types))
 
 
-_Values = Sequence[str | int | float | bytes | bytearray | None]
-
-
-def _bindable(*values: str | int | float | bytearray | None) -> _Values:
-    return ["" if value is None else value for value in values]
+_Values = tuple[str | int | float | bytes | bytearray | None, ...]
 
 
 def _values(row: int, image: Image, key: str | None, now: float) -> _Values:
-    return _bindable(
+    return (
         image.file,
-        key,
+        key or "",
         image.size,
         *_times(image),
-        image.media_type,
-        None if image.sha256 is None else bytearray.fromhex(image.sha256),
+        image.media_type or "",
+        "" if image.sha256 is None else bytearray.fromhex(image.sha256),
         *_answered(image.validators, image.lifetime),
         image.saved,
         image.checked,
@@ -392,14 +388,24 @@ def _times(image: Image) -> tuple[int | None, int | None]:
 
 def _renewal(row: int, renewed: NotModified) -> _Values:
     image, validators, lifetime, checked, *_ = renewed
-    return _bindable(*_answered(validators, lifetime), checked, row, image.size, _integer(image.mtime_ns))
+    return (*_answered(validators, lifetime), checked, row, image.size, _integer(image.mtime_ns))
 
 
-def _answered(validators: Validators, lifetime: Lifetime) -> tuple[str | int | float | bytearray | None, ...]:
+def _answered(validators: Validators, lifetime: Lifetime) -> _Values:
     """Return what the server answered, in the order of the columns."""
     etag, last_modified, target = validators
-    max_age, expires, varies, *others = lifetime
-    return (etag, last_modified, bytearray(target) if target else None, max_age, expires, int(varies), *others)
+    max_age, expires, varies, date, age, redirects_end = lifetime
+    return (
+        etag or "",
+        last_modified or "",
+        bytearray(target) if target else "",
+        "" if max_age is None else max_age,
+        "" if expires is None else expires,
+        int(varies),
+        date,
+        age,
+        "" if redirects_end is None else redirects_end,
+    )
 
 
 def _integer(time_ns: int | None) -> int | None:
