@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asking import BODY, Asking, get, refusal, served, transport
-from conftest import SETTINGS
+from conftest import ENVIRONMENT, SETTINGS
 from exchange import End, Request, head, whole
 from image_loader.errors import DownloadError
-from image_loader.model import Hop, Reason, Redirect
+from image_loader.model import Blame, Hop, Reason, Redirect
 from image_loader.transport import Answer, redirects
 from image_loader.transport import Request as Wanted
 from image_loader.url import parse
@@ -271,6 +274,43 @@ def test_a_condition_goes_only_with_the_request_that_it_is_about(asking: Asking,
         asking.give_back(connection)
     sent = [request.headers.get("if-none-match") for request in (*first.requests, *second.requests)]
     assert sent == ['"1"', None, None, '"1"', None, None]
+
+
+_WITHOUT_DESCRIPTORS = """
+import resource, sys
+from queue import SimpleQueue
+from conftest import SETTINGS
+from image_loader.errors import DownloadError
+from image_loader.transport import Request, Transport
+from image_loader.url import parse
+
+url = parse(sys.argv[1])
+told = SimpleQueue()
+transport = Transport(SETTINGS, lambda origin, result, begun: told.put(result))
+transport.connect(url.origin)
+connection = told.get(timeout=30)
+assert "image_loader.transport.redirects" not in sys.modules
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    transport.exchange(Request(url, {}), connection)
+except DownloadError as error:
+    print(error.failure.retryable, error.failure.blame)
+transport.close()
+"""
+
+
+def test_a_redirect_that_no_descriptor_is_left_for_may_be_followed_later() -> None:
+    with Scripted(leads_to("/b")) as server:
+        finished = subprocess.run(
+            [sys.executable, "-c", _WITHOUT_DESCRIPTORS, server.url("/a")],
+            env=ENVIRONMENT,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+    assert (finished.stdout, finished.stderr) == (f"True {Blame.PROCESS}\n", "")
 
 
 def test_a_redirect_to_a_bad_host_is_told_by_the_exchange(asking: Asking) -> None:

@@ -19,7 +19,7 @@ from image_loader.settings import Settings
 from image_loader.transport import coding, tls
 from image_loader.transport.connection import ClosedUnused, Connection, StaleConnectionError
 from image_loader.transport.connector import Connector, Delivery
-from image_loader.transport.failures import exchange_error
+from image_loader.transport.failures import connect_error, exchange_error
 from image_loader.transport.pool import LoggingPool, PoolAdapter
 from image_loader.transport.response import Response
 from image_loader.transport.routes import Routes, header_lines
@@ -195,6 +195,7 @@ class Transport:
         except BaseException as error:
             watch.close()
             if isinstance(error, StaleConnectionError):
+                _LOG.debug("%s: the server closed a connection before it answered", connection.origin)
                 connection.close()
                 if new:
                     self._closed_unused.note(connection.origin)
@@ -260,8 +261,10 @@ class _Chains:
                 return hop
             if answer.status not in _REDIRECTS:
                 return answer
-            from image_loader.transport import redirects
-
+            try:
+                from image_loader.transport import redirects
+            except OSError as error:
+                raise connect_error(error) from error  # The import takes a descriptor.
             answer.skip()
             if len(hop.redirects) >= self._limit:
                 raise DownloadError(Reason.REDIRECTS, f"more than {self._limit} redirects")

@@ -48,6 +48,8 @@ class PoolAdapter(HTTPAdapter):
         """Close all idle connections; tell whether there were any."""
         with self._lock:
             idle, self._idle = self._idle, OrderedDict()
+        if idle:
+            _LOG.debug("the idle connections to %d hosts are closed", len(idle))
         for each in (connection for connections in idle.values() for connection in connections):
             each.close()
         return bool(idle)
