@@ -1250,7 +1250,7 @@ def test_a_connection_that_comes_after_the_cut_for_a_host_that_waited_for_a_work
     assert [link.origin for link in house.kept].count("http://late") == 2
 
 
-def test_a_run_that_is_cut_off_keeps_the_connections_of_a_host_that_was_given_up_in_its_line() -> None:
+def test_a_run_that_is_cut_off_keeps_the_connections_of_a_host_that_was_given_up_in_its_queue() -> None:
     house = House({"threads": 3, "host_failures": 1, "host_patience": 1.0, "retries": 5})
     house.silent.add("http://dead")
     house.add(*urls("host", 3), *urls("dead", 2))

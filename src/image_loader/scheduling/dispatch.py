@@ -243,9 +243,9 @@ class Dispatch:
                 "out of file descriptors (ulimit -n): %d downloads at once for the time being", self.threads.current
             )
 
-    def _connect(self, line: deque[Host], now: float, *, retry: bool) -> None:
-        while line and self._slots.has_room(now, standing := self._standing(), retry=retry):
-            host = line.popleft()
+    def _connect(self, queue: deque[Host], now: float, *, retry: bool) -> None:
+        while queue and self._slots.has_room(now, standing := self._standing(), retry=retry):
+            host = queue.popleft()
             host.waits_for_connection = False
             if not host.may_start(now) or host.lacks <= 0:
                 continue
