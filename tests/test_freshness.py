@@ -65,6 +65,7 @@ def test_max_age_is_the_lifetime(cache_control: str, seconds: int) -> None:
         "no-cache=set-cookie, max-age=60",
         'max-age=60, NO-CACHE="a"',
         "max-age=60, max-age=90",
+        "max-age=90, max-age=60",
         "max-age",
         "max-age=",
         "max-age=-1",
@@ -244,6 +245,30 @@ def test_a_last_modified_that_is_no_sane_date_gives_no_time(date: str | None) ->
 
 def test_a_last_modified_some_hours_ahead_is_still_sane() -> None:
     assert freshness.modified_time(HOUR_LATER, NOW) == NOW + 3600
+    assert freshness.modified_time(freshness.http_date(NOW + 86400), NOW) == NOW + 86400
+    assert freshness.modified_time(freshness.http_date(NOW + 86401), NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("year", "seconds"), [("68", 3092601600), ("69", -31536000), ("99", 915148800), ("00", 946684800)]
+)
+def test_a_year_of_two_digits_is_between_1969_and_2068(year: str, seconds: int) -> None:
+    begun = -(10.0**9)
+    assert freshness.retry_after({"retry-after": f"Monday, 01-Jan-{year} 00:00:00 GMT"}, begun) == seconds - begun
+
+
+@pytest.mark.parametrize(("timestamp", "second"), [(-1.0, 0.0), (0.0, 0.0), (1.0, 1.0), (1e15, 253402300799.0)])
+def test_a_time_beyond_what_http_can_tell_is_the_nearest_that_it_can(timestamp: float, second: float) -> None:
+    assert freshness.http_date(timestamp) == freshness.http_date(second)
+    assert freshness.retry_after({"retry-after": freshness.http_date(second)}, -1.0) == second + 1
+
+
+def test_the_longest_validator_is_one_of_1024_characters_however_often_it_came() -> None:
+    longest = '"' + "a" * 1022 + '"'
+    for tag in (longest, f"{longest}, {longest}"):
+        assert freshness.validators({"etag": tag}).etag == longest
+    for tag in (f"{longest}a", f"{longest}a, {longest}a"):
+        assert freshness.validators({"etag": tag}).etag is None
 
 
 @given(st.floats(allow_nan=False))
@@ -367,7 +392,7 @@ def test_the_first_of_the_redirects_to_end_bounds_the_lifetime(
     assert lasts(renewed.lifetime) == seconds
 
 
-@pytest.mark.parametrize(("stored", "told"), [('"1"', '"2"'), ('W/"1"', '"2"'), ('"1"', 'W/"2"')])
+@pytest.mark.parametrize(("stored", "told"), [('"1"', '"2"'), ('"2"', '"1"'), ('W/"1"', '"2"'), ('"1"', 'W/"2"')])
 def test_a_304_for_another_etag_renews_nothing(stored: str, told: str) -> None:
     image = IMAGE._replace(validators=Validators(stored, DATE))
     assert freshness.renewed(image, {"etag": told, "last-modified": DATE}, NOW, NOW) is None
@@ -387,7 +412,8 @@ def test_a_304_gives_an_etag_to_an_image_that_had_none_only_with_its_last_modifi
     assert renewed is not None
     assert renewed.validators == Validators('"9"', DATE, b"target")
     assert freshness.renewed(image, {"etag": '"9"'}, NOW, NOW) is None
-    assert freshness.renewed(image, {"etag": '"9"', "last-modified": HOUR_BEFORE}, NOW, NOW) is None
+    for other in (HOUR_BEFORE, HOUR_LATER):
+        assert freshness.renewed(image, {"etag": '"9"', "last-modified": other}, NOW, NOW) is None
     assert freshness.renewed(IMAGE._replace(validators=Validators()), {"etag": '"9"'}, NOW, NOW) is None
 
 
