@@ -391,6 +391,7 @@ try:
         os.open(os.devnull, os.O_RDONLY)
 except OSError:
     pass
+import _lsprof
 """
 
 

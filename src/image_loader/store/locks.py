@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from image_loader.errors import LockedError
 from image_loader.flock import SHARED, takes, wait
 
+_IMPORTING = threading.Lock()
 _PATIENCE = 30.0
 """Seconds to wait for a run that deletes images: it lets others start after some milliseconds."""
 
@@ -104,11 +106,14 @@ def probe(path: str, folder: int, flags: int, mode: int) -> OSError | None:
 @functools.cache
 def _lock_descriptor() -> Callable[..., bool]:
     """Return filelock's function: a run that saves nothing locks nothing, and is spared the time of the import."""
-    try:
-        from filelock import lock_descriptor
-    except ImportError:
-        # Without a file descriptor, libraries cannot be loaded. If there is none, this raises the OSError that says so:
-        # another attempt imports the rest.
-        os.close(os.open(os.sep, os.O_RDONLY | os.O_CLOEXEC))
-        raise
-    return lock_descriptor
+    # One thread at a time: an import that fails, for want of a descriptor, leaves others with half of the package.
+    with _IMPORTING:
+        try:
+            from filelock import lock_descriptor
+        except ImportError as error:
+            # That is how the system's loader of libraries tells of a lack of descriptors.
+            lacks = [code for code in (errno.EMFILE, errno.ENFILE) if os.strerror(code) in str(error)]
+            if lacks:
+                raise OSError(lacks[0], os.strerror(lacks[0])) from error
+            raise
+        return lock_descriptor
