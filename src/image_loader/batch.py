@@ -157,15 +157,18 @@ class Run:
     def outcomes(self, lines: Iterable[Sequence[Line] | None], stop: threading.Event) -> Iterator[Outcome]:
         """Yield the outcomes; whatever ends the run, every line that was read is accounted for."""
         try:
-            yield from self._downloaded(lines, stop)
+            # In groups: an outcome alone would have to pass through all of these generators.
+            for group in self._groups(lines, stop):
+                yield from group
         except Exception:
-            yield from self._interrupted()
+            for group in self._interrupted():
+                yield from group
             raise
         finally:
             # If the caller has closed the iterator, nothing can be yielded, but results still have to be recorded.
             self._cut_off()
 
-    def _downloaded(self, lines: Iterable[Sequence[Line] | None], stop: threading.Event) -> Iterator[Outcome]:
+    def _groups(self, lines: Iterable[Sequence[Line] | None], stop: threading.Event) -> Iterator[Iterable[Outcome]]:
         reading = Reading(lines, stop)
         for read in reading:
             self._undecided = read or ()
@@ -175,7 +178,7 @@ class Run:
         if stop.is_set():
             yield from self._interrupted()
         elif reading.is_whole:
-            yield from self._delete(stop)
+            yield self._delete(stop)
         reading.close()
 
     def _delete(self, stop: threading.Event) -> Iterator[Outcome]:
@@ -186,7 +189,7 @@ class Run:
             self._index.flush()
             yield from removal.delete(self._settings, self._directory, self._index, self._known, stop)
 
-    def _take_on_all(self, stop: threading.Event, wait: float) -> Iterator[Outcome]:
+    def _take_on_all(self, stop: threading.Event, wait: float) -> Iterator[Iterable[Outcome]]:
         """Take on the lines that were read; in parts, with downloads in between, if many files have to be compared."""
         while not stop.is_set():
             if self._undecided:
@@ -195,14 +198,14 @@ class Run:
             if not self._undecided:
                 return
 
-    def _take_on(self) -> Iterator[Outcome]:
+    def _take_on(self) -> Iterator[Iterable[Outcome]]:
         """Yield the outcomes of the lines that need no request, and have the others downloaded."""
         if self._downloads is None:
             plan = self._planner.plan(self._undecided)
         else:
             plan = self._planner.plan(self._undecided, self._downloads.scheduler.down_failure)
         self._undecided, self._planned = plan.rest, plan.jobs
-        yield from plan.outcomes
+        yield plan.outcomes
         if plan.jobs:
             self._download(plan.jobs)
         if self._downloads is not None:
@@ -216,13 +219,13 @@ class Run:
         self._new += sum(job.inode is None for job in jobs)
         self._size += sum(len(job.url.text) for job in jobs)
 
-    def _advance(self, stop: threading.Event, room: int, wait: float) -> Iterator[Outcome]:
+    def _advance(self, stop: threading.Event, room: int, wait: float) -> Iterator[Iterable[Outcome]]:
         """Let downloads go on until at most ``room`` are left. Wait at most ``wait`` seconds for one to end."""
         self._index.tick()
         self._tick(0.0)
         while self._downloads is not None and not stop.is_set():
             scheduler = self._downloads.scheduler
-            yield from self._record(scheduler.advance(wait if self._has_room(room) else _WAIT))
+            yield self._record(scheduler.advance(wait if self._has_room(room) else _WAIT))
             self._index.tick()
             self._tick(scheduler.waits())
             if scheduler.error is not None:
@@ -230,7 +233,7 @@ class Run:
             if self._has_room(room):
                 return
 
-    def _hand_over(self, stop: threading.Event) -> Iterator[Outcome]:
+    def _hand_over(self, stop: threading.Event) -> Iterator[Iterable[Outcome]]:
         """If there are few jobs, start them before waiting for the next line, which may take long."""
         while self._downloads is not None and not stop.is_set():
             scheduler = self._downloads.scheduler
@@ -246,13 +249,13 @@ class Run:
             return False
         return scheduler.pending <= room and (self._size <= self._settings.window_size or not scheduler.pending)
 
-    def _interrupted(self) -> Iterator[Outcome]:
+    def _interrupted(self) -> Iterator[Iterable[Outcome]]:
         """Yield the outcomes of all lines that were read and have none yet, since the run ends."""
         undecided, self._undecided = self._undecided, ()
-        yield from map(outcome.interrupted, undecided)
+        yield map(outcome.interrupted, undecided)
         planned, self._planned = self._planned, ()
-        yield from map(outcome.not_asked, planned)
-        yield from self._cut_off()
+        yield map(outcome.not_asked, planned)
+        yield self._cut_off()
 
     def _cut_off(self) -> list[Outcome]:
         """Give up the downloads that wait, end those that run, and return how each ended."""

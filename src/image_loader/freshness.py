@@ -32,7 +32,6 @@ _LAST_SECOND = 253402300799.0
 # Compiled when they are first used, like all that only answers of servers need: many runs ask for nothing.
 _STRONG_TAG = r'"[\x21\x23-\x7e\x80-\xff]*"'
 _QUOTED = r'"[^"]*"'
-_REPEATED = r"(.+?)(?:, \1)+"
 _FIELD_TEXT = re.compile(r"[\t\x20-\x7e\x80-\xff]+")
 _DELTA_SECONDS = re.compile(r"[0-9]+")
 _DIRECTIVE = re.compile(r"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*)))?(?:[\s,]+|$)""")
@@ -316,13 +315,17 @@ def _once(value: str | None) -> str | None:
     """Return a validator as it can be sent back: it came once or repeatedly, and fits into a header line."""
     if value is None or len(value) > 2 * _VALIDATOR_MAX + 2:
         return None
-    repeated = re.fullmatch(_REPEATED, value) if ", " in value else None
-    value = repeated[1] if repeated else value
+    # Found again before its end, a text is made of equal parts.
+    parted = value + ", "
+    again = (parted + parted).find(parted, 3)
+    value = parted[: again - 2]
     return value if len(value) <= _VALIDATOR_MAX and _FIELD_TEXT.fullmatch(value) else None
 
 
 def _is_ambiguous(etag: str) -> bool:
     """Whether an ETag, as a condition, would be a list of several, or hold for any version (RFC 9110, 13.1.2)."""
+    if "," not in etag:
+        return etag.strip() == "*"
     return "*" in _members(etag) or ('"' in etag and "," in re.sub(_QUOTED, "", etag))
 
 

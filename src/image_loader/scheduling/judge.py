@@ -32,19 +32,19 @@ class Judge:
 
     def conclude(self, ended: Ended, now: float) -> None:
         """Decide what becomes of a task whose attempt, or part of one, has ended."""
-        task, result = ended.task, ended.result
-        task.seconds += ended.seconds
+        task, result, started, seconds = ended
+        task.seconds += seconds
         if task.finished:
             return
         if isinstance(result, Unfinished):
-            self._go_on(task, result.job, ended.started, now)
+            self._go_on(task, result.job, started, now)
             return
         task.attempts += 1
         if isinstance(result, Failure):
-            self.judge(task, result, ended.started, now)
+            self.judge(task, result, started, now)
             return
-        task.host.keep_pace(ended.seconds)
-        self._answered(task.host, ended.started, now)
+        task.host.keep_pace(seconds)
+        self._answered(task.host, started, now)
         self._jobs.finish(task, result, now)
         self._threads.note_end()
 

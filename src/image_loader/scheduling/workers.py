@@ -22,13 +22,8 @@ Attempt = Callable[[Job, Connection], Result | Unfinished]
 Clock = Callable[[], float]
 
 
-class Ended(NamedTuple):
-    """How an attempt, or a part of one, ended: when it was started, and the seconds that it took, by one clock."""
-
-    task: Task
-    result: Result | Unfinished
-    started: float
-    seconds: float
+Ended = tuple[Task, Result | Unfinished, float, float]
+"""How an attempt, or a part of one, ended: when it was started, and the seconds that it took, by one clock."""
 
 
 class TurnOver(NamedTuple):
@@ -96,7 +91,7 @@ class Turn:
             if not self._waiting and self.host.waiting:
                 tell(TurnNearlyOver(self))
             result = attempt(task.job, self.connection)
-            yield Ended(task, result, self.begun, clock() - self.begun)
+            yield task, result, self.begun, clock() - self.begun
             self.current = None
             if isinstance(result, (Failure, Unfinished)) or not self.connection.usable:
                 return
