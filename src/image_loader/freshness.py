@@ -33,8 +33,7 @@ _LAST_SECOND = 253402300799.0
 _STRONG_TAG = r'"[\x21\x23-\x7e\x80-\xff]*"'
 _QUOTED = r'"[^"]*"'
 _FIELD_TEXT = re.compile(r"[\t\x20-\x7e\x80-\xff]+")
-_DELTA_SECONDS = re.compile(r"[0-9]+")
-_DIRECTIVE = re.compile(r"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*)))?(?:[\s,]+|$)""")
+_DIRECTIVE = r"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*)))?(?:[\s,]+|$)"""
 
 _CLOCK = r"(?P<hour>[01][0-9]|2[0-3]):(?P<minute>[0-5][0-9]):(?P<second>[0-5][0-9])"
 _DATES = (
@@ -265,9 +264,9 @@ def _directives(value: str) -> dict[str, str] | None:
     """
     directives: dict[str, str] = {}
     value = value.strip(" \t,")
-    position = 0
+    position, directive = 0, re.compile(_DIRECTIVE)
     while position < len(value):
-        match = _DIRECTIVE.match(value, position)
+        match = directive.match(value, position)
         if match is None:
             return None
         argument = match[2] or match[3] or ""
@@ -280,7 +279,7 @@ def _directives(value: str) -> dict[str, str] | None:
 def _delta_seconds(text: str) -> float | None:
     """Parse RFC 9111's delta-seconds, of any length (``int`` refuses to read more than 4,300 digits)."""
     text = text.strip()
-    if not _DELTA_SECONDS.fullmatch(text):
+    if not (text.isascii() and text.isdigit()):
         return None
     digits = text.lstrip("0") or "0"
     return float(_DELTA_CAP if len(digits) > 10 else min(int(digits), _DELTA_CAP))

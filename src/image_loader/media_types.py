@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
 
 _NAME = r"[!#$%&'*+.^_`|~0-9a-z-]+"
-_ESSENCE = re.compile(rf"({_NAME}/{_NAME})[\t\r\n ]*(?:;.*)?", re.ASCII | re.DOTALL | re.IGNORECASE)
+_ESSENCE = rf"(?ais)({_NAME}/{_NAME})[\t\r\n ]*(?:;.*)?"
 # Up to the next comma that stands in no quoted string; one that is never closed takes the rest (Fetch, 2.2.2).
-_MEMBER = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*(?:"|\\?$))*', re.DOTALL)
+_MEMBER = r'(?s)(?:[^",]|"(?:[^"\\]|\\.)*(?:"|\\?$))*'
 _WHITE_SPACE = "\t\r\n "
 # RFC 6838, 4.2: no name of a subtype is longer. The type is stored for each image.
 _LONGEST = len("image/") + 127
@@ -55,7 +55,7 @@ def essence(content_type: str | None) -> str | None:
     """
     found = None
     for member in _members(content_type or ""):
-        match = _ESSENCE.fullmatch(member)
+        match = re.fullmatch(_ESSENCE, member)
         if match and match[1] != "*/*" and len(match[1]) <= _LONGEST:
             found = match[1].lower()
     return found
@@ -85,9 +85,9 @@ def extension(media_type: str) -> str:
 
 
 def _members(value: str) -> Iterator[str]:
-    start = 0
+    start, member = 0, re.compile(_MEMBER)
     while start <= len(value):
-        match = _MEMBER.match(value, start)
+        match = member.match(value, start)
         end = match.end() if match else len(value)
         yield value[start:end].strip(_WHITE_SPACE)
         start = end + 1

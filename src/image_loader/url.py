@@ -29,8 +29,6 @@ _TO_ENCODE_IN_PATH = r"[^!$-;=@-\[\]_a-z|~]"
 _TO_ENCODE_IN_QUERY = r"[^!$-&(-;=?-~]"
 _LONGEST_HOST = 253  # characters (RFC 1035, 2.3.4)
 _HOST = re.compile(r"(?:[0-9a-z_~!$&'()*+,;=-]{1,63}\.)*[0-9a-z_~!$&'()*+,;=-]{1,63}\.?")
-_ENDS_IN_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
-_PORT = re.compile(r":[0-9]*$")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _DIGEST_SIZE = 16
 # What marks a query as signed, and what then belongs to the signature: Amazon S3 and Google Cloud Storage (version 4,
@@ -81,7 +79,8 @@ class Url(NamedTuple):
         >>> parse("http://Example.com:8080/a.jpg").host, parse("http://[::1]/a.jpg").host
         ('example.com', '[::1]')
         """
-        return _PORT.sub("", self.authority)
+        host, colon, port = self.authority.rpartition(":")
+        return host if colon and "]" not in port else self.authority
 
     @property
     def canonical(self) -> str:
@@ -287,7 +286,17 @@ def _host(text: str) -> str:
     host = text.lower() if text.isascii() and "%" not in text else _domain_to_ascii(text)
     if len(host) > _LONGEST_HOST or not _HOST.fullmatch(host):
         raise ValueError("bad host name")
-    return _ipv4(host) if _ENDS_IN_NUMBER.fullmatch(host) else host
+    return _ipv4(host) if ends_in_number(host) else host
+
+
+def ends_in_number(host: str) -> bool:
+    """Whether a host is no name, but an IPv4 address in some spelling, or nothing at all (WHATWG, host parser).
+
+    >>> ends_in_number("0x7f.1"), ends_in_number("10.0.0.1."), ends_in_number("a.0x"), ends_in_number("1.example")
+    (True, True, True, False)
+    """
+    last = host.removesuffix(".").rpartition(".")[2]
+    return last[:1].isdigit() and (last.isdigit() or re.fullmatch("0x[0-9a-f]*", last) is not None)
 
 
 def _domain_to_ascii(text: str) -> str:

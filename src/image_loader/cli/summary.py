@@ -106,11 +106,12 @@ class Tally:
         self.statuses[outcome.status] += 1
         if outcome.status is Status.SAVED:
             self.bytes_saved += outcome.bytes or 0
-        elif outcome.reason is Reason.WOULD_ASK:
-            self._asks += 1
-        elif outcome.status is Status.FAILED and outcome.reason is not None:
-            self._reasons[outcome.reason] += 1
-            self._add_host(outcome.reason, outcome.url)
+        elif outcome.reason is not None:
+            if outcome.reason is Reason.WOULD_ASK:
+                self._asks += 1
+            elif outcome.status is Status.FAILED:
+                self._reasons[outcome.reason] += 1
+                self._add_host(outcome.reason, outcome.url)
 
     def summary(self, seconds: float) -> list[str]:
         """Return the lines that end a run of so many seconds: its counts, then its failures by reason and host."""

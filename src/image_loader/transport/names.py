@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import threading
 import time
@@ -16,6 +15,7 @@ from image_loader.model import Reason
 from image_loader.transport.addresses import Address
 from image_loader.transport.daemons import Daemons
 from image_loader.transport.failures import connect_error, unknown_name
+from image_loader.url import ends_in_number
 
 Found = tuple[Address, ...]
 """The addresses of a name."""
@@ -28,8 +28,6 @@ _KEPT_FOR = 60.0
 """Seconds for which an answer is kept."""
 _MOST_KEPT = 1000
 """Answers that are kept at most, of about 0.5 kB each."""
-# What may be an IP address in one of the spellings that inet_aton takes, such as 0x7f.1; no name ends in a number.
-_NUMERIC = re.compile(r"\[.*\]|(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
 
 
 class Names:
@@ -56,7 +54,7 @@ class Names:
 
         Return None where that takes a look-up: ``then`` gets ``number`` and the answer, in another thread.
         """
-        if _NUMERIC.fullmatch(host) and (literal := _literal(host)):
+        if (host[:1] == "[" or ends_in_number(host)) and (literal := _literal(host)):
             return literal
         with self._lock:
             if (kept := self._from_memory(host)) is not None:

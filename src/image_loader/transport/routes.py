@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Own header fields that another origin than the list's gets, too: they hold no secret, and some servers want them.
 _HARMLESS = frozenset({"user-agent", "referer", "accept", "accept-language"})
 # Hosts whose URLs requests and urllib3 leave as they are.
-_USUAL_HOST = re.compile(r"[a-z0-9_][a-z0-9._-]*|\[[0-9a-f:.]+\]")
+_USUAL_HOST = r"[a-z0-9_][a-z0-9._-]*|\[[0-9a-f:.]+\]"
 _NETRC_FILES = ("~/.netrc", "~/_netrc")
 """Where requests looks."""
 _MOST_KEPT = 1024
@@ -236,7 +236,7 @@ def _put(fields: dict[str, str], name: str, value: str) -> None:
 
 def _canonical(origin: str) -> str:
     """Return an origin with its host as it goes over the wire."""
-    if _USUAL_HOST.fullmatch(origin.partition("://")[2].rpartition(":")[0] or origin.partition("://")[2]):
+    if re.fullmatch(_USUAL_HOST, origin.partition("://")[2].rpartition(":")[0] or origin.partition("://")[2]):
         return origin
     try:
         return str(requests.Request("GET", origin + "/").prepare().url).removesuffix("/")
