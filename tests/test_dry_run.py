@@ -169,10 +169,9 @@ def test_a_signal_ends_it_while_another_program_keeps_the_index_locked(
 def test_an_index_of_an_earlier_version_is_read_and_stays_as_it_is(loader: Loader, urls: list[str]) -> None:
     index = loader.directory / ".image_loader" / "index.sqlite3"
     with closing(sqlite3.connect(index)) as connection:
-        connection.execute("ALTER TABLE image DROP COLUMN ctime_ns")
-        for name in ("max_age", "expires", "date", "age", "varies"):
+        for name in ("ctime_ns", "lifetime"):
             connection.execute(f"ALTER TABLE image DROP COLUMN {name}")
-        connection.execute("ALTER TABLE image RENAME COLUMN redirects_end TO fresh_until")
+        connection.execute("ALTER TABLE image ADD COLUMN fresh_until REAL")
         connection.execute("PRAGMA user_version = 2")
     before = tree(loader.directory)
     run = loader.run(urls, "--dry-run")

@@ -19,8 +19,10 @@ import pytest
 
 from conftest import ENVIRONMENT, MODULE, Loader, Run, urls_of
 from exchange import Request, Steps, png, whole
+from image_loader import freshness
 from image_loader.lists import naming
 from image_loader.model import Layout
+from image_loader.store.index_file import unpack
 from image_loader.url import parse
 from server import Scripted, Server
 
@@ -141,14 +143,16 @@ def make_older(index: Path) -> None:
     with closing(sqlite3.connect(index)) as database:
         rows = database.execute(
             "SELECT digest, key, name, complete, size, mtime_ns, media_type, sha256, etag, last_modified,"
-            " checked + max_age, saved, checked, target FROM image ORDER BY rowid"
+            " lifetime, saved, checked, target FROM image ORDER BY rowid"
         ).fetchall()
     index.unlink()
     with closing(sqlite3.connect(index)) as database, database:
         database.execute(OLD_SCHEMA)
         database.execute(f"PRAGMA application_id = {0x696D6C64}")
         database.execute("PRAGMA user_version = 2")
-        database.executemany(f"INSERT INTO image VALUES ({','.join('?' * 14)})", rows)
+        for *answer, lifetime, saved, checked, target in rows:
+            row = (*answer, freshness.end(unpack(lifetime), checked), saved, checked, target)
+            database.execute(f"INSERT INTO image VALUES ({','.join('?' * 14)})", row)
 
 
 def test_a_directory_of_version_1_is_fresh_as_a_whole(server: Server, loader: Loader) -> None:

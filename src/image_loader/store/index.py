@@ -6,6 +6,7 @@ import itertools
 import operator
 import os
 import sqlite3
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,13 +42,12 @@ _RENAME = "UPDATE image SET name = ?, complete = ?, mtime_ns = ?, ctime_ns = ? W
 _RECORD = """UPDATE OR IGNORE image SET name = ?, key = coalesce(nullif(?, ''), key), complete = 1,
     size = ?, mtime_ns = ?, ctime_ns = nullif(?, ''),
     media_type = coalesce(nullif(?, ''), media_type), sha256 = coalesce(nullif(?, ''), sha256),
-    etag = nullif(?, ''), last_modified = nullif(?, ''), target = nullif(?, ''), max_age = nullif(?, ''),
-    expires = nullif(?, ''), varies = ?, date = ?, age = ?, redirects_end = nullif(?, ''),
+    etag = nullif(?, ''), last_modified = nullif(?, ''), target = nullif(?, ''), lifetime = ?,
     saved = ?, checked = ? WHERE rowid = ? AND (saved IS NULL OR saved <= ? OR saved > ?)"""
 # Another run may have recorded a newer file by now. These statements are not about that one.
 _TOUCH = "UPDATE image SET mtime_ns = ?, ctime_ns = ? WHERE rowid = ? AND size = ? AND sha256 IS ? AND saved = ?"
 _RENEW = """UPDATE image SET etag = nullif(?, ''), last_modified = nullif(?, ''), target = nullif(?, ''),
-    max_age = nullif(?, ''), expires = nullif(?, ''), varies = ?, date = ?, age = ?, redirects_end = nullif(?, ''),
+    lifetime = ?,
     checked = ? WHERE rowid = ? AND size = ? AND mtime_ns = ?"""
 
 _WITH_IMAGE = tuple(index_file.COLUMNS.values())
@@ -341,11 +341,14 @@ def _record(row: tuple[Any, ...]) -> Record:
     if not _are_sound(tuple(map(type, row))) or "/." in path or "//" in path or "\0" in path:
         raise sqlite3.OperationalError("a row that makes no sense")
     (_, number, name, complete, size, mtime_ns, ctime_ns, media_type, sha256, etag, last_modified, target,
-     max_age, expires, varies, date, age, redirects_end, saved, checked) = row  # fmt: skip
+     lifetime, saved, checked) = row  # fmt: skip
     image = None
     if size is not None:
         validators = Validators(etag, last_modified, target)
-        lifetime = Lifetime(max_age, expires, varies == 1, date, age, redirects_end)
+        try:
+            lifetime = index_file.unpack(lifetime)
+        except struct.error as error:
+            raise sqlite3.OperationalError("a lifetime that makes no sense") from error
         sha256 = sha256 and sha256.hex()
         image = Image(name, size, mtime_ns, ctime_ns, media_type, sha256, validators, lifetime, saved, checked)
     return Record(number, Name(name, complete == 1), image)
@@ -394,18 +397,7 @@ def _renewal(row: int, renewed: NotModified) -> _Values:
 def _answered(validators: Validators, lifetime: Lifetime) -> _Values:
     """Return what the server answered, in the order of the columns."""
     etag, last_modified, target = validators
-    max_age, expires, varies, date, age, redirects_end = lifetime
-    return (
-        etag or "",
-        last_modified or "",
-        bytearray(target) if target else "",
-        "" if max_age is None else max_age,
-        "" if expires is None else expires,
-        int(varies),
-        date,
-        age,
-        "" if redirects_end is None else redirects_end,
-    )
+    return (etag or "", last_modified or "", bytearray(target) if target else "", index_file.pack(lifetime))
 
 
 def _integer(time_ns: int | None) -> int | None:
