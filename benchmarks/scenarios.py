@@ -263,14 +263,17 @@ def wide_50(bench: Bench) -> Iterator[Scenario]:
 
 
 def wide_memory(bench: Bench) -> Iterator[Scenario]:
-    """Show whether memory grows with the hosts: ours alone, images of 100 bytes over TLS."""
+    """Show whether memory grows with the hosts: ours alone, images of 100 bytes over TLS, lists of the same length."""
     make_images(bench.root / "pixel", 1, 100, 100)
+    lines = bench.images * 12
     with resolver(bench.directory, {WIDE: TLS_HOST}) as enter:
-        for count in (bench.images // 5, bench.images * 12):
-            hosts = (bench.server.tls_url(f"many/{n:05d}.png", f"h{n:05d}.{WIDE}") for n in range(count))
-            urls = bench.write_list(f"wide-memory-{count}", hosts)
-            scenario = Scenario(f"wide-memory-{count}", f"memory with {count} hosts", urls, count, bench.wide_limit)
-            yield replace(scenario, peers=(), unit="host", authority=bench.authority, enter=enter)
+        for hosts in (bench.images // 5, lines):
+            names = (f"h{n % hosts:05d}.{WIDE}" for n in range(lines))
+            urls = (bench.server.tls_url(f"many/{n:05d}.png", name) for n, name in enumerate(names))
+            path = bench.write_list(f"wide-memory-{hosts}", urls)
+            title = f"memory with {hosts} hosts, {lines} images"
+            scenario = Scenario(f"wide-memory-{hosts}", title, path, lines, bench.wide_limit)
+            yield replace(scenario, peers=(), authority=bench.authority, enter=enter)
 
 
 def dead(bench: Bench) -> Iterator[Scenario]:
