@@ -36,6 +36,7 @@ PARTS = 256
 WAIT = 60.0
 BEGIN = "with ExitStack() as stack:\n        store = opened("
 """Where ``batch.run`` begins."""
+NO_SPACE = "from image_loader.errors import LoaderError\n    raise LoaderError('no space')"
 
 
 class Cluster:
@@ -478,7 +479,7 @@ def test_a_part_that_kills_its_workers_is_given_up(tmp_path: Path, servers: list
     ("change", "told"),
     [
         (("cluster/files.py", "self.told += 1", "self.told += 2"), "rows are missing; check the disk"),
-        (("batch.py", BEGIN, f"raise LoaderError('no space')\n    {BEGIN}"), "no space"),
+        (("batch.py", BEGIN, f"{NO_SPACE}\n    {BEGIN}"), "no space"),
     ],
     ids=["rows", "fault"],
 )
