@@ -66,7 +66,8 @@ def manual() -> str:
     page.description = "turn a list of image URLs into a directory of whole, current images"
     text = str(page).replace(_VERSION_ENTRY, _HELP_ENTRY + _VERSION_ENTRY)
     sections = dict(map(_section, epilog.strip().split("\n\n")))
-    del sections["ENVIRONMENT"]  # The reference has more of it.
+    for title in ("ENVIRONMENT", "REASONS"):
+        del sections[title]  # The reference has more of it.
     examples = sections.pop("EXAMPLES")
     heading, _, options = text.partition(".SH NAME\n")
     macros, reference = _reference()

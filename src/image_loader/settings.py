@@ -72,7 +72,7 @@ class Settings(NamedTuple):
             "--name-column",
             Column(),
             IMAGES,
-            "the file names are in this column of the table: paths below DIRECTORY",
+            "take each file name from this column of the table; folders may be part of it",
         ),
     ]
     force: Annotated[bool, Option("-f --force", Flag(), IMAGES, "download every image, whether it has changed or not")]
@@ -91,7 +91,7 @@ class Settings(NamedTuple):
             "--skip-existing",
             Flag(),
             IMAGES,
-            "skip images that are there, whatever their headers say; damaged ones are downloaded again",
+            "skip images that are there, whatever their headers say; those that were changed are downloaded again",
         ),
     ]
     ignore_status: Annotated[
@@ -127,7 +127,7 @@ class Settings(NamedTuple):
             "--dry-run",
             Flag(),
             IMAGES,
-            "request and change nothing; log what would be asked for, what is fresh, and what would be deleted",
+            "send no request and change nothing; log what would be asked for, what is fresh, and what would be deleted",
         ),
     ]
     sniff: Annotated[
@@ -136,7 +136,7 @@ class Settings(NamedTuple):
             "--sniff",
             Flag(),
             IMAGES,
-            "decide by the first bytes where Content-Type is missing or generic (--verify implies it)",
+            "where Content-Type is missing or says nothing, decide by the first bytes (--verify implies it)",
         ),
     ]
     verify: Annotated[
@@ -145,7 +145,7 @@ class Settings(NamedTuple):
     max_size: Annotated[int, Option("--max-size", Size(1, 10**12), IMAGES, "largest image to accept")]
     processes: Annotated[
         int,
-        Option("--processes", Whole(1, 1000), LIMITS, "processes to download in; all images of a host come from one"),
+        Option("--processes", Whole(1, 1000), LIMITS, "processes to download in; each host is handled by one of them"),
     ]
     cluster: Annotated[
         str | None,

@@ -44,6 +44,9 @@ environment:
   HTTPS_PROXY, HTTP_PROXY, NO_PROXY         proxies to use
   REQUESTS_CA_BUNDLE                        CA certificates, unless --ca-bundle is given
 
+reasons:
+  man loader                                what each reason of a failure means, and what to do
+
 exit status: 0 all saved, fresh or skipped; 1 some failed; 2 could not start or continue; 130, 143 interrupted
 """
 _HELP = ("-h", "--help")

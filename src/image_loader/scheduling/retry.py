@@ -7,7 +7,7 @@ from image_loader.model import Failure
 BUSY_STATUSES = frozenset({429, 503})
 """The host is busy: these are its refusals, not failures of the image (RFC 6585, 4; RFC 9110, 15.6.4)."""
 TRANSIENT_STATUSES = frozenset({408, 425, 500, 502, 504, 509, 520, 521, 522, 523, 524, 529, 530})
-"""Another attempt at the image may well succeed; those from 520 on are a CDN's words for an origin that failed."""
+"""Another attempt at the image may well succeed; 520 to 530 are a CDN's words for an origin that failed."""
 REFUSALS = 2
 """How often an image may be refused by a busy host that lets others through: after that, it is the image's failure."""
 LATER = 10
