@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from image_loader.scheduling.scheduler import Scheduler
 
 _LOG = logging.getLogger(__name__)
-_WANTED_LATER = ("encodings.unicode_escape", "idna.uts46data", "image_loader.transport.redirects", "ipaddress")
-"""What would be imported later, when there may be no file descriptor left for it."""
+_WANTED_LATER = ("encodings.unicode_escape", "filelock", "idna.uts46data", "image_loader.transport.redirects")
+"""What would be imported later. If file descriptors are few, there may be none left then, and an import that fails in
+the middle leaves modules behind that never work again."""
 _FEW = 10
 """Downloads; with no more than that, there is one left."""
 _WAIT = 0.1
@@ -307,6 +308,7 @@ class _Downloads:
         from image_loader.processors import stay_on_one
         from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, close_delivered
         from image_loader.scheduling.scheduler import Scheduler
+        from image_loader.scheduling.slots import connects_at_most
         from image_loader.scheduling.workers import Workers
         from image_loader.transport import Transport
 
@@ -321,11 +323,12 @@ class _Downloads:
         stack.callback(self._downloader.interrupt)
         dispatch = Dispatch(workers, self._downloader.attempt, self.transport, inbox, settings)
         self.scheduler = Scheduler(dispatch, inbox, settings)
+        self._may_lack_descriptors = connects_at_most(settings) < settings.connects
 
     def add(self, jobs: Sequence[Job]) -> None:
         """Take jobs."""
         self.scheduler.add(jobs)
-        if self.scheduler.pending > _FEW:
+        if self._may_lack_descriptors and self.scheduler.pending > _FEW:
             for module in _WANTED_LATER:
                 importlib.import_module(module)
 

@@ -84,10 +84,11 @@ def of_task(task: Task, ignored: Container[int] = ()) -> Outcome:
     job, result = task.job, task.result
     line, url, attempts, seconds = job.line, job.url.text, task.attempts, task.seconds
     if isinstance(result, (Saved, NotModified)):
-        image, status = result.image, Status.SAVED if isinstance(result, Saved) else Status.FRESH
-        kept = (image.media_type, image.size, image.sha256, attempts, seconds, result.final_url)
-        more = (result.change, result.width, result.height) if isinstance(result, Saved) else ()
-        return Outcome(line, url, image.file, status, None, None, result.http_status, *kept, *more)
+        path, size, _, _, media_type, sha256, *_ = result.image
+        told = (result.http_status, media_type, size, sha256, attempts, seconds, result.final_url)
+        if isinstance(result, NotModified):
+            return Outcome(line, url, path, Status.FRESH, None, None, *told)
+        return Outcome(line, url, path, Status.SAVED, None, None, *told, result.change, result.width, result.height)
     file = job.name.path if job.name.complete else None
     outcome = Outcome(line, url, file, Status.FAILED, attempts=attempts, seconds=seconds)
     if isinstance(result, Locked):

@@ -65,14 +65,17 @@ class Answer:
     connection to whoever passed it in.
     """
 
-    def __init__(self, response: Response, watch: Watch, hop: Hop, requested: float, *, conditional: bool) -> None:
+    def __init__(
+        self, response: Response, watch: Watch, url: Url, requested: float, hop: Hop | None, *, conditional: bool
+    ) -> None:
+        """``hop`` is where redirects have led to, None without any."""
         self._watch = watch
         self._response = response
         self.status = self._response.status
         self.fields = self._response.fields
         self.length = self._response.length
-        self.url = hop.url
-        self.redirects: tuple[Redirect, ...] = hop.redirects
+        self.url = url
+        self.redirects: tuple[Redirect, ...] = () if hop is None else hop.redirects
         self.conditional = conditional
         self.requested = requested
         self.received = time.time()
@@ -190,7 +193,6 @@ class Transport:
         watch = self._watchdog.watch(hop.deadline if hop is not None else None)
         new = not connection.used
         try:
-            hop = hop or Hop(request.url, (), watch.deadline, None)
             found = self._chains.follow(request, hop, connection, watch)
         except BaseException as error:
             watch.close()
@@ -248,13 +250,13 @@ class _Chains:
         self._limit = limit
         self._delay = delay
 
-    def follow(self, request: Request, hop: Hop, connection: Connection, watch: Watch) -> Answer | Hop:
+    def follow(self, request: Request, hop: Hop | None, connection: Connection, watch: Watch) -> Answer | Hop:
         """Ask, and follow redirects as long as this connection leads there."""
         while True:
             try:
                 answer = self._ask(request, hop, connection, watch)
             except StaleConnectionError:
-                if not hop.redirects:
+                if hop is None or not hop.redirects:
                     raise
                 connection.close()
                 watch.check()
@@ -266,6 +268,7 @@ class _Chains:
             except OSError as error:
                 raise connect_error(error) from error  # The import takes a descriptor.
             answer.skip()
+            hop = hop or Hop(request.url, (), watch.deadline)
             if len(hop.redirects) >= self._limit:
                 raise DownloadError(Reason.REDIRECTS, f"more than {self._limit} redirects")
             hop = redirects.follow(request.url, hop, answer.fields, answer.requested, answer.received)
@@ -275,10 +278,10 @@ class _Chains:
             if hop.url.origin != connection.origin or not connection.usable:
                 return hop
 
-    def _ask(self, request: Request, hop: Hop, connection: Connection, watch: Watch) -> Answer:
-        url = hop.url
+    def _ask(self, request: Request, hop: Hop | None, connection: Connection, watch: Watch) -> Answer:
+        url = request.url if hop is None else hop.url
         conditional = bool(request.condition) and request.is_target(url)
-        cookie = _cookie(hop) if hop.cookies is not None else ""
+        cookie = "" if hop is None or hop.cookies is None else _cookie(hop)
         own = url.origin == request.url.origin
         head = self._routes.header_lines(url.origin, url.userinfo, own=own, cookie=cookie)
         last = request.condition if conditional else ""
@@ -286,7 +289,7 @@ class _Chains:
         text = f"GET {prefix}{url.path} HTTP/1.1\r\n{head}{request.fields}{last}\r\n"
         requested = time.time()
         response = connection.ask(text.encode("latin-1"), watch)
-        return Answer(response, watch, hop, requested, conditional=conditional)
+        return Answer(response, watch, url, requested, hop, conditional=conditional)
 
     def _check(self, hop: Hop) -> None:
         try:
