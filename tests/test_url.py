@@ -7,12 +7,15 @@ import re
 import unicodedata
 
 import ada_url
+import idna
+import idna.idnadata
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image_loader.url import Url, parse, printable, redacted, resolve
 
+UNICODE = tuple(map(int, idna.idnadata.__version__.split(".")))
 PIECES = st.lists(
     st.sampled_from(
         [
@@ -158,11 +161,22 @@ def is_meant(text: str, browsers: str | None) -> bool:
     if any(unicodedata.ucd_3_2_0.category(character) == "Cn" for character in text):
         # Each parser knows the characters of some version of Unicode.
         return True
+    if UNICODE < (16,) and not all(map(is_allowed, text)):
+        return True  # UTS 46 of Unicode 16 allows what it did not allow before, such as capitals of Georgian.
     theirs = ada_url.URL(browsers or "http://h")
     if theirs.port == "0":
         return True  # Nothing can connect to it.
     # No look-up takes an empty label or a long one; quotes, braces and backticks are the markup around a URL.
     return not re.fullmatch(r"([\w~!$&'()*+,;=-]{1,63}(\.|$))+", theirs.hostname)
+
+
+def is_allowed(character: str) -> bool:
+    """Whether the tables of ``idna`` allow a character in a host."""
+    try:
+        idna.uts46_remap(character, std3_rules=False)
+    except idna.IDNAError:
+        return False
+    return True
 
 
 @given(TEXTS)
