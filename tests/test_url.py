@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from image_loader.url import Url, parse, printable, redacted, resolve
 
-UNICODE = tuple(map(int, idna.idnadata.__version__.split(".")))
+UNICODE = int(idna.idnadata.__version__.partition(".")[0])
 PIECES = st.lists(
     st.sampled_from(
         [
@@ -151,6 +151,9 @@ def browsers(text: str, base: str | None = None) -> str | None:
 
 def is_meant(text: str, browsers: str | None) -> bool:
     """Whether there is a reason why we do not read a text as browsers do."""
+    if any(unicodedata.ucd_3_2_0.category(character) == "Cn" for character in text):
+        # Each parser knows the characters of some version of Unicode.
+        return True
     url = parsed(text)
     if url is not None:
         # Whether Punycode follows "xn--" is left to the look-up, which finds no such name.
@@ -158,10 +161,7 @@ def is_meant(text: str, browsers: str | None) -> bool:
     if any(unicodedata.category(character) in {"Cc", "Cs"} for character in text):
         # Browsers drop tabs and line ends; in a list, they separate one thing from another. The rest names no image.
         return True
-    if any(unicodedata.ucd_3_2_0.category(character) == "Cn" for character in text):
-        # Each parser knows the characters of some version of Unicode.
-        return True
-    if UNICODE < (16,) and not all(map(is_allowed, text)):
+    if UNICODE < 16 and not all(map(is_allowed, text)):
         return True  # UTS 46 of Unicode 16 allows what it did not allow before, such as capitals of Georgian.
     theirs = ada_url.URL(browsers or "http://h")
     if theirs.port == "0":
