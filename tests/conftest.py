@@ -211,6 +211,13 @@ def _rows(results: Path) -> tuple[Row, ...]:
     return tuple(json.loads(line) for line in results.read_bytes().splitlines())
 
 
+def in_another_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, which can import the modules of the tests."""
+    command = [sys.executable, "-c", code, *arguments]
+    home = Path(__file__).parent
+    return subprocess.run(command, env=ENVIRONMENT, cwd=home, capture_output=True, text=True, check=False, timeout=300)
+
+
 class Loader:
     """Starts the real command, in a home of its own."""
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asking import BODY, Asking, get, refusal, served, transport
-from conftest import ENVIRONMENT, SETTINGS
+from conftest import SETTINGS, in_another_process
 from exchange import End, Request, head, whole
 from image_loader.errors import DownloadError
 from image_loader.model import Blame, Hop, Reason, Redirect
@@ -301,15 +298,7 @@ transport.close()
 
 def test_a_redirect_that_no_descriptor_is_left_for_may_be_followed_later() -> None:
     with Scripted(leads_to("/b")) as server:
-        finished = subprocess.run(
-            [sys.executable, "-c", _WITHOUT_DESCRIPTORS, server.url("/a")],
-            env=ENVIRONMENT,
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
+        finished = in_another_process(_WITHOUT_DESCRIPTORS, server.url("/a"))
     assert (finished.stdout, finished.stderr) == (f"True {Blame.PROCESS}\n", "")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import ssl
-import subprocess
-import sys
 import weakref
 from base64 import b64encode
 from collections.abc import Callable, Iterable
@@ -15,7 +13,7 @@ from typing import Any
 import pytest
 
 from asking import BODY, Asking, get, refusal, seconds, served, transport
-from conftest import ENVIRONMENT, SETTINGS
+from conftest import SETTINGS, in_another_process
 from exchange import Request, head, whole
 from image_loader.errors import OptionError
 from image_loader.model import Reason
@@ -114,15 +112,7 @@ except LoaderError as error:
 
 
 def test_a_bundle_that_no_descriptor_is_left_for_ends_the_run_in_plain_words() -> None:
-    finished = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_DESCRIPTORS],
-        env=ENVIRONMENT,
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    finished = in_another_process(_WITHOUT_DESCRIPTORS)
     assert finished.stdout.endswith("cannot be read: Too many open files; see ulimit -n\n"), finished.stderr
 
 

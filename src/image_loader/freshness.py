@@ -314,7 +314,8 @@ def _once(value: str | None) -> str | None:
     """Return a validator as it can be sent back: it came once or repeatedly, and fits into a header line."""
     if value is None or len(value) > 2 * _VALIDATOR_MAX + 2:
         return None
-    # Found again before its end, a text is made of equal parts.
+    # In two copies of a text, it is found again after its first part if it is that part several times over; else it is
+    # found where the second copy begins.
     parted = value + ", "
     again = (parted + parted).find(parted, 3)
     value = parted[: again - 2]

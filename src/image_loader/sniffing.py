@@ -119,7 +119,7 @@ def text_kind(first: bytes, *, svg: bool) -> str | None:
 
 def is_chunked(first: bytes) -> bool:
     """Whether these bytes begin with the size of a chunk, and the image only after it (RFC 9112, 7.1)."""
-    # To look for an expression that is not compiled takes as long as all other looks at an image's first bytes.
+    # The first byte is compared before: re.match looks its pattern up each time, which takes longer than all the rest.
     chunk = re.match(_CHUNK, first) if first[:1] in _HEX_DIGITS else None
     return chunk is not None and image_type(first[chunk.end() :]) is not None
 

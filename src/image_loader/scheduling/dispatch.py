@@ -13,7 +13,7 @@ from image_loader.errors import DownloadError, LoaderError
 from image_loader.scheduling.host import SHARE_TIME, Host, Task
 from image_loader.scheduling.slots import Allowance, Slots, connects_at_most
 from image_loader.scheduling.timers import Timers
-from image_loader.scheduling.workers import Attempt, Clock, Ended, Means, Turn, TurnNearlyOver, TurnOver
+from image_loader.scheduling.workers import Attempt, Clock, Ended, Tools, Turn, TurnNearlyOver, TurnOver
 from image_loader.settings import Settings
 from image_loader.transport import Connection
 
@@ -93,7 +93,7 @@ class Dispatch:
         self._inbox = inbox
         self.ended: deque[Ended] = deque()
         """Attempts that have ended, for the scheduler to take out."""
-        self._means = Means(attempt, clock, self.ended, inbox.put)
+        self._tools = Tools(attempt, clock, self.ended, inbox.put)
         self.threads = Allowance(settings.threads, _IMAGES_TO_GROW)
         """How many workers are used."""
         # With a delay between two requests, a turn begins at once, and not when a worker comes to it.
@@ -266,7 +266,7 @@ class Dispatch:
         return sum(len(host.connections) for host in self._for_worker)
 
     def _submit(self, host: Host, connection: Connection, now: float) -> None:
-        turn = Turn(host, connection, host.take_share(host.free), self._means)
+        turn = Turn(host, connection, host.take_share(host.free), self._tools)
         self.turns.add(turn)
         host.running += 1
         if host.health.interval:

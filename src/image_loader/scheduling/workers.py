@@ -39,7 +39,7 @@ class TurnNearlyOver(NamedTuple):
     turn: "Turn"
 
 
-class Means(NamedTuple):
+class Tools(NamedTuple):
     """What all turns use."""
 
     attempt: Attempt
@@ -58,9 +58,9 @@ class Turn:
     They stand in a deque: two threads can take from its ends without a lock.
     """
 
-    __slots__ = ("_is_dropped", "_means", "_waiting", "begun", "connection", "current", "host")
+    __slots__ = ("_is_dropped", "_tools", "_waiting", "begun", "connection", "current", "host")
 
-    def __init__(self, host: Host, connection: Connection, tasks: Iterable[Task], means: Means) -> None:
+    def __init__(self, host: Host, connection: Connection, tasks: Iterable[Task], tools: Tools) -> None:
         self.host = host
         self.connection = connection
         self.begun = math.inf
@@ -68,7 +68,7 @@ class Turn:
         self.current: Task | None = None
         """The task whose attempt is under way."""
         self._waiting = deque(tasks)
-        self._means = means
+        self._tools = tools
         self._is_dropped = False
 
     def work(self) -> None:
@@ -76,7 +76,7 @@ class Turn:
 
         An exception is reported with the end of the turn.
         """
-        attempt, clock, ended, tell = self._means
+        attempt, clock, ended, tell = self._tools
         try:
             for each in self._attempts(attempt, clock, tell):
                 ended.append(each)  # At once, and not when the turn is over: other threads take it from there.

@@ -29,7 +29,7 @@ _INTEGER_MAX = 2**63 - 1
 """The largest integer of SQLite."""
 
 # sqlite3 looks for an adapter of each parameter that is None, bytes or bool, which takes a microsecond (CPython 3.11).
-# In what is written for each image, "", bytearray and int stand for them.
+# So statements that run for each image get "" in place of None, bytearray in place of bytes, and int in place of bool.
 _OF_DIGESTS = "rowid IN (SELECT rowid FROM image WHERE digest IN {})"
 _CLAIM = """INSERT INTO image (digest, key, name, complete) SELECT ?, ?, ?, ?
     WHERE NOT EXISTS (SELECT 1 FROM image WHERE key BETWEEN ? AND ?) ON CONFLICT DO NOTHING"""
@@ -47,8 +47,7 @@ _RECORD = """UPDATE OR IGNORE image SET name = ?, key = coalesce(nullif(?, ''), 
 # Another run may have recorded a newer file by now. These statements are not about that one.
 _TOUCH = "UPDATE image SET mtime_ns = ?, ctime_ns = ? WHERE rowid = ? AND size = ? AND sha256 IS ? AND saved = ?"
 _RENEW = """UPDATE image SET etag = nullif(?, ''), last_modified = nullif(?, ''), target = nullif(?, ''),
-    lifetime = ?,
-    checked = ? WHERE rowid = ? AND size = ? AND mtime_ns = ?"""
+    lifetime = ?, checked = ? WHERE rowid = ? AND size = ? AND mtime_ns = ?"""
 
 _WITH_IMAGE = tuple(index_file.COLUMNS.values())
 _WITHOUT_IMAGE = (bytes, int, str, int, *[type(None)] * (len(_WITH_IMAGE) - 4))
