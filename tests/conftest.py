@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import resource
 import shutil
 import signal
 import ssl
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO
@@ -211,11 +212,22 @@ def _rows(results: Path) -> tuple[Row, ...]:
     return tuple(json.loads(line) for line in results.read_bytes().splitlines())
 
 
-def in_another_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def in_another_process(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own, which can import the modules of the tests."""
     command = [sys.executable, "-c", code, *arguments]
-    home = Path(__file__).parent
-    return subprocess.run(command, env=ENVIRONMENT, cwd=home, capture_output=True, text=True, check=False, timeout=300)
+    env, cwd = {**ENVIRONMENT, **environment}, Path(__file__).parent
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+
+
+@contextmanager
+def limited(kind: int, limit: int) -> Iterator[None]:
+    """Lower one of the process's limits (``resource.RLIMIT_*``); its end needs the usual ones."""
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
 
 
 class Loader:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -16,7 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from conftest import ENVIRONMENT, SETTINGS, leftovers, urls_of
+from conftest import SETTINGS, in_another_process, leftovers, urls_of
 from exchange import png
 from image_loader import batch, load, planner
 from image_loader.errors import (
@@ -681,20 +679,18 @@ def test_a_time_that_cannot_be_waited_for_is_refused_or_kept(
 
 _STARVED = """
 import resource, sys
+from conftest import limited
 from image_loader import load
 outcomes = load(sys.argv[2:], sys.argv[1], retries=1, threads=2)
 print(next(outcomes).status, flush=True)
-soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-for outcome in outcomes:
-    print(outcome.status, outcome.reason, flush=True)
-resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))  # The C library opens a file to end a thread, or aborts.
+with limited(resource.RLIMIT_NOFILE, 3):
+    for outcome in outcomes:
+        print(outcome.status, outcome.reason, flush=True)
 """
 
 
 def test_a_process_that_gets_no_descriptor_at_all_comes_to_an_end(server: Server, directory: Path) -> None:
     urls = [server.url("/image/a.png"), *urls_of(server, 3, "failing-once")]
-    command = [sys.executable, "-c", _STARVED, str(directory), *urls]
-    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=15, check=False)
+    ended = in_another_process(_STARVED, str(directory), *urls)
     assert ended.stdout.splitlines() == ["saved", *["failed write"] * 3]
     assert (ended.returncode, ended.stderr) == (0, "")

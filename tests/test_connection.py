@@ -12,7 +12,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from asking import BODY, CHUNKS, Asking, get, refusal, served, transport
+from conftest import limited
 from exchange import PNG, End, Request, head, length, whole
 from image_loader.errors import DownloadError
 from image_loader.model import Blame, Reason
@@ -378,15 +379,9 @@ def test_a_refused_connection_says_so(asking: Asking) -> None:
     assert failure.detail == "Connection refused"
 
 
-@contextmanager
-def no_descriptors() -> Iterator[None]:
+def no_descriptors() -> AbstractContextManager[None]:
     """Have no file or socket opened in this process."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    return limited(resource.RLIMIT_NOFILE, 3)
 
 
 def test_a_netrc_that_lacks_a_descriptor_is_read_later(tmp_path: Path) -> None:

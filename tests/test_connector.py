@@ -24,7 +24,7 @@ import pytest
 import requests
 
 from asking import BODY, Asking, get, refusal, transport
-from conftest import SETTINGS
+from conftest import SETTINGS, limited
 from exchange import whole
 from image_loader.errors import DownloadError, LoaderError
 from image_loader.model import Blame, Reason
@@ -502,12 +502,8 @@ def few_descriptors(number: int) -> Iterator[None]:
     free = [os.open(os.devnull, os.O_RDONLY) for _ in range(number)]
     for each in free:
         os.close(each)
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, limits[1]))
-    try:
+    with limited(resource.RLIMIT_NOFILE, max(free) + 1):
         yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_connection_that_stands_leaves_nothing_of_its_making() -> None:

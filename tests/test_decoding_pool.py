@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from conftest import ENVIRONMENT, MODULE, SETTINGS, Loader, leftovers
+from conftest import ENVIRONMENT, MODULE, SETTINGS, Loader, in_another_process, leftovers
 from exchange import head, length, png
 from image_loader.decoding.pool import Decoders
 from image_loader.errors import DownloadError, OptionError
@@ -374,18 +374,17 @@ def test_without_descriptors_the_process_is_to_blame(make: Callable[..., Decoder
     code = (
         "import resource, sys, time\n"
         "from pathlib import Path\n"
-        "from conftest import SETTINGS\n"
+        "from conftest import SETTINGS, limited\n"
         "from image_loader.decoding.pool import Decoders\n"
         "from image_loader.errors import DownloadError\n"
         "decoders = Decoders(SETTINGS, Path())\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (5, 5))\n"
         "try:\n"
-        f"    decoders.decode({image!r}, time.monotonic() + 60)\n"
+        "    with limited(resource.RLIMIT_NOFILE, 5):\n"
+        f"        decoders.decode({image!r}, time.monotonic() + 60)\n"
         "except DownloadError as error:\n"
         "    print(error.failure.reason, error.failure.retryable, error.failure.blame.name)\n"
     )
-    environment = {**ENVIRONMENT, "PYTHONPATH": f"{ENVIRONMENT['PYTHONPATH']}:{Path(__file__).parent}"}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    run = in_another_process(code)
     assert run.stdout == "write True PROCESS\n", run.stderr
 
 

@@ -19,13 +19,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
-from conftest import CLOCK_STEP, ENVIRONMENT
+from conftest import CLOCK_STEP, ENVIRONMENT, limited
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
 from image_loader.model import Blame, Reason, Resume, Validators
 from image_loader.store import locks
@@ -207,17 +207,6 @@ def is_old(directory: Directory) -> bool:
     state = size_and_time(directory.stat("a.jpg"))
     unchanged = (directory.path / "a.jpg").read_bytes() == b"old" and state == (3, 10**18)
     return unchanged and not partials(directory)
-
-
-@contextmanager
-def limited(kind: int, limit: int) -> Iterator[None]:
-    """Lower one of the process's limits."""
-    soft, hard = resource.getrlimit(kind)
-    resource.setrlimit(kind, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(kind, (soft, hard))
 
 
 # The start

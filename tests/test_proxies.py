@@ -5,20 +5,17 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asking import BODY, SOON, assert_deadline, get, refusal, served, transport
-from conftest import ENVIRONMENT
+from conftest import in_another_process
 from exchange import PNG, End, head, whole
 from image_loader.model import Blame, Failure, Reason
 from server import Scripted, Server, plays, refusing_port, silent_port
@@ -193,9 +190,9 @@ def test_plain_http_goes_through_a_proxy_that_is_spoken_to_by_tls(
 
 
 _WITHOUT_DESCRIPTORS = """
-import importlib, os, resource, sys
+import importlib, resource, sys
 from queue import SimpleQueue
-from conftest import SETTINGS
+from conftest import SETTINGS, limited
 from image_loader.transport import Transport
 
 told = SimpleQueue()
@@ -205,12 +202,10 @@ if sys.argv[1] == "tunnels":
 transport.connect("https://127.0.0.1:1")  # Directly: with this one, the certificates are read.
 told.get(timeout=30)
 assert f"image_loader.transport.{sys.argv[1]}" not in sys.modules
-limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
-assert transport.take("https://images.test") is None
-transport.connect("https://images.test")
-lacking = told.get(timeout=30).failure
-resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+with limited(resource.RLIMIT_NOFILE, 3):
+    assert transport.take("https://images.test") is None
+    transport.connect("https://images.test")
+    lacking = told.get(timeout=30).failure
 transport.connect("https://images.test")
 refused = told.get(timeout=30).failure
 transport.close()
@@ -221,15 +216,8 @@ print(lacking.retryable, lacking.blame, refused.detail)
 @pytest.mark.parametrize("module", ["proxies", "tunnels"])
 def test_what_a_proxy_needs_and_no_descriptor_is_left_for_fails_one_attempt(module: str) -> None:
     with refusing_port() as port:
-        finished = subprocess.run(
-            [sys.executable, "-c", _WITHOUT_DESCRIPTORS, module],
-            env={**ENVIRONMENT, "https_proxy": f"http://127.0.0.1:{port}", "no_proxy": "127.0.0.1"},
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
+        proxies = {"https_proxy": f"http://127.0.0.1:{port}", "no_proxy": "127.0.0.1"}
+        finished = in_another_process(_WITHOUT_DESCRIPTORS, module, **proxies)
         expected = f"True {Blame.PROCESS} the proxy 127.0.0.1:{port}: Connection refused\n"
     assert (finished.stdout, finished.stderr) == (expected, "")
 

@@ -276,7 +276,7 @@ def test_a_condition_goes_only_with_the_request_that_it_is_about(asking: Asking,
 _WITHOUT_DESCRIPTORS = """
 import resource, sys
 from queue import SimpleQueue
-from conftest import SETTINGS
+from conftest import SETTINGS, limited
 from image_loader.errors import DownloadError
 from image_loader.transport import Request, Transport
 from image_loader.url import parse
@@ -287,9 +287,9 @@ transport = Transport(SETTINGS, lambda origin, result, begun: told.put(result))
 transport.connect(url.origin)
 connection = told.get(timeout=30)
 assert "image_loader.transport.redirects" not in sys.modules
-resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 try:
-    transport.exchange(Request(url, {}), connection)
+    with limited(resource.RLIMIT_NOFILE, 3):
+        transport.exchange(Request(url, {}), connection)
 except DownloadError as error:
     print(error.failure.retryable, error.failure.blame)
 transport.close()

@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import pytest
 from PIL import Image
 
-from conftest import Loader, urls_of
+from conftest import Loader, limited, urls_of
 from image_loader.cli import report as reports
 from image_loader.cli.summary import Tally
 from image_loader.errors import DirectoryError, OptionError, ResultsFileError
@@ -281,14 +281,12 @@ def test_the_page_is_replaced_only_when_it_is_whole(images: Path) -> None:
 def test_a_page_that_does_not_fit_leaves_the_old_one_and_nothing_else(images: Path) -> None:
     path = images.parent / "report.html"
     path.write_text("old")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
-        with pytest.raises(ResultsFileError, match=r"report\.html.*File too large"):
+        full = pytest.raises(ResultsFileError, match=r"report\.html.*File too large")
+        with full, limited(resource.RLIMIT_FSIZE, 5000):
             report(images, [saved("a.png")])
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert path.read_text() == "old"
     assert {entry.name for entry in images.parent.iterdir()} == {"images", "report.html"}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ENVIRONMENT
+from conftest import ENVIRONMENT, limited
 from image_loader.cli.results import COLUMNS, FailedFile, ResultsFile
 from image_loader.errors import DirectoryError, OptionError, ResultsFileError
 from image_loader.model import Outcome, Reason, Status
@@ -200,17 +200,15 @@ def test_a_full_disk_is_an_error_that_names_the_file() -> None:
 
 def test_a_row_that_does_not_fit_leaves_no_torn_row(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         with ResultsFile(path) as file:
             file.write(SAVED)
             size = path.stat().st_size
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))
-            with pytest.raises(ResultsFileError, match="File too large"):
+            full = pytest.raises(ResultsFileError, match="File too large")
+            with full, limited(resource.RLIMIT_FSIZE, size + 10):
                 file.write(SAVED)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert path.stat().st_size == size
 

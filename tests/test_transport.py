@@ -97,15 +97,15 @@ def test_a_netrc_in_another_encoding_is_told_of_by_connecting_alone(
 
 
 _WITHOUT_DESCRIPTORS = """
-import os, resource
+import resource
 import requests
-from conftest import SETTINGS
+from conftest import SETTINGS, limited
 from image_loader.errors import LoaderError
 from image_loader.transport import Transport
 
-resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 try:
-    Transport(SETTINGS._replace(ca_bundle=requests.certs.where()), print)
+    with limited(resource.RLIMIT_NOFILE, 3):
+        Transport(SETTINGS._replace(ca_bundle=requests.certs.where()), print)
 except LoaderError as error:
     print(error)
 """
