@@ -298,10 +298,10 @@ class Loader:
         return running
 
     def _environment(self) -> dict[str, str]:
-        """Return the environment, without what would lead the command elsewhere."""
+        """Return the environment, without what would lead the command elsewhere, and with a terminal to draw at."""
         kept = {name: value for name, value in os.environ.items() if not _FOREIGN.fullmatch(name)}
         sources = {"PYTHONPATH": str(SOURCES)} if SOURCES.is_dir() else {}
-        return {**kept, **sources, "HOME": str(self.home)}
+        return {**kept, **sources, "HOME": str(self.home), "TERM": "xterm"}
 
 
 def targets(number: int, behaviour: str = "image", query: str = "") -> list[str]:
