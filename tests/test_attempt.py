@@ -38,7 +38,6 @@ from image_loader.model import (
     Reason,
     Result,
     Saved,
-    Unfinished,
     Validators,
 )
 from image_loader.store.directory import Directory
@@ -73,9 +72,9 @@ class House:
                 result = self.downloader.attempt(job, connection)
             finally:
                 self.asking.give_back(connection)
-            if not isinstance(result, Unfinished):
+            if not isinstance(result, Job):
                 return result
-            job = result.job
+            job = result
 
     def failure(self, job: Job) -> Failure:
         """Make an attempt that fails."""

@@ -32,6 +32,7 @@ from image_loader.store import locks
 from image_loader.store import partial as partial_module
 from image_loader.store.directory import Directory
 from image_loader.store.partial import Partial
+from image_loader.store.root import Held
 
 HOLD = """
 import sys
@@ -1003,7 +1004,7 @@ def test_discarded_partial_file_is_gone(directory: Directory) -> None:
 def test_kept_partial_file_outlasts_another_process_of_the_run(directory: Directory) -> None:
     resume = kept(directory)
     held = directory.held()
-    Directory(directory.path, held._replace(descriptor=os.dup(held.descriptor))).close()
+    Directory(directory.path, Held(os.dup(held.descriptor), held.resolved)).close()
     assert directory.is_kept(resume)
 
 
@@ -1016,7 +1017,7 @@ def test_another_process_of_the_run_takes_no_other_directory(directory: Director
     if instead:
         directory.path.mkdir()
     with pytest.raises(DirectoryError, match=told):
-        Directory(directory.path, held._replace(descriptor=os.dup(held.descriptor)))
+        Directory(directory.path, Held(os.dup(held.descriptor), held.resolved))
     assert not (directory.path / ".image_loader").exists()
     assert directory.path.exists() == instead
 

@@ -17,7 +17,7 @@ import pytest
 
 from conftest import SETTINGS
 from image_loader.errors import DirectoryError, DownloadError
-from image_loader.model import Blame, Failure, Hop, Job, Locked, Name, Reason, Result, Unfinished, Validators
+from image_loader.model import Blame, Failure, Hop, Job, Locked, Name, Reason, Result, Validators
 from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, close_delivered
 from image_loader.scheduling.host import Task
 from image_loader.scheduling.scheduler import Scheduler
@@ -58,7 +58,7 @@ class Worker:
         self.is_over = False
         self._house = house
         self._asks: SimpleQueue[Job | None] = SimpleQueue()
-        self._answers: SimpleQueue[Result | Unfinished | Exception] = SimpleQueue()
+        self._answers: SimpleQueue[Result | Job | Exception] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
         house.workers[self._thread] = self
         self._thread.start()
@@ -68,7 +68,7 @@ class Worker:
     def job(self) -> Job:
         return self.attempts[-1]
 
-    def attempt(self, job: Job, connection: Any) -> Result | Unfinished:
+    def attempt(self, job: Job, connection: Any) -> Result | Job:
         self._asks.put(job)
         result = self._answers.get()
         connection.usable = not self._house.spend_connections
@@ -76,7 +76,7 @@ class Worker:
             raise result
         return result
 
-    def answer(self, result: Result | Unfinished | Exception) -> None:
+    def answer(self, result: Result | Job | Exception) -> None:
         """Let the attempt that is under way end, and the next one begin."""
         self._answers.put(result)
         self._wait()
@@ -119,7 +119,7 @@ class House:
         dispatch = Dispatch(self, self._attempt, self, self.inbox, self.settings, clock=lambda: self.now)
         self.scheduler = Scheduler(dispatch, self.inbox, self.settings, chance=lambda: 1.0)
 
-    def _attempt(self, job: Job, connection: Connection) -> Result | Unfinished:
+    def _attempt(self, job: Job, connection: Connection) -> Result | Job:
         return self.workers[threading.current_thread()].attempt(job, connection)
 
     @property
@@ -189,7 +189,7 @@ class House:
         for _ in range(3):
             self.finished += self.scheduler.advance(0.0)
 
-    def answer(self, result: Result | Unfinished | Exception = ANSWER, host: str = "") -> int:
+    def answer(self, result: Result | Job | Exception = ANSWER, host: str = "") -> int:
         """Let the oldest turn that runs (on ``host``) end, each attempt with ``result``; return how many there were."""
         worker = next(worker for worker in self.running if host in asked(worker.job))
         begun = len(worker.attempts)
@@ -208,7 +208,7 @@ class House:
             if not worker.is_over:
                 worker.answer(ANSWER)
 
-    def step(self, result: Result | Unfinished = ANSWER, host: str = "") -> None:
+    def step(self, result: Result | Job = ANSWER, host: str = "") -> None:
         """Let one attempt end, and its turn go on."""
         worker = next(worker for worker in self.running if host in asked(worker.job))
         self.now += self.pace
@@ -389,9 +389,9 @@ def test_a_pause_that_a_host_asks_for_is_kept_by_one_that_is_probed() -> None:
     assert house.running
 
 
-def to(url: str, job: Job) -> Unfinished:
+def to(url: str, job: Job) -> Job:
     """Return how an attempt goes on that was redirected."""
-    return Unfinished(job._replace(hop=Hop(parse(url), (), deadline=1e9)))
+    return job._replace(hop=Hop(parse(url), (), deadline=1e9))
 
 
 def redirect(house: House, url: str, host: str) -> None:
@@ -1076,7 +1076,7 @@ def test_an_attempt_whose_connection_was_closed_goes_on_with_another_and_costs_n
     house = House({"retries": 0})
     house.add("http://host/a.jpg")
     job = house.running[0].job
-    house.answer(Unfinished(job))
+    house.answer(job)
     assert house.running[0].job == job
     house.answer()
     assert [(end.attempts, end.result) for end in house.finished] == [(1, ANSWER)]

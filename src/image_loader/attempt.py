@@ -17,7 +17,6 @@ from image_loader.model import (
     NotModified,
     Reason,
     Result,
-    Unfinished,
 )
 from image_loader.saving import Saver, final_url, is_whole, redirects_end
 from image_loader.scheduling.retry import BUSY_STATUSES, TRANSIENT_STATUSES
@@ -53,27 +52,27 @@ class Downloader:
         """End the decoding that attempts wait for."""
         self._saver.interrupt()
 
-    def attempt(self, job: Job, connection: Connection) -> Result | Unfinished:
+    def attempt(self, job: Job, connection: Connection) -> Result | Job:
         """Make one attempt at ``job``, or go on with it; raise only what ends the run (``LoaderError``).
 
-        ``connection`` leads to the host that is asked next. If another connection is needed, the result is
-        ``Unfinished``.
+        ``connection`` leads to the host that is asked next. If the attempt needs another connection to go on, return
+        the job for that.
         """
         result = self._result(job, connection)
         if job.resume is not None and isinstance(result, Failure) and result.http_status in _PART_STATUSES:
             self._directory.discard(job.resume.key)  # The next attempt asks for the whole.
         if isinstance(result, Failure) and result.blame is Blame.PROCESS and self._transport.drop_idle():
             # Idle connections may have taken the descriptors; they are closed now.
-            return Unfinished(job)
+            return job
         return result
 
-    def _result(self, job: Job, connection: Connection) -> Result | Unfinished:
+    def _result(self, job: Job, connection: Connection) -> Result | Job:
         try:
             return self._attempt(job, connection)
         except DownloadError as error:
             return error.failure
         except StaleConnectionError:
-            return Unfinished(job)
+            return job
         except LockedError:
             return BEING_SAVED
         except LoaderError:
@@ -82,7 +81,7 @@ class Downloader:
             _LOG.exception("unexpected, please report: %s", redacted(job.url.text))
             return Failure(Reason.PROTOCOL, f"unexpected {type(error).__name__}")
 
-    def _attempt(self, job: Job, connection: Connection) -> Result | Unfinished:
+    def _attempt(self, job: Job, connection: Connection) -> Result | Job:
         if job.resume is not None and not self._directory.is_kept(job.resume):
             job = job._replace(resume=None)  # Another run has removed it or written to it.
         condition = _NONE if job.is_unconditional else _condition(job)
@@ -99,15 +98,15 @@ class Downloader:
         job = job._replace(hop=None, is_unconditional=True)
         # With a delay, every request has to wait for its turn.
         stays = connection.usable and connection.origin == job.url.origin and not self._settings.delay
-        return self._attempt(job, connection) if stays else Unfinished(job)
+        return self._attempt(job, connection) if stays else job
 
-    def _ask(self, job: Job, condition: Mapping[str, str], connection: Connection) -> Result | Unfinished | None:
+    def _ask(self, job: Job, condition: Mapping[str, str], connection: Connection) -> Result | Job | None:
         """Ask once; return None for a 304 that is not about the file in place."""
         fields = _UNCONDITIONAL if job.is_unconditional else self._fields
         target = (job.validators if job.resume is None else job.resume.validators).target
         answer = self._transport.exchange(Request(job.url, fields, condition, target), connection, job.hop)
         if isinstance(answer, Hop):
-            return Unfinished(job._replace(hop=answer))
+            return job._replace(hop=answer)
         with answer:
             resume = job.resume if answer.conditional else None
             if answer.status == 304:

@@ -1,7 +1,7 @@
 """The values that modules hand to one another, from a line of the list to an outcome.
 
-They are named tuples: with frozen dataclasses (Python 3.11), the start of the command took a third longer, and each
-fresh line a quarter.
+Those that there are many of are named tuples: with frozen dataclasses (Python 3.11), the start of the command took a
+third longer, and each fresh line a quarter. The others are plain classes, which are made in a tenth of the time.
 """
 
 # No annotation is a string here, so that making the named tuples takes no evaluation: that would cost a millisecond.
@@ -84,11 +84,12 @@ class Layout(StrEnum):
     PATH = "path"
 
 
-class Columns(NamedTuple):
+class Columns:
     """The columns of a table to read, each by its heading or its number from 1."""
 
-    url: str
-    name: str | None = None
+    def __init__(self, url: str, name: str | None = None) -> None:
+        self.url = url
+        self.name = name
 
 
 class Line(NamedTuple):
@@ -206,28 +207,32 @@ class Resume(NamedTuple):
     """Bytes of the whole image; None if that was not announced."""
 
 
-class Redirect(NamedTuple):
+class Redirect:
     """What is kept of one redirect: the header ``fields`` that say how long it holds.
 
     ``requested`` and ``received`` are the times of the request and of the answer, in seconds since the epoch.
     """
 
-    fields: Mapping[str, str]
-    requested: float
-    received: float
+    def __init__(self, fields: Mapping[str, str], requested: float, received: float) -> None:
+        self.fields = fields
+        self.requested = requested
+        self.received = received
 
 
-class Hop(NamedTuple):
+class Hop:
     """Where redirects have led an attempt so far."""
 
-    url: Url
-    """What it asks next."""
-    redirects: tuple[Redirect, ...]
-    """Those on the way, the first one first."""
-    deadline: float
-    """That of the whole attempt, by the monotonic clock."""
-    cookies: "CookieJar | None" = None
-    """Those that were set on the way."""
+    def __init__(
+        self, url: Url, redirects: tuple[Redirect, ...], deadline: float, cookies: "CookieJar | None" = None
+    ) -> None:
+        self.url = url
+        """What it asks next."""
+        self.redirects = redirects
+        """Those on the way, the first one first."""
+        self.deadline = deadline
+        """That of the whole attempt, by the monotonic clock."""
+        self.cookies = cookies
+        """Those that were set on the way."""
 
 
 class Job(NamedTuple):
@@ -293,10 +298,11 @@ class NotModified(NamedTuple):
     """Where redirects led, without user and password. None without redirects."""
 
 
-class Locked(NamedTuple):
+class Locked:
     """Another run is downloading the same file, or has saved it since this one began; ``detail`` says which."""
 
-    detail: str
+    def __init__(self, detail: str) -> None:
+        self.detail = detail
 
 
 BEING_SAVED = Locked("another run is downloading it")
@@ -326,13 +332,9 @@ class Failure(NamedTuple):
 INTERRUPTED = Failure(Reason.INTERRUPTED, "the run was ended")
 
 
-class Unfinished(NamedTuple):
-    """The attempt goes on, as ``job`` says, once a connection to the host that it asks next stands."""
-
-    job: Job
-
-
 Result = Saved | NotModified | Locked | Failure
+"""How an attempt ended. In its place is a ``Job`` if the attempt goes on, as that says, once a connection stands to the
+host that it asks next."""
 
 
 class Outcome(NamedTuple):

@@ -1,12 +1,13 @@
 """What an option is: its names, what values it takes, its help; and the kinds of values there are."""
 
-# No annotation is a string here: see ``model``.
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from image_loader.errors import OptionError
 from image_loader.url import redacted
@@ -335,27 +336,17 @@ class Address(Name):
 Kind = Flag | Whole | Seconds | Statuses | HeaderText | Headers | Choice | Column | Name
 
 
-class Option(NamedTuple):
-    """One option or argument.
+class Option:
+    """One option or argument: its values, the heading that it has in the help, and its line there."""
 
-    ``names`` are those on the command line, the long one last; ``name`` is the one in Python, if it is not the same.
-    """
-
-    names: str
-    kind: Kind
-    group: str
-    help: str
-    name: str | None = None
-
-    @property
-    def flags(self) -> list[str]:
-        """Its names on the command line."""
-        return self.names.split()
-
-    @property
-    def keyword(self) -> str:
-        """Its name in Python."""
-        return self.name or self.flags[-1].lstrip("-").replace("-", "_").lower()
+    def __init__(self, names: str, kind: Kind, group: str, help: str, keyword: str = "") -> None:  # noqa: A002
+        self.flags = names.split()
+        """Its names on the command line, the long one last."""
+        self.kind = kind
+        self.group = group
+        self.help = help
+        self.keyword = keyword or self.flags[-1].lstrip("-").replace("-", "_").lower()
+        """Its name in Python, like the last one on the command line unless it is given."""
 
     @property
     def takes_value(self) -> bool:

@@ -1,11 +1,11 @@
 """What to do about each line: nothing, since it is no URL, came before or is fresh; or a job."""
 
-# No annotation is a string here: see ``model``.
+from __future__ import annotations
+
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from image_loader import freshness, outcome
 from image_loader.formats import EXTENSIONS, UNKNOWN_EXTENSION
@@ -41,32 +41,32 @@ Verdict = Callable[[str], Failure | None]
 """Returns the failure of all images of an origin that is down; None if the origin may be asked."""
 
 
-class Beginning(NamedTuple):
-    """What was there when the run began, seen before anything was changed.
+class Beginning:
+    """What was there when the run began, seen before anything was changed."""
 
-    Where there was no index (``first_run``), images are found again by their names. Where there was one, those that it
-    does not know are another's. ``index_lost`` says that the images may be ours all the same.
-    """
-
-    first_run: bool
-    index_lost: bool
+    def __init__(self, *, first_run: bool, index_lost: bool) -> None:
+        self.first_run = first_run
+        """Whether there was no index. Then images are found again by their names. Otherwise, those that it does not
+        know are another's."""
+        self.index_lost = index_lost
+        """Whether there was no index, but the images may be ours all the same."""
 
 
 def beginning(directory: View, index: Index) -> Beginning:
     """Return what is there."""
     first_run = index.is_empty() and not directory.is_empty()
-    return Beginning(first_run, first_run and not directory.is_new)
+    return Beginning(first_run=first_run, index_lost=first_run and not directory.is_new)
 
 
-class Plan(NamedTuple):
-    """What becomes of a group of lines: ``outcomes`` of those that need no request, ``jobs`` of the others.
+class Plan:
+    """What becomes of a group of lines."""
 
-    ``rest`` are those that were not decided about, since many files had to be read: they are to be planned later.
-    """
-
-    outcomes: list[Outcome]
-    jobs: list[Job]
-    rest: list[Line]
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        """Of those that need no request."""
+        self.jobs: list[Job] = []
+        self.rest: list[Line] = []
+        """Those that were not decided about, since many files had to be read: they are to be planned later."""
 
 
 class Planner:
@@ -76,7 +76,7 @@ class Planner:
         self._settings = settings
         self._directory = directory
         self._index = index
-        self._first_run, self._index_lost = found
+        self._found = found
         self._renamer = None
         if settings.name_column is not None and isinstance(directory, Directory):
             from image_loader.renaming import Renamer
@@ -89,7 +89,7 @@ class Planner:
 
     def plan(self, group: Sequence[Line], verdict: Verdict = lambda _: None) -> Plan:
         """Decide about a group of lines, with a few queries for all of them and a look at each file."""
-        plan = Plan([], [], [])
+        plan = Plan()
         self._states.clear()
         self._read = 0
         urls: dict[bytes, tuple[Line, Url]] = {}
@@ -159,7 +159,7 @@ class Planner:
                 yield preferred
         elif self._state(preferred.path) is None:
             yield preferred
-        elif self._first_run:
+        elif self._found.first_run:
             hashed = next(names)
             yield from self._in_place(hashed)
             yield from (preferred, hashed)
@@ -167,7 +167,7 @@ class Planner:
 
     def _in_place(self, hashed: Name) -> Iterator[Name]:
         """Return the names under which an image of this URL may have been saved, if the index was lost."""
-        return self._standing(hashed) if self._index_lost else iter(())
+        return self._standing(hashed) if self._found.index_lost else iter(())
 
     def _standing(self, name: Name) -> Iterator[Name]:
         """Yield the names of files that stand under a name, with whatever extension where it has none."""
@@ -208,7 +208,7 @@ class Planner:
         if self._explains:
             why = _request_shown(validators, state, changed=image is None and record.image is not None)
             _LOG.debug("line %d: %s: %s", line.number, name.path, "asked for, by force" if settings.force else why)
-        adopted = image is not None and not self._index_lost
+        adopted = image is not None and not self._found.index_lost
         foreign = unknown and not adopted and not naming.has_hash(url, name.path)
         inode = None if state is None else state.st_ino
         sha256 = None if record.image is None else record.image.sha256
@@ -242,7 +242,7 @@ class Planner:
         may have been cut off. None if the time is in the future: some servers answer 304 to any such date.
         """
         time_saved = state.st_mtime_ns / 1e9
-        if not self._first_run or url.digest not in self._claimed:
+        if not self._found.first_run or url.digest not in self._claimed:
             return None
         if state.st_mtime_ns % _SECOND or time_saved > now or not self._begins_like_image(path):
             return None

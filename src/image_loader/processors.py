@@ -62,4 +62,4 @@ def _has_interpreter_lock() -> bool:
 def _current() -> int:
     """Return the processor that this thread runs on (``proc_pid_stat(5)``, field 39)."""
     # The second field, the name of the program, is in parentheses and may hold anything.
-    return int(Path("/proc/thread-self/stat").read_text("ascii", "replace").rpartition(")")[2].split()[36])
+    return int(Path("/proc/thread-self/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[36])

@@ -1,13 +1,14 @@
 """An answer's body becomes an image: its announcement and its bytes are checked, and it is put in place."""
 
-# No annotation is a string here: see ``model``.
+from __future__ import annotations
+
 import hashlib
 import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from image_loader import freshness, media_types, sniffing
 from image_loader.errors import DownloadError
@@ -26,12 +27,13 @@ _GZIP = b"\x1f\x8b\x08"
 _CONTENT_RANGE = r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})"  # compiled with the first part
 
 
-class _Body(NamedTuple):
+class _Body:
     """The body of an answer; ``size`` is that of the whole image in bytes, None where it is not announced."""
 
-    pieces: Iterable[bytes]
-    media_type: str
-    size: int | None
+    def __init__(self, pieces: Iterable[bytes], media_type: str, size: int | None) -> None:
+        self.pieces = pieces
+        self.media_type = media_type
+        self.size = size
 
 
 _Range = tuple[int, int, int]
@@ -201,7 +203,7 @@ def _check_end(partial: Partial, answer: Answer) -> None:
         raise DownloadError(Reason.TRUNCATED, detail, http_status=answer.status, retryable=True)
 
 
-def _decoders(settings: Settings, processors: frozenset[int], directory: Directory) -> "Decoders":
+def _decoders(settings: Settings, processors: frozenset[int], directory: Directory) -> Decoders:
     """Return the decoders. They are imported only here, since most runs need none."""
     from image_loader.decoding.pool import Decoders
 

@@ -1,13 +1,14 @@
 """Hands out connections to the hosts whose jobs may start, and turns to workers once a connection stands."""
 
-# No annotation is a string here: see ``model``.
+from __future__ import annotations
+
 import logging
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from image_loader.errors import DownloadError, LoaderError
 from image_loader.scheduling.host import SHARE_TIME, Host, Task
@@ -26,12 +27,13 @@ _IMAGES_TO_GROW = 20
 """Images that each worker has to fetch then, before there is one worker more."""
 
 
-class Connected(NamedTuple):
+class Connected:
     """What came of making a connection to an origin, and when that was begun, by the scheduler's clock."""
 
-    origin: str
-    result: Connection | DownloadError | LoaderError
-    started: float
+    def __init__(self, origin: str, result: Connection | DownloadError | LoaderError, started: float) -> None:
+        self.origin = origin
+        self.result = result
+        self.started = started
 
 
 Message = Connected | TurnOver | TurnNearlyOver
@@ -50,24 +52,25 @@ def close_delivered(inbox: Inbox) -> None:
                     turn.connection.close()
 
 
-class Connections(Protocol):
-    """What makes connections, and keeps those that wait for their next request."""
+if TYPE_CHECKING:
 
-    def connect(self, origin: str) -> None:
-        """Begin to make a connection; a ``Connected`` tells what comes of it."""
+    class Connections(Protocol):
+        """What makes connections, and keeps those that wait for their next request."""
 
-    def take(self, origin: str) -> Connection | None:
-        """Return a connection to an origin that is kept."""
+        def connect(self, origin: str) -> None:
+            """Begin to make a connection; a ``Connected`` tells what comes of it."""
 
-    def give_back(self, connection: Connection) -> None:
-        """Keep a connection, or close it."""
+        def take(self, origin: str) -> Connection | None:
+            """Return a connection to an origin that is kept."""
 
+        def give_back(self, connection: Connection) -> None:
+            """Keep a connection, or close it."""
 
-class Executor(Protocol):
-    """What does work in other threads."""
+    class Executor(Protocol):
+        """What does work in other threads."""
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Have a thread do some work. Raises ``OutOfThreadsError``."""
+        def submit(self, work: Callable[[], None]) -> None:
+            """Have a thread do some work. Raises ``OutOfThreadsError``."""
 
 
 class Dispatch:

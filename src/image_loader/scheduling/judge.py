@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from image_loader.model import INTERRUPTED, Blame, Failure, Job, Unfinished
+from image_loader.model import INTERRUPTED, Blame, Failure, Job
 from image_loader.scheduling import retry
 from image_loader.scheduling.dispatch import Dispatch
 from image_loader.scheduling.host import Host, Task
@@ -36,8 +36,8 @@ class Judge:
         task.seconds += seconds
         if task.finished:
             return
-        if isinstance(result, Unfinished):
-            self._go_on(task, result.job, started, now)
+        if isinstance(result, Job):
+            self._go_on(task, result, started, now)
             return
         task.attempts += 1
         if isinstance(result, Failure):

@@ -1,6 +1,7 @@
 """The workers and their turns: several jobs of one host, done one after the other on one connection."""
 
-# No annotation is a string here: see ``model``.
+from __future__ import annotations
+
 import logging
 import math
 import sys
@@ -8,48 +9,56 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import NamedTuple
 
 from image_loader.errors import OutOfThreadsError
-from image_loader.model import Failure, Job, Result, Unfinished
+from image_loader.model import Failure, Job, Result
 from image_loader.scheduling.host import Host, Task
 from image_loader.transport import Connection
 
 _LOG = logging.getLogger(__name__)
 
-Attempt = Callable[[Job, Connection], Result | Unfinished]
+Attempt = Callable[[Job, Connection], Result | Job]
 """Makes one attempt at a job, or the next part of one, on a connection that stands."""
 Clock = Callable[[], float]
 
 
-Ended = tuple[Task, Result | Unfinished, float, float]
+Ended = tuple[Task, Result | Job, float, float]
 """How an attempt, or a part of one, ended: when it was started, and the seconds that it took, by one clock."""
 
 
-class TurnOver(NamedTuple):
+class TurnOver:
     """A worker is done with its turn; ``error`` is what ended it early, and is no failure of a job."""
 
-    turn: "Turn"
-    error: BaseException | None
+    __match_args__ = ("turn", "error")
+
+    def __init__(self, turn: Turn, error: BaseException | None) -> None:
+        self.turn = turn
+        self.error = error
 
 
-class TurnNearlyOver(NamedTuple):
+class TurnNearlyOver:
     """A worker begins with the last job of its turn, and could be given more."""
 
-    turn: "Turn"
+    __match_args__ = ("turn",)
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
 
 
-class Tools(NamedTuple):
+class Tools:
     """What all turns use."""
 
-    attempt: Attempt
-    """Makes one attempt."""
-    clock: Clock
-    """The scheduler's clock."""
-    ended: deque[Ended]
-    """Takes the attempts that have ended; adding one wakes no thread."""
-    tell: Callable[[TurnOver | TurnNearlyOver], None]
-    """Tells the scheduling thread, and wakes it."""
+    def __init__(
+        self, attempt: Attempt, clock: Clock, ended: deque[Ended], tell: Callable[[TurnOver | TurnNearlyOver], None]
+    ) -> None:
+        self.attempt = attempt
+        """Makes one attempt."""
+        self.clock = clock
+        """The scheduler's clock."""
+        self.ended = ended
+        """Takes the attempts that have ended; adding one wakes no thread."""
+        self.tell = tell
+        """Tells the scheduling thread, and wakes it."""
 
 
 class Turn:
@@ -76,24 +85,25 @@ class Turn:
 
         An exception is reported with the end of the turn.
         """
-        attempt, clock, ended, tell = self._tools
+        ended, tell = self._tools.ended, self._tools.tell
         try:
-            for each in self._attempts(attempt, clock, tell):
+            for each in self._attempts():
                 ended.append(each)  # At once, and not when the turn is over: other threads take it from there.
         finally:
             tell(TurnOver(self, sys.exception()))
             if self._is_dropped:
                 self.connection.close()
 
-    def _attempts(self, attempt: Attempt, clock: Clock, tell: Callable[[TurnNearlyOver], None]) -> Iterator[Ended]:
+    def _attempts(self) -> Iterator[Ended]:
+        attempt, clock = self._tools.attempt, self._tools.clock
         while (task := self._next()) is not None:
             self.current, self.begun = task, clock()
             if not self._waiting and self.host.waiting:
-                tell(TurnNearlyOver(self))
+                self._tools.tell(TurnNearlyOver(self))
             result = attempt(task.job, self.connection)
             yield task, result, self.begun, clock() - self.begun
             self.current = None
-            if isinstance(result, (Failure, Unfinished)) or not self.connection.usable:
+            if isinstance(result, (Failure, Job)) or not self.connection.usable:
                 return
 
     def extend(self, tasks: Iterable[Task]) -> None:

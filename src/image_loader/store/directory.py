@@ -16,8 +16,7 @@ from image_loader.errors import DirectoryError, DownloadError, OutOfInodesError
 from image_loader.model import Image, Resume
 from image_loader.store import locks
 from image_loader.store.partial import Partial, Partials, make_folders
-from image_loader.store.partitions import require_one_machine
-from image_loader.store.root import HIDDEN, PARTIALS, Held, Root, available_inodes, directory_error
+from image_loader.store.root import HIDDEN, PARTIALS, PARTITIONS_NOTE, Held, Root, available_inodes, directory_error
 
 __all__ = ["Directory", "Partial", "is_as_recorded"]
 
@@ -122,7 +121,7 @@ class ReadOnlyDirectory(View):
         self.path = path
         try:
             self._root = Root(path)
-            require_one_machine(self._root)
+            _require_one_machine(self._root)
             self.hidden = Path(self._root.resolved) / HIDDEN
             self.is_new = not self.hidden.exists()
             self.max_name_bytes = _max_name_bytes(self._root.descriptor)
@@ -182,7 +181,7 @@ class Directory(View):
             self._root = Root(path, held)
         except OSError as error:
             raise _cannot_start(path, error) from error
-        require_one_machine(self._root)
+        _require_one_machine(self._root)
         if held is not None:
             self._root.check_place()
         self.hidden = Path(self._root.resolved) / HIDDEN
@@ -329,6 +328,12 @@ def _cannot_start(path: Path, error: OSError) -> DirectoryError | DownloadError:
             if available_inodes(os.path.dirname(os.path.abspath(subject))) == 0:  # noqa: PTH100, PTH120
                 return OutOfInodesError(path, 1, 0)
     return directory_error(subject, error)
+
+
+def _require_one_machine(root: Root) -> None:
+    """Raise ``DirectoryError`` for a directory that a cluster has filled."""
+    if os.path.lexists(root.place(PARTITIONS_NOTE)):
+        raise DirectoryError(f"{root.path}: was filled with --cluster; use --cluster, or name another directory")
 
 
 def _times(state: os.stat_result) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """The index: what is known of each image between runs, and which name belongs to which URL."""
 
-# No annotation is a string here: see ``model``.
+from __future__ import annotations
+
 import functools
 import itertools
 import operator
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from image_loader.errors import IndexFileError
 from image_loader.model import Image, Lifetime, Name, NotModified, Record, Validators
@@ -53,15 +54,16 @@ _WITH_IMAGE = tuple(index_file.COLUMNS.values())
 _WITHOUT_IMAGE = (bytes, int, str, int, *[type(None)] * (len(_WITH_IMAGE) - 4))
 
 
-class Known(NamedTuple):
+class Known:
     """What an index had at some time."""
 
-    images: int
-    """How many there were."""
-    last_row: int
-    """The number of the last row; 0 without rows."""
-    since: float
-    """Seconds since the epoch: that time."""
+    def __init__(self, images: int, last_row: int, since: float) -> None:
+        self.images = images
+        """How many there were."""
+        self.last_row = last_row
+        """The number of the last row; 0 without rows."""
+        self.since = since
+        """Seconds since the epoch: that time."""
 
 
 class Index:

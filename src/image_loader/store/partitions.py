@@ -7,10 +7,8 @@ from pathlib import Path
 
 from image_loader.errors import DirectoryError
 from image_loader.flock import ALONE, takes, wait
-from image_loader.store.root import HIDDEN, PARTIALS, Root, directory_error
+from image_loader.store.root import HIDDEN, PARTIALS, PARTITIONS_NOTE, Root, directory_error
 
-NOTE = f"{HIDDEN}/partitions"
-"""The file that says how many parts there are; no other directory has it."""
 _DRIVER = f"{HIDDEN}/driver"
 """The file whose lock the driver holds."""
 _RUNS = f"{HIDDEN}/cluster"
@@ -18,17 +16,11 @@ _RUNS = f"{HIDDEN}/cluster"
 _LOCKS = f"{HIDDEN}/locks"
 """The folder that has one file for each part; who works on the part holds its lock."""
 _NOTE_SIZE = 64
-"""Bytes to read of ``NOTE``; no number is longer."""
+"""Bytes to read of ``PARTITIONS_NOTE``; no number is longer."""
 _PATIENCE = 2.0
 """Seconds to wait for the lock of the driver: a worker that tries it holds it for a moment."""
 _OPEN_LOCK = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAKE_LOCK = _OPEN_LOCK | os.O_CREAT
-
-
-def require_one_machine(root: Root) -> None:
-    """Raise ``DirectoryError`` for a directory that a cluster has filled."""
-    if os.path.lexists(root.place(NOTE)):
-        raise DirectoryError(f"{root.path}: was filled with --cluster; use --cluster, or name another directory")
 
 
 def name(partition: int) -> str:
@@ -53,7 +45,7 @@ class Partitions:
         try:
             path.mkdir(parents=True, exist_ok=True)
             root = Root(path)
-            if os.path.lexists(root.place(PARTIALS)) and not os.path.lexists(root.place(NOTE)):
+            if os.path.lexists(root.place(PARTIALS)) and not os.path.lexists(root.place(PARTITIONS_NOTE)):
                 raise DirectoryError(
                     f"{path}: was filled without --cluster; leave --cluster out, or name another directory"
                 )
@@ -65,7 +57,7 @@ class Partitions:
         except OSError as error:
             raise directory_error(os.fspath(error.filename or path), error) from error
         try:
-            _check_count(path, Path(root.place(NOTE)), count)
+            _check_count(path, Path(root.place(PARTITIONS_NOTE)), count)
         except BaseException:
             self.close()
             raise

@@ -2,14 +2,14 @@
 # Paths are strings: see the rules in docs/architecture.rst.
 # ruff: noqa: PTH116, PTH118
 
-# No annotation is a string here: see ``model``.
+from __future__ import annotations
+
 import errno
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
 
 from image_loader.errors import DirectoryError, DownloadError, OutOfInodesError, is_out_of_descriptors
 from image_loader.model import Blame, Reason
@@ -18,6 +18,8 @@ HIDDEN = ".image_loader"
 """The folder of DIRECTORY that is ours."""
 PARTIALS = HIDDEN + "/partial"
 """The folder of the partial files."""
+PARTITIONS_NOTE = HIDDEN + "/partitions"
+"""The file that says how many parts a cluster works on; no other directory has it."""
 
 NAME_REFUSED = frozenset({errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG})
 """What a file system answers to a name that it does not take."""
@@ -68,13 +70,14 @@ class Translating:
             raise self._meaning(error) from error
 
 
-class Held(NamedTuple):
+class Held:
     """DIRECTORY as another process has opened it."""
 
-    descriptor: int
-    """Its number in this process, which has inherited it."""
-    resolved: str
-    """Where the directory was then: an absolute path without links."""
+    def __init__(self, descriptor: int, resolved: str) -> None:
+        self.descriptor = descriptor
+        """Its number in this process, which has inherited it."""
+        self.resolved = resolved
+        """Where the directory was then: an absolute path without links."""
 
 
 class Root:

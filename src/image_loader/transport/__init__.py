@@ -274,7 +274,8 @@ class _Chains:
             hop = redirects.follow(request.url, hop, answer.fields, answer.requested, answer.received)
             self._check(hop)
             if self._delay:
-                return hop._replace(deadline=hop.deadline + self._delay)
+                hop.deadline += self._delay
+                return hop
             if hop.url.origin != connection.origin or not connection.usable:
                 return hop
 

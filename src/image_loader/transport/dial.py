@@ -1,13 +1,14 @@
 """One connection under way, step by step: look-up, TCP connect to one of the addresses, TLS handshake; or a tunnel."""
 
-# No annotation of a named tuple is a string here, but where its name is not known yet: see ``model``.
+from __future__ import annotations
+
 import selectors
 import socket
 import ssl
 import time
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from image_loader.errors import DownloadError, LoaderError, was_stopped
 from image_loader.model import Blame, Reason
@@ -39,25 +40,39 @@ class Phase(Enum):
     """The connection is handed over."""
 
 
-class Tools(NamedTuple):
+class Tools:
     """What all connections of a run are made with."""
 
-    selector: selectors.BaseSelector
-    names: Names
-    tunnels: Daemons
-    handshakes: Handshakes
-    timeout: float
-    """Seconds that each step may take."""
-    max_time: float
-    """Seconds that all of them may take."""
-    public_only: bool
-    """Whether a name is refused if one of its addresses is not public."""
-    tell: Callable[..., None]
-    """Has the dial of a number take a step in the connector's thread; any thread may call it."""
-    schedule: Callable[["Dial"], None]
-    """Is told that a dial is due earlier than before."""
-    finish: Callable[["Dial", "Stream | DownloadError | LoaderError"], None]
-    """Is told that a dial is done, and what came of it."""
+    def __init__(
+        self,
+        *,
+        selector: selectors.BaseSelector,
+        names: Names,
+        tunnels: Daemons,
+        handshakes: Handshakes,
+        timeout: float,
+        max_time: float,
+        public_only: bool,
+        tell: Callable[..., None],
+        schedule: Callable[[Dial], None],
+        finish: Callable[[Dial, Stream | DownloadError | LoaderError], None],
+    ) -> None:
+        self.selector = selector
+        self.names = names
+        self.tunnels = tunnels
+        self.handshakes = handshakes
+        self.timeout = timeout
+        """Seconds that each step may take."""
+        self.max_time = max_time
+        """Seconds that all of them may take."""
+        self.public_only = public_only
+        """Whether a name is refused if one of its addresses is not public."""
+        self.tell = tell
+        """Has the dial of a number take a step in the connector's thread; any thread may call it."""
+        self.schedule = schedule
+        """Is told that a dial is due earlier than before."""
+        self.finish = finish
+        """Is told that a dial is done, and what came of it."""
 
 
 class Dial:
@@ -77,7 +92,7 @@ class Dial:
     _socket: socket.socket  # QUEUED, HANDSHAKE
     _descriptor: int  # QUEUED, HANDSHAKE
     _tls: ssl.SSLSocket  # HANDSHAKE
-    _tunnel: "Tunnel"  # TUNNEL
+    _tunnel: Tunnel  # TUNNEL
 
     def __init__(self, tools: Tools, number: int, route: Route, context: ssl.SSLContext | None) -> None:
         """Prepare for a route, from now on; ``context`` is that of TLS, where the route needs it."""
@@ -241,7 +256,7 @@ class Dial:
 
     # Tunnels ---------------------------------------------------------------------------------------------------------
 
-    def _begin_tunnel(self, tunnel: "Tunnel") -> None:
+    def _begin_tunnel(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
         # The time of this step runs from when a thread takes it on.
         self._begin_phase(Phase.TUNNEL, self._tools.max_time)
@@ -261,7 +276,7 @@ class Dial:
         # Connecting to the proxy, its answer, and the handshakes through one of TLS take their time one by one.
         self._begin_phase(Phase.TUNNEL, (4 if self.route.within_tls else 2) * self._tools.timeout)
 
-    def tunnel_built(self, built: "Stream | DownloadError") -> None:
+    def tunnel_built(self, built: Stream | DownloadError) -> None:
         """Take what came of the tunnel: a plain socket to shake hands on, TLS within TLS, or an error."""
         if isinstance(built, DownloadError):
             self.end(built)
