@@ -115,9 +115,16 @@ class House:
         self.links: list[Link] = []
         self.spend_connections = False
         self.meanwhile: Callable[[], None] = lambda: None
+        self.at_clock: Callable[[], None] = lambda: None
         self.inbox: Inbox = SimpleQueue()
-        dispatch = Dispatch(self, self._attempt, self, self.inbox, self.settings, clock=lambda: self.now)
+        dispatch = Dispatch(self, self._attempt, self, self.inbox, self.settings, clock=self._clock)
         self.scheduler = Scheduler(dispatch, self.inbox, self.settings, chance=lambda: 1.0)
+
+    def _clock(self) -> float:
+        if threading.current_thread() in self.workers:
+            at_clock, self.at_clock = self.at_clock, lambda: None
+            at_clock()
+        return self.now
 
     def _attempt(self, job: Job, connection: Connection) -> Result | Job:
         return self.workers[threading.current_thread()].attempt(job, connection)
@@ -882,6 +889,13 @@ def test_attempts_that_do_not_end_are_given_up_once() -> None:
     house.finished += house.scheduler.drop_running()
     assert house.reasons() == [Reason.INTERRUPTED]
     assert house.scheduler.drop_running() == []
+
+
+def test_an_attempt_that_has_not_quite_begun_is_given_up_as_well() -> None:
+    house = House()
+    house.at_clock = lambda: house.finished.extend(house.scheduler.drop_running())
+    house.add("http://host/a.jpg")
+    assert house.reasons() == [Reason.INTERRUPTED]
 
 
 def test_hosts_that_are_done_are_forgotten() -> None:

@@ -97,7 +97,7 @@ class Turn:
     def _attempts(self) -> Iterator[Ended]:
         attempt, clock = self._tools.attempt, self._tools.clock
         while (task := self._next()) is not None:
-            self.current, self.begun = task, clock()
+            self.begun = clock()
             if not self._waiting and self.host.waiting:
                 self._tools.tell(TurnNearlyOver(self))
             result = attempt(task.job, self.connection)
@@ -124,9 +124,12 @@ class Turn:
 
     def _next(self) -> Task | None:
         try:
-            return self._waiting.popleft()
+            # Twice: a job that is waiting no more is the current one already, for who looks from another thread.
+            self.current = self._waiting[0]
+            self.current = self._waiting.popleft()
         except IndexError:
-            return None
+            self.current = None
+        return self.current
 
 
 class Workers:
