@@ -274,8 +274,7 @@ class _Chains:
             hop = redirects.follow(request.url, hop, answer.fields, answer.requested, answer.received)
             self._check(hop)
             if self._delay:
-                hop.deadline += self._delay
-                return hop
+                return Hop(hop.url, hop.redirects, hop.deadline + self._delay, hop.cookies)
             if hop.url.origin != connection.origin or not connection.usable:
                 return hop
 
