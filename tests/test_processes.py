@@ -531,6 +531,21 @@ def test_each_process_has_processors_of_its_own(servers: Sequence[Server], loade
     running.finish()
 
 
+def test_what_decodes_has_the_processors_of_all(servers: Sequence[Server], loader: Loader) -> None:
+    urls = [server.url(path) for server in servers for path in ("/image/a.png", "/held/b.png")]
+    running = loader.start(urls, *TWO, "--verify")
+
+    def processors_of_decoders() -> list[set[int]]:
+        found = descendants(running.process.pid)
+        return [os.sched_getaffinity(process) for process, parent in found.items() if parent in found]
+
+    allowed = os.sched_getaffinity(0)
+    servers[0].wait_for(lambda: (found := processors_of_decoders()).count(allowed) == len(found) >= 2)
+    for server in servers:
+        server.gate.set()
+    assert running.finish().counts == (8, 0, 0, 0)
+
+
 def test_a_directory_that_is_moved_away_ends_the_run(servers: Sequence[Server], loader: Loader) -> None:
     reading, writing = os.pipe()
     running = loader.start(b"", *TWO, stdin=reading)

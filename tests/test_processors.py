@@ -53,6 +53,19 @@ def test_the_one_is_that_which_the_thread_is_on() -> None:
         assert in_a_thread(partial(stay, processor)) == {processor}
 
 
+def test_the_one_is_among_those_that_are_the_threads_own() -> None:
+    allowed = frozenset(os.sched_getaffinity(0))
+
+    def stay(own: frozenset[int]) -> tuple[frozenset[int], set[int]]:
+        return processors.stay_on_one(own), os.sched_getaffinity(0)
+
+    for own in (allowed, *(frozenset({each}) for each in allowed)):
+        might_have_had, bound = in_a_thread(partial(stay, own))
+        assert might_have_had == allowed
+        assert len(bound) == 1
+        assert bound <= own
+
+
 @pytest.mark.parametrize("locked", [False, True])
 def test_a_thread_is_bound_only_where_there_is_an_interpreter_lock(
     monkeypatch: pytest.MonkeyPatch, *, locked: bool

@@ -131,13 +131,22 @@ class Run:
     """One run, or the part of one process in it, in the main thread: it reads, decides, schedules and records."""
 
     def __init__(
-        self, settings: Settings, store: Store, found: Beginning, stack: ExitStack, tick: Callable[[float], None]
+        self,
+        settings: Settings,
+        store: Store,
+        found: Beginning,
+        stack: ExitStack,
+        tick: Callable[[float], None],
+        *,
+        processors: frozenset[int] | None = None,
     ) -> None:
+        """``processors`` are those that this thread might have had, if it has been bound to one of them already."""
         self._settings = settings
         self._directory, self._index = store
         self._planner = Planner(settings, *store, found)
         self._stack = stack
         self._tick = tick
+        self._processors = processors
         self._known = self._index.known() if settings.delete else None
         self._downloads: _Downloads | None = None
         self._undecided: Sequence[Line] = ()
@@ -214,7 +223,7 @@ class Run:
 
     def _download(self, jobs: Sequence[Job]) -> None:
         if self._downloads is None:
-            self._downloads = _Downloads(self._settings, self._directory, self._stack)
+            self._downloads = _Downloads(self._settings, self._directory, self._stack, self._processors)
         self._downloads.add(jobs)
         self._planned = ()
         self._new += sum(job.inode is None for job in jobs)
@@ -301,7 +310,9 @@ class Run:
 class _Downloads:
     """What downloading needs; built when the first image has to be asked for, since many runs ask for none."""
 
-    def __init__(self, settings: Settings, directory: Directory, stack: ExitStack) -> None:
+    def __init__(
+        self, settings: Settings, directory: Directory, stack: ExitStack, processors: frozenset[int] | None
+    ) -> None:
         from queue import SimpleQueue
 
         from image_loader.attempt import Downloader
@@ -312,7 +323,8 @@ class _Downloads:
         from image_loader.scheduling.workers import Workers
         from image_loader.transport import Transport
 
-        processors = stay_on_one() if settings.one_processor else frozenset()
+        if processors is None:
+            processors = stay_on_one() if settings.one_processor else frozenset()
         inbox: Inbox = SimpleQueue()
         stack.callback(close_delivered, inbox)
         self.transport = Transport(settings, lambda *connected: inbox.put(Connected(*connected)))

@@ -9,33 +9,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def stay_on_one() -> frozenset[int]:
+def stay_on_one(own: frozenset[int] = frozenset()) -> frozenset[int]:
     """Bind this thread, and those that it will start, to the processor that it is on; return those it might have had.
 
-    The kernel has chosen it, so that runs at the same time have different ones. Does nothing, and returns an empty set,
-    where there is no choice (``sched_setaffinity(2)`` exists on Linux alone), and where there is no interpreter lock.
+    The kernel has chosen it, so that runs at the same time have different ones. If it is not among ``own``, one of
+    these takes its place; empty, they are all. Does nothing, and returns an empty set, where there is no choice
+    (``sched_setaffinity(2)`` exists on Linux alone), and where there is no interpreter lock.
     """
     if sys.platform == "linux" and _has_interpreter_lock():
         with suppress(OSError):
-            allowed = os.sched_getaffinity(0)
-            os.sched_setaffinity(0, {_current()})
+            allowed, current = os.sched_getaffinity(0), _current()
+            os.sched_setaffinity(0, {min(own) if own and current not in own else current})
             return frozenset(allowed)
     return frozenset()
 
 
 def share(number: int, count: int) -> frozenset[int]:
-    """Return the processors that one of ``count`` processes should have; none where there is no choice."""
+    """Return the processors that one of ``count`` processes should choose among; none where there is no choice."""
     if sys.platform != "linux":
         return frozenset()
     allowed = sorted(os.sched_getaffinity(0))
     return frozenset(allowed[number % len(allowed) :: count])
-
-
-def stay_on(processors: frozenset[int]) -> None:
-    """Let this thread, and those that it will start, run on these processors alone, if there are any."""
-    if sys.platform == "linux" and processors:
-        with suppress(OSError):
-            os.sched_setaffinity(0, processors)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class Decoders:
         self._limits = Limits(_SHARE, _SHARE + settings.decoding_memory, settings.max_pixels, settings.decoding_time)
         self._processors = sorted(processors)
         # One more than can run: none of them stands idle while the next image is on its way to it.
-        self._number = 1 + (len(processors) or max(1, _available_processors() // settings.processes))
+        self._number = 1 + max(1, (len(processors) or _available_processors()) // settings.processes)
         self._own = self._left = settings.decoding_memory // settings.processes
         self._turn = threading.Lock()
         self._changed = threading.Condition()

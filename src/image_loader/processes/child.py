@@ -37,7 +37,7 @@ def serve(descriptor: int) -> NoReturn:
     connection = Connection(descriptor)
     part: Part = connection.recv()
     gc.set_threshold(part.garbage)
-    processors.stay_on(part.processors)
+    allowed = processors.stay_on_one(part.processors) if part.settings.one_processor else frozenset()
     feed = _Feed(connection, part)
     reporter = _Reporter(connection)
     _LOG.setLevel(part.level)
@@ -45,7 +45,7 @@ def serve(descriptor: int) -> NoReturn:
     threading.Thread(target=feed.receive, daemon=True).start()
     status = 1
     try:
-        reporter.end(_work(part, feed, reporter))
+        reporter.end(_work(part, feed, reporter, allowed))
         status = 0
     except Exception:
         _LOG.exception("unexpected, please report: the end of a process that downloads")
@@ -56,12 +56,12 @@ def serve(descriptor: int) -> NoReturn:
         os._exit(status)
 
 
-def _work(part: Part, feed: _Feed, reporter: _Reporter) -> End:
+def _work(part: Part, feed: _Feed, reporter: _Reporter, allowed: frozenset[int]) -> End:
     """Download; return how it ended."""
     try:
         with ExitStack() as stack:
             store = batch.opened(part.settings, feed.stop, stack, part.held)
-            run = reporter.run = batch.Run(part.settings, store, part.found, stack, reporter.tick)
+            run = reporter.run = batch.Run(part.settings, store, part.found, stack, reporter.tick, processors=allowed)
             for outcome in run.outcomes(feed.groups(reporter), feed.stop):
                 reporter.add(outcome)
             seen = store[1].seen.parts()
