@@ -29,7 +29,7 @@ def _restored(kind: type[LoaderError], args: tuple[Any, ...], state: dict[str, A
 
 
 class OptionError(LoaderError):
-    """An option has a value that makes no sense, or needs an extra that is not installed.
+    """An option has a value that makes no sense, or cannot be used here.
 
     ``option`` is its keyword, empty where the fault is not one option's; ``fault`` is the text without it.
     """
@@ -49,7 +49,7 @@ class MissingPackagesError(OptionError):
 
         python = shlex.quote(sys.executable or "python3")
         why = f" ({error})" if error is not None else ""
-        super().__init__(f"packages are missing; install them: {python} -m pip install {packages}{why}", option)
+        super().__init__(f"packages are missing{why}; install them: {python} -m pip install {packages}", option)
 
 
 class UrlFileError(LoaderError):
@@ -79,7 +79,7 @@ class OutOfInodesError(DirectoryError):
 
 
 class TooManyDeletionsError(LoaderError):
-    """More images are no longer in the list than may be deleted; ``count`` of the ``images`` that were known.
+    """``--delete`` would delete more images than it may: ``count`` of the ``images`` that were known.
 
     ``most`` is what the user allows, None where that is half of them.
     """
@@ -100,14 +100,14 @@ class ClusterError(LoaderError):
 
 
 class OutOfThreadsError(LoaderError):
-    """The system gives not even one thread."""
+    """The system cannot start a thread."""
 
     def __init__(self) -> None:
         super().__init__("no thread can be started; see ulimit -u, ulimit -v, and the limits of the container")
 
 
 class ProcessError(LoaderError):
-    """No process can be started to download in."""
+    """No process that downloads can be started."""
 
 
 class LockedError(Exception):

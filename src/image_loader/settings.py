@@ -91,7 +91,7 @@ class Settings(NamedTuple):
             "--skip-existing",
             Flag(),
             IMAGES,
-            "skip images that are there, whatever their headers say; those that were changed are downloaded again",
+            "skip images that are there, whatever their headers say; files that were edited or cut are fetched again",
         ),
     ]
     ignore_status: Annotated[
@@ -195,7 +195,7 @@ class Settings(NamedTuple):
             "--layout",
             Choice(Layout),
             FILES,
-            "path of an image below DIRECTORY: name, host/name, ab/cd/name from a hash, or host/dir/name as in the URL",
+            "path of an image below DIRECTORY: flat (name), host (host/name), hash (ab/cd/name), path (host/dir/name)",
         ),
     ]
     index_file: Annotated[

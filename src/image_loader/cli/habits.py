@@ -42,7 +42,7 @@ _INSTEAD = {
         "-e -b --referer --referrer --cookie --cookies --load-cookies --headers --compressed --compression "
         "--http-accept-gzip"
     ),
-    "bytes per second cannot be limited; use --threads and --per-host to do less at once": (
+    "bytes per second cannot be limited; use --threads and --per-host to reduce the load": (
         "-y --limit-rate --bwlimit --max-download-limit --max-overall-download-limit --lowest-speed-limit --speed-limit"
     ),
     "use --per-host N": "-s --split --max-connection-per-server --max-host-connections",
@@ -74,7 +74,7 @@ _INSTEAD = {
     "not needed: a file gets the time that its server gives": (
         "--archive --times --perms --owner --group --remote-time --no-use-server-timestamps"
     ),
-    "use --layout host or --layout hash for folders": (
+    "use --layout path, host or hash for folders": (
         "-nd -nH --no-directories --force-directories --no-host-directories --protocol-directories --cut-dirs "
         "--create-dirs --relative"
     ),

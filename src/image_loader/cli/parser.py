@@ -67,7 +67,7 @@ def parse(words: Sequence[str], defaults: Mapping[str, Any], environment: Mappin
     if more:
         # They are not repeated: a header without quotes ends in a secret.
         raise OptionError(
-            f"too many arguments, by {len(more)}; quote those that have spaces, as in -H 'Name: value'\n{_USAGE}"
+            f"too many arguments ({len(more)}); quote those that have spaces, as in -H 'Name: value'\n{_USAGE}"
         )
     given = vars(namespace)
     given["headers"] = _headers(given.get("headers", []), environment)
