@@ -698,6 +698,18 @@ def test_a_304_about_another_version_is_asked_again_without_conditions(house: Ho
     assert again["cache-control"] == "no-cache"
 
 
+def test_what_is_asked_again_without_conditions_has_the_time_that_is_left(make_house: Callable[..., House]) -> None:
+    slow = plays(0.2, head('ETag: "other"', status="304 Not Modified"))
+    with Scripted(slow, plays(whole(BODY))) as server:
+        house = make_house(delay=0.001)
+        connection = house.asking.connected(server.origin)
+        result = house.downloader.attempt(known(server, house), connection)
+        assert isinstance(result, Job)
+        assert result.hop is not None
+        assert result.hop.left <= SETTINGS.max_time - 0.2
+        house.asking.give_back(connection)
+
+
 @pytest.mark.parametrize("forced", [False, True])
 def test_a_304_to_an_unconditional_request_is_asked_once_more_and_then_fails(house: House, forced: bool) -> None:
     with Scripted(plays(head(status="304 Not Modified"))) as server:

@@ -556,7 +556,9 @@ def _fail(*_: object) -> NoReturn:
     raise OutOfThreadsError
 
 
-@pytest.mark.parametrize("where", ["image_loader.transport.Transport.__init__", SCHEDULER + ".add"])
+@pytest.mark.parametrize(
+    "where", ["image_loader.transport.Transport.__init__", "image_loader.batch._Downloads.prepare_for"]
+)
 def test_an_error_before_jobs_are_taken_ends_the_run_and_every_line_that_was_read_is_told(
     server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -566,13 +568,14 @@ def test_an_error_before_jobs_are_taken_ends_the_run_and_every_line_that_was_rea
     _assert_told_once(told)
 
 
+@pytest.mark.parametrize("where", [SCHEDULER + ".advance", "image_loader.transport.Transport.take"])
 def test_a_fault_of_the_program_loses_no_line_either(
-    server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     def fail(*_: object) -> NoReturn:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(SCHEDULER + ".advance", fail)
+    monkeypatch.setattr(where, fail)
     told: list[Outcome] = []
     with pytest.raises(ZeroDivisionError):
         told.extend(batch.run([_planned_lines(server)], settings_for(directory), threading.Event()))

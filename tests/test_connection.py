@@ -384,6 +384,12 @@ def no_descriptors() -> AbstractContextManager[None]:
     return limited(resource.RLIMIT_NOFILE, 3)
 
 
+def test_a_netrc_whose_name_cannot_be_looked_at_does_no_harm(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETRC", "/".join(["n" * 200] * 50))
+    with Scripted(served()) as server:
+        assert get(asking, server.url("/a")).body == BODY
+
+
 def test_a_netrc_that_lacks_a_descriptor_is_read_later(tmp_path: Path) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login user password pass\n")
     with transport() as asking:

@@ -596,7 +596,8 @@ def test_each_step_has_the_timeout_and_all_of_them_the_time_of_an_attempt(
             failure = refusal(asking, f"https://slow.test:{silent}/a")
             assert (failure.reason, failure.detail) == (Reason.TIMEOUT, "no TLS handshake within the timeout")
         with transport(timeout=0.5, max_time=0.6, ca_bundle=bundle) as asking:
-            assert refusal(asking, f"https://slow.test:{silent}/a").reason is Reason.DEADLINE
+            failure = refusal(asking, f"https://slow.test:{silent}/a")
+            assert (failure.reason, failure.blame) == (Reason.DEADLINE, Blame.HOST)
 
 
 def test_connections_of_many_threads_lead_each_to_its_own_origin(asking: Asking) -> None:

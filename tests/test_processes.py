@@ -573,6 +573,36 @@ def test_where_no_process_can_be_started_the_run_ends(servers: Sequence[Server],
     assert {row["reason"] for row in run.rows} == {"interrupted"}
 
 
+def test_where_no_connection_to_a_process_can_be_made_the_run_ends(servers: Sequence[Server], loader: Loader) -> None:
+    code = (
+        "from image_loader import loader\nfrom image_loader.processes import process\n"
+        "def fail():\n    raise OSError(24, 'Too many open files')\n"
+        "process.Pipe = fail\nloader.main()"
+    )
+    run = loader.run(lists_of(servers, 5), *TWO, command=(sys.executable, "-c", code))
+    assert run.status == 2
+    assert "no process can be started: Too many open files; use --processes 1" in run.stderr
+    assert run.counts == (0, 0, 0, 20)
+
+
+AT_THE_END = """
+import gc, os
+def told(status, end=os._exit):
+    with open({path!r}, "a") as file:
+        file.write(f"{{gc.isenabled()}}\\n")
+    end(status)
+os._exit = told
+"""
+
+
+def test_each_process_looks_for_garbage(servers: Sequence[Server], loader: Loader) -> None:
+    told = loader.home / "told"
+    (loader.home / "sitecustomize.py").write_text(AT_THE_END.format(path=str(told)))
+    run = loader.run(lists_of(servers, 5), *TWO, environment={"PYTHONPATH": f"{loader.home}:{SOURCES}"})
+    assert run.counts == (20, 0, 0, 0)
+    assert told.read_text().split() == ["True"] * 3
+
+
 ERRORS = [
     LoaderError("text"),
     OptionError("fault", "option"),

@@ -248,6 +248,20 @@ def test_a_row_without_a_url_fails_with_its_line(server: Server, loader: Loader)
     assert details == ["no column url in this row (line 2)", "no URL in column url (line 4)"]
 
 
+def test_a_file_that_came_under_a_name_while_its_image_could_not_be_had_stays(server: Server, loader: Loader) -> None:
+    path = loader.home / "table.csv"
+    failing, other = server.url("/status-404/show?1"), server.url("/show?2")
+    path.write_text(f"red 1,{failing}\nblue,{other}\n")
+    columns = ("--url-column", "2", "--name-column", "1")
+    assert loader.run(path, *columns).counts == (1, 0, 0, 1)
+    server.healthy = True
+    (loader.directory / "red 1.png").write_bytes(b"mine")
+    run = loader.run(path, *columns)
+    assert run.counts == (1, 1, 0, 0)
+    assert (loader.directory / "red 1.png").read_bytes() == b"mine"
+    assert run.content(failing) == server.image(failing.removeprefix(server.origin))
+
+
 def test_a_name_from_the_list_never_takes_the_place_of_another_s_file(server: Server, loader: Loader) -> None:
     path = loader.home / "table.csv"
     path.write_text(f"1,{server.url('/show?1')}\n2,{server.url('/show?2')}\n")

@@ -6,7 +6,7 @@ import gc
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from queue import SimpleQueue
@@ -165,6 +165,12 @@ class House:
 
     def give_back(self, connection: Connection) -> None:
         self.kept.append(connection)
+
+    def drop_idle(self) -> bool:
+        kept, self.kept = self.kept, []
+        for connection in kept:
+            connection.close()
+        return bool(kept)
 
     # What the test uses.
 
@@ -383,6 +389,18 @@ def test_the_patience_with_a_host_begins_at_the_end_of_the_pause_that_it_asked_f
     assert house.scheduler.pending == 0
 
 
+def test_a_host_whose_connections_take_all_of_the_time_is_given_up_like_any_that_does_not_answer() -> None:
+    house = House({"host_patience": 10.0})
+    house.refusing["http://host"] = Failure(Reason.DEADLINE, "not done in time", blame=Blame.HOST)
+    house.add(*urls("host", 100))
+    assert Reason.HOST_DOWN not in house.reasons()
+    while house.scheduler.pending:
+        house.advance(0.5)
+    assert set(house.reasons()) == {Reason.DEADLINE, Reason.HOST_DOWN}
+    assert house.reasons().count(Reason.HOST_DOWN) > 80
+    assert house.now < 20.0
+
+
 def test_a_pause_that_a_host_asks_for_is_kept_by_one_that_is_probed() -> None:
     house = House({"retries": 100})
     house.add(*urls("flaky", 10))
@@ -398,7 +416,7 @@ def test_a_pause_that_a_host_asks_for_is_kept_by_one_that_is_probed() -> None:
 
 def to(url: str, job: Job) -> Job:
     """Return how an attempt goes on that was redirected."""
-    return job._replace(hop=Hop(parse(url), (), deadline=1e9))
+    return job._replace(hop=Hop(parse(url), (), left=1e9))
 
 
 def redirect(house: House, url: str, host: str) -> None:
@@ -445,6 +463,26 @@ def test_a_busy_host_behind_redirects_is_slowed_down_and_its_images_wait() -> No
     assert house.on("host") == 1
     redirect(house, "http://target/a.jpg", "host")
     house.answer(host="target")
+    assert not house.reasons()
+
+
+@pytest.mark.parametrize("per_host", [1, 3])
+@pytest.mark.parametrize("hosts", [("host-a", "host-b"), ("host-a", "host-b", "host-c")])
+def test_hosts_that_redirect_to_each_other_come_to_an_end(hosts: Sequence[str], per_host: int) -> None:
+    house = House({"threads": 30, "per_host": per_host})
+    house.add(*(url for host in hosts for url in urls(host, 1)))
+    for host in hosts:
+        house.answer(host=host)
+    house.add(*(url for host in hosts for url in urls(host, 40)))
+    leads = dict(zip(hosts, (*hosts[1:], hosts[0]), strict=True))
+    while house.running:
+        worker = house.running[0]
+        home = worker.job.url.origin.removeprefix("http://")
+        if worker.job.hop is None:
+            house.answer(to(f"http://{leads[home]}/b.jpg", worker.job), home)
+        else:
+            house.answer(host=leads[home])
+    assert len(house.finished) == 41 * len(hosts)
     assert not house.reasons()
 
 
@@ -782,6 +820,20 @@ def test_out_of_descriptors_lowers_the_number_of_threads_and_costs_no_attempt() 
             house.advance(1.0)
     assert not house.reasons()
     assert {end.attempts for end in house.finished} == {1}
+
+
+def test_connections_that_are_kept_are_closed_where_the_next_one_lacks_a_descriptor() -> None:
+    house = House({"retries": 0})
+    house.add("http://host/a.jpg")
+    house.answer()
+    assert [link.closed for link in house.links] == [False]
+    house.refusing["http://other"] = OUT_OF_DESCRIPTORS
+    house.add("http://other/a.jpg")
+    assert [link.closed for link in house.links] == [True]
+    del house.refusing["http://other"]
+    house.advance(1.0)
+    house.answer()
+    assert [(task.result, task.attempts) for task in house.finished] == [(ANSWER, 1), (ANSWER, 1)]
 
 
 def test_threads_that_run_out_of_descriptors_together_count_as_one() -> None:

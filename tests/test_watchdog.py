@@ -54,6 +54,21 @@ def test_the_deadline_holds_whatever_is_dripped(script: Callable[[Request], Iter
         assert_deadline(asking, server.url("/a"))
 
 
+@pytest.mark.parametrize(
+    ("script", "blame"),
+    [
+        (plays(End.STALL), Blame.HOST),
+        (plays(head(PNG, length(BODY))[:-2], End.STALL), Blame.HOST),
+        (plays(whole(BODY)[:-10], End.STALL), Blame.IMAGE),
+    ],
+)
+def test_the_host_is_to_blame_for_a_deadline_until_it_has_answered(
+    script: Callable[[Request], Iterable[Any]], blame: Blame
+) -> None:
+    with transport(**SOON) as asking, Scripted(script) as server:
+        assert refusal(asking, server.url("/a")).blame is blame
+
+
 def test_the_deadline_holds_while_connecting() -> None:
     with transport(**SOON) as asking, unaccepting_port() as port:
         assert_deadline(asking, f"http://127.0.0.1:{port}/a")
@@ -167,9 +182,9 @@ def test_an_attempt_that_is_ended_leaves_alone_the_connection_that_it_gave_back(
 def test_a_deadline_that_is_earlier_than_the_others_is_kept_as_well() -> None:
     with closing(Watchdog(100.0)) as watchdog:
         ours, theirs = socket.socketpair()
-        with ours, theirs, closing(watchdog.watch()), closing(watchdog.watch(time.monotonic() + 0.2)) as watch:
+        with ours, theirs, closing(watchdog.watch()), closing(watchdog.watch(0.2)) as watch:
             time.sleep(0.05)
-            with closing(watchdog.watch(time.monotonic() + 50)):
+            with closing(watchdog.watch(50)):
                 watch.guard(ours)
                 theirs.settimeout(20)
                 assert theirs.recv(1) == b""

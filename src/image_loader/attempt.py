@@ -86,22 +86,19 @@ class Downloader:
             job = job._replace(resume=None)  # Another run has removed it or written to it.
         condition = _NONE if job.is_unconditional else _condition(job)
         # Overlapping runs share the work.
-        if not condition and job.hop is None:
+        if not condition and not (job.hop and job.hop.redirects):
             likely = job.name.file(self._saver.likely_extension)
             if self._directory.saved_meanwhile(likely, job.inode):
                 return SAVED_MEANWHILE
         result = self._ask(job, condition, connection)
-        if result is not None:
-            return result
-        if job.is_unconditional:
-            raise DownloadError(Reason.PROTOCOL, "304 Not Modified to an unconditional request", http_status=304)
-        job = job._replace(hop=None, is_unconditional=True)
         # With a delay, every request has to wait for its turn.
         stays = connection.usable and connection.origin == job.url.origin and not self._settings.delay
-        return self._attempt(job, connection) if stays else job
+        if isinstance(result, Job) and result.is_unconditional and not job.is_unconditional and stays:
+            return self._attempt(result, connection)
+        return result
 
-    def _ask(self, job: Job, condition: Mapping[str, str], connection: Connection) -> Result | Job | None:
-        """Ask once; return None for a 304 that is not about the file in place."""
+    def _ask(self, job: Job, condition: Mapping[str, str], connection: Connection) -> Result | Job:
+        """Ask once; return an unconditional job after a 304 that is not about the file in place."""
         fields = _UNCONDITIONAL if job.is_unconditional else self._fields
         target = (job.validators if job.resume is None else job.resume.validators).target
         answer = self._transport.exchange(Request(job.url, fields, condition, target), connection, job.hop)
@@ -110,7 +107,7 @@ class Downloader:
         with answer:
             resume = job.resume if answer.conditional else None
             if answer.status == 304:
-                return self._not_modified(job, answer)
+                return self._not_modified(job, answer) or _unconditional(job, answer)
             part = resume if answer.status == 206 else None
             if part is not None or is_whole(answer):
                 return self._saver.save(job, answer, part)
@@ -137,6 +134,13 @@ class Downloader:
         if state is None or not is_as_recorded(state, image):
             return None
         return renewed._replace(final_url=final_url(answer)) if answer.redirects else renewed
+
+
+def _unconditional(job: Job, answer: Answer) -> Job:
+    """Return the job whose attempt goes on without a condition, in the time that is left."""
+    if job.is_unconditional:
+        raise DownloadError(Reason.PROTOCOL, "304 Not Modified to an unconditional request", http_status=304)
+    return job._replace(hop=Hop(job.url, (), left=answer.left), is_unconditional=True)
 
 
 def _condition(job: Job) -> dict[str, str]:

@@ -224,10 +224,11 @@ class Run:
     def _download(self, jobs: Sequence[Job]) -> None:
         if self._downloads is None:
             self._downloads = _Downloads(self._settings, self._directory, self._stack, self._processors)
-        self._downloads.add(jobs)
-        self._planned = ()
+        self._downloads.prepare_for(jobs)
+        self._planned = ()  # From here on the scheduler has them, whatever it raises.
         self._new += sum(job.inode is None for job in jobs)
         self._size += sum(len(job.url.text) for job in jobs)
+        self._downloads.scheduler.add(jobs)
 
     def _advance(self, stop: threading.Event, room: int, wait: float) -> Iterator[Iterable[Outcome]]:
         """Let downloads go on until at most ``room`` are left. Wait at most ``wait`` seconds for one to end."""
@@ -337,10 +338,9 @@ class _Downloads:
         self.scheduler = Scheduler(dispatch, inbox, settings)
         self._may_lack_descriptors = connects_at_most(settings) < settings.connects
 
-    def add(self, jobs: Sequence[Job]) -> None:
-        """Take jobs."""
-        self.scheduler.add(jobs)
-        if self._may_lack_descriptors and self.scheduler.pending > _FEW:
+    def prepare_for(self, jobs: Sequence[Job]) -> None:
+        """Import what these jobs may need when no descriptor is left."""
+        if self._may_lack_descriptors and self.scheduler.pending + len(jobs) > _FEW:
             for module in _WANTED_LATER:
                 importlib.import_module(module)
 

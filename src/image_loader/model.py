@@ -223,16 +223,16 @@ class Hop:
     """Where redirects have led an attempt so far."""
 
     def __init__(
-        self, url: Url, redirects: tuple[Redirect, ...], deadline: float, cookies: "CookieJar | None" = None
+        self, url: Url, redirects: tuple[Redirect, ...], cookies: "CookieJar | None" = None, left: float = 0.0
     ) -> None:
         self.url = url
         """What it asks next."""
         self.redirects = redirects
         """Those on the way, the first one first."""
-        self.deadline = deadline
-        """That of the whole attempt, by the monotonic clock."""
         self.cookies = cookies
         """Those that were set on the way."""
+        self.left = left
+        """Seconds that the attempt may still take, once it goes on."""
 
 
 class Job(NamedTuple):
@@ -259,7 +259,7 @@ class Job(NamedTuple):
     sha256: str | None = None
     """In hex: that of the last image of this URL, whatever became of its file."""
     hop: Hop | None = None
-    """Where redirects have led the current attempt."""
+    """Where the current attempt goes on, if it has begun."""
     is_unconditional: bool = False
     """Whether the next request has no condition, since the answer to a conditional one was of no use."""
 

@@ -209,7 +209,9 @@ class Planner:
             why = _request_shown(validators, state, changed=image is None and record.image is not None)
             _LOG.debug("line %d: %s: %s", line.number, name.path, "asked for, by force" if settings.force else why)
         adopted = image is not None and not self._found.index_lost
-        foreign = unknown and not adopted and not naming.has_hash(url, name.path)
+        # While the extension is missing, nobody knows whether there is a file.
+        found = unknown if name.complete else record.image is None
+        foreign = found and not adopted and not naming.has_hash(url, name.file("."))
         inode = None if state is None else state.st_ino
         sha256 = None if record.image is None else record.image.sha256
         job = Job(line.number, url, record.row, name, image, validators, inode, foreign=foreign, sha256=sha256)

@@ -37,6 +37,7 @@ def serve(descriptor: int) -> NoReturn:
     connection = Connection(descriptor)
     part: Part = connection.recv()
     gc.set_threshold(part.garbage)
+    gc.enable()  # It was disabled for the start.
     allowed = processors.stay_on_one(part.processors) if part.settings.one_processor else frozenset()
     feed = _Feed(connection, part)
     reporter = _Reporter(connection)

@@ -68,7 +68,7 @@ class _Run:
         """Yield the outcomes; whatever ends the run, every line that was read is accounted for."""
         try:
             yield from self._downloaded(lines, stop)
-        except LoaderError:
+        except Exception:
             yield from self._cut_off()
             raise
         finally:

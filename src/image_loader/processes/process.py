@@ -48,14 +48,17 @@ class Child:
         self._to_send: SimpleQueue[Part | ToChild | None] = SimpleQueue()
 
     def start(self, part: Part) -> None:
-        """Start the process; raises ``ProcessError``."""
-        self._connection, theirs = Pipe()
-        with theirs:
-            try:
-                self._process = _started(theirs.fileno(), part.held.descriptor)
-            except OSError as error:
-                self._connection.close()
-                raise ProcessError(f"no process can be started: {error.strerror}; use --processes 1") from error
+        """Start the process; raises ``ProcessError``, ``OutOfThreadsError``."""
+        try:
+            self._connection, theirs = Pipe()
+            with theirs:
+                try:
+                    self._process = _started(theirs.fileno(), part.held.descriptor)
+                except OSError:
+                    self._connection.close()
+                    raise
+        except OSError as error:
+            raise ProcessError(f"no process can be started: {error.strerror}; use --processes 1") from error
         self._to_send.put(part)
         self.is_running = True
         try:

@@ -66,6 +66,9 @@ if TYPE_CHECKING:
         def give_back(self, connection: Connection) -> None:
             """Keep a connection, or close it."""
 
+        def drop_idle(self) -> bool:
+            """Close the connections that are kept; tell if there were any."""
+
     class Executor(Protocol):
         """What does work in other threads."""
 
@@ -216,8 +219,8 @@ class Dispatch:
         host = turn.host
         self.line_up(host, now)
         wanted = self._for_worker or len(self.turns) > self.threads.current
-        full = host.free <= 0 and host.pace is not None and not host.health.interval and host.opens_at <= now
-        if full and host.waiting and not wanted:
+        steady = host.pace is not None and not host.health.interval and host.opens_at <= now
+        if steady and host.running >= host.at_once and host.waiting and not wanted:
             turn.extend(host.take_share(host.at_once))
 
     def slow_turns(self, now: float) -> list[Turn]:
@@ -238,7 +241,7 @@ class Dispatch:
         for host in self._for_worker:
             while host.connections:
                 host.connections.pop().close()
-        if connecting and self._slots.shrink(started, now):
+        if connecting and (self._connections.drop_idle() or self._slots.shrink(started, now)):
             return
         kept = int(_WORKERS_KEPT * min(self.threads.current, len(self.turns)))
         if self.threads.shrink(kept, started, now):

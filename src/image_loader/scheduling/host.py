@@ -55,8 +55,8 @@ class Task:
 class Host:
     """One origin: its jobs that wait, the number of those that run, and its connections."""
 
-    __slots__ = ("at_once", "away", "connecting", "connections", "health", "is_settled", "opens_at", "origin", "pace",
-                 "retrying", "running", "successes", "waiting", "waits_for_connection", "waits_for_worker",
+    __slots__ = ("at_once", "away", "connecting", "connections", "guests", "health", "is_settled", "opens_at", "origin",
+                 "own", "pace", "retrying", "running", "successes", "waits_for_connection", "waits_for_worker",
                  "wakes_at")  # fmt: skip
 
     health: Health
@@ -73,8 +73,11 @@ class Host:
         self.origin = origin
         """Scheme, host name and port."""
         # Lists and a dict: in a list of ten thousand hosts, an empty deque for each would take 0.7 kB, a set 0.2 kB.
-        self.waiting: list[Task] = []
-        """Jobs that may start, in their order."""
+        self.own: list[Task] = []
+        """Its own jobs that may start, in their order."""
+        self.guests: list[Task] = []
+        """Jobs that redirects have led here and that may start, in their order. They come first, and take no place that
+        jobs of its own keep while these are away: otherwise, hosts that redirect to each other would wait for ever."""
         self.retrying: dict[Task, None] = {}
         """Jobs that wait for the time of their next attempt."""
         self.connections: list[Connection] = []
@@ -108,9 +111,15 @@ class Host:
         return not (self.waiting or self.running or self.retrying or self.connecting or self.away)
 
     @property
+    def waiting(self) -> int:
+        """How many jobs may start as far as they are concerned."""
+        return len(self.own) + len(self.guests)
+
+    @property
     def free(self) -> int:
         """How many attempts may start beside those that run."""
-        return self.at_once - self.running - self.away
+        room = self.at_once - self.running
+        return min(room, max(room - self.away, 0) + len(self.guests)) if self.away else room
 
     @property
     def connection_count(self) -> int:
@@ -120,14 +129,14 @@ class Host:
     @property
     def lacks(self) -> int:
         """How many more connections the waiting jobs could use."""
-        free = self.at_once - self.running - self.away
+        free = self.free
         if free > 1 and self.health.policy.delay:
             free = 1
-        return min(len(self.waiting), free) - len(self.connecting) - len(self.connections)
+        return min(self.waiting, free) - len(self.connecting) - len(self.connections)
 
     def may_start(self, now: float) -> bool:
         """Tell whether one of its jobs may start."""
-        return bool(self.waiting) and self.at_once > self.running + self.away and self.opens_at <= now
+        return self.opens_at <= now and self.free > 0 and bool(self.own or self.guests)
 
     @property
     def usual_time(self) -> float:
@@ -141,36 +150,48 @@ class Host:
     # The jobs that wait -----------------------------------------------------------------------------------------------
 
     def put_first(self, task: Task) -> None:
-        """Have a job wait in front of all others."""
-        self.waiting.insert(0, task)
+        """Have a job wait in front of all others of its kind."""
+        (self.guests if self._is_guest(task) else self.own).insert(0, task)
+
+    def put_going_on(self, task: Task) -> None:
+        """Have a job whose attempt goes on here wait in front of those that have not begun."""
+        if self._is_guest(task):
+            self.guests.append(task)
+        else:
+            self.own.insert(0, task)
 
     def put_behind(self, task: Task, count: int) -> None:
-        """Have a job wait behind so many others."""
-        self.waiting.insert(count, task)
+        """Have a job of its own wait behind so many others."""
+        self.own.insert(count, task)
 
     def go_on_elsewhere(self, chance: float) -> None:
-        """Begin with another part of what waits; ``chance``, from 0 to 1, says which."""
-        at = len(self.waiting) - int(chance * len(self.waiting))
-        self.waiting[:] = self.waiting[at:] + self.waiting[:at]
+        """Begin with another part of its own jobs; ``chance``, from 0 to 1, says which."""
+        at = len(self.own) - int(chance * len(self.own))
+        self.own[:] = self.own[at:] + self.own[:at]
 
     def take_first(self) -> Task:
         """Take the job that waits in front."""
-        return self.waiting.pop(0)
+        return (self.guests or self.own).pop(0)
 
     def take_share(self, slots: int) -> list[Task]:
         """Take the jobs that one worker is to do next, where so many ``slots`` share what waits."""
         if self.health.interval:
-            return [self.waiting.pop(0)]
+            return [self.take_first()]
+        queue = self.guests or self.own
         size = 1 if self.pace is None else int(SHARE_TIME / max(self.pace, SHARE_TIME / _LONGEST_SHARE))
-        fair = -(-len(self.waiting) // slots)
+        fair = -(-len(queue) // slots)
         size = min(max(1, size), fair)
-        shared = self.waiting[:size]
-        del self.waiting[:size]
+        shared = queue[:size]
+        del queue[:size]
         return shared
 
     def take_all(self) -> Iterator[Task]:
         """Yield all jobs that wait, here or for their next attempt; they are the host's no more."""
-        waiting, retrying = self.waiting, self.retrying
-        self.waiting, self.retrying = [], {}
-        yield from waiting
+        guests, own, retrying = self.guests, self.own, self.retrying
+        self.guests, self.own, self.retrying = [], [], {}
+        yield from guests
+        yield from own
         yield from retrying
+
+    def _is_guest(self, task: Task) -> bool:
+        return task.job.hop is not None and task.job.url.origin != self.origin

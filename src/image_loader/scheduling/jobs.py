@@ -40,7 +40,7 @@ class Jobs:
         host = self.hosts.get(job.url.origin, now)
         task = Task(job, host)
         if host.health.ask_at is None or not self.refuse_if_down(task, host, now):
-            host.waiting.append(task)
+            host.own.append(task)
         return host
 
     def refuse_if_down(self, task: Task, host: Host, now: float) -> bool:

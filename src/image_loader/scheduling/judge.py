@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from image_loader.model import INTERRUPTED, Blame, Failure, Job
+from image_loader.model import INTERRUPTED, Blame, Failure, Job, Reason
 from image_loader.scheduling import retry
 from image_loader.scheduling.dispatch import Dispatch
 from image_loader.scheduling.host import Host, Task
@@ -80,7 +80,7 @@ class Judge:
         elif self._jobs.refuse_if_down(task, task.host, now):
             self._jobs.hosts.forget_if_idle(task.host, now)
         else:
-            task.host.put_first(task)
+            task.host.put_going_on(task)
             self._dispatch.line_up(task.host, now)
 
     def _fail(self, task: Task, failure: Failure, now: float) -> None:
@@ -141,7 +141,7 @@ class Judge:
         host = task.host
         self._jobs.change(host, host.health.missed(now, started), now)
         self._fail(task, failure, now)
-        if not failure.retryable:
-            self._jobs.give_up(host, failure, now)  # Such as a name that does not exist.
-        else:
+        if failure.retryable or failure.reason is Reason.DEADLINE:
             self._jobs.give_up_if_over(host, now)
+        else:
+            self._jobs.give_up(host, failure, now)  # Such as a name that does not exist.

@@ -23,7 +23,7 @@ from image_loader.transport.failures import connect_error, exchange_error
 from image_loader.transport.pool import LoggingPool, PoolAdapter
 from image_loader.transport.response import Response
 from image_loader.transport.routes import Routes, header_lines
-from image_loader.transport.watchdog import Watch, Watchdog
+from image_loader.transport.watchdog import Watch, Watchdog, unanswered
 from image_loader.url import Url
 
 __all__ = ["Answer", "Connection", "Delivery", "Request", "StaleConnectionError", "Transport"]
@@ -102,6 +102,11 @@ class Answer:
     def deadline(self) -> float:
         """When the time for this attempt is over (``time.monotonic()``)."""
         return self._watch.deadline
+
+    @property
+    def left(self) -> float:
+        """Seconds until then."""
+        return self._watch.left
 
     def skip(self) -> None:
         """Pass over a body that is there already, so that the connection can be used again."""
@@ -190,12 +195,14 @@ class Transport:
         ``StaleConnectionError`` where the connection was closed before it, so that another one may bring it, and
         ``LoaderError`` for what ends the run.
         """
-        watch = self._watchdog.watch(hop.deadline if hop is not None else None)
+        watch = self._watchdog.watch(hop.left if hop is not None else None)
         new = not connection.used
         try:
             found = self._chains.follow(request, hop, connection, watch)
         except BaseException as error:
             watch.close()
+            if isinstance(error, DownloadError):
+                unanswered(error)
             if isinstance(error, StaleConnectionError):
                 _LOG.debug("%s: the server closed a connection before it answered", connection.origin)
                 connection.close()
@@ -208,6 +215,7 @@ class Transport:
             self._closed_unused.forget(connection.origin)
         if isinstance(found, Hop):
             watch.close()
+            return Hop(found.url, found.redirects, found.cookies, watch.left)
         return found
 
     def drop_idle(self) -> bool:
@@ -239,11 +247,7 @@ class Transport:
 
 
 class _Chains:
-    """Sends requests, and follows redirects: at most ``limit`` in all.
-
-    With a ``delay``, no redirect is followed here: each request waits for its turn, which takes nothing from the
-    deadline.
-    """
+    """Sends requests, and follows redirects: at most ``limit`` in all; with a ``delay``, each waits for its turn."""
 
     def __init__(self, routes: Routes, limit: int, delay: float) -> None:
         self._routes = routes
@@ -268,14 +272,12 @@ class _Chains:
             except OSError as error:
                 raise connect_error(error) from error  # The import takes a descriptor.
             answer.skip()
-            hop = hop or Hop(request.url, (), watch.deadline)
+            hop = hop or Hop(request.url, ())
             if len(hop.redirects) >= self._limit:
                 raise DownloadError(Reason.REDIRECTS, f"more than {self._limit} redirects")
             hop = redirects.follow(request.url, hop, answer.fields, answer.requested, answer.received)
             self._check(hop)
-            if self._delay:
-                return Hop(hop.url, hop.redirects, hop.deadline + self._delay, hop.cookies)
-            if hop.url.origin != connection.origin or not connection.usable:
+            if self._delay or hop.url.origin != connection.origin or not connection.usable:
                 return hop
 
     def _ask(self, request: Request, hop: Hop | None, connection: Connection, watch: Watch) -> Answer:

@@ -20,7 +20,7 @@ from image_loader.transport.names import LookUp, Names
 from image_loader.transport.race import Race, Raced
 from image_loader.transport.routes import Route
 from image_loader.transport.tls import SUPPRESS_RAGGED_EOFS
-from image_loader.transport.watchdog import end_error
+from image_loader.transport.watchdog import end_error, unanswered
 
 if TYPE_CHECKING:
     from image_loader.transport.response import Stream
@@ -139,7 +139,7 @@ class Dial:
             if self._phase is Phase.CONNECT:
                 self._raced(self._race.try_next(now))
         elif now >= self._deadline:
-            self.end(end_error(Reason.DEADLINE, stopped=was_stopped(self._deadline)))
+            self.end(unanswered(end_error(Reason.DEADLINE, stopped=was_stopped(self._deadline))))
         else:
             self._time_out()
 

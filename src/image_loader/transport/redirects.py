@@ -34,7 +34,7 @@ def follow(url: Url, hop: Hop, fields: Mapping[str, str], requested: float, rece
     target = _target(hop.url, fields.get("location"), url)
     kept = Redirect({name: fields[name] for name in _KEPT if name in fields}, requested, received)
     cookies = _with_cookies(hop.cookies, hop.url, fields["set-cookie"]) if "set-cookie" in fields else hop.cookies
-    return Hop(target, (*hop.redirects, kept), hop.deadline, cookies)
+    return Hop(target, (*hop.redirects, kept), cookies)
 
 
 def cookie(hop: Hop) -> str:

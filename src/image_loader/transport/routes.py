@@ -9,7 +9,6 @@ import threading
 from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 from urllib.request import getproxies
@@ -255,7 +254,8 @@ def _netrc() -> "netrc | None":
     """Read the ``.netrc`` that requests would read; one that is malformed, or cannot be read, does no harm there."""
     named = os.environ.get("NETRC")
     candidates = (named,) if named is not None else _NETRC_FILES
-    path = next((each for each in map(os.path.expanduser, candidates) if Path(each).exists()), None)
+    # Path's method raises where a folder cannot be searched (3.11).
+    path = next(filter(os.path.exists, map(os.path.expanduser, candidates)), None)
     if path is None:
         return None
     try:

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 
 from image_loader.errors import DownloadError, OutOfThreadsError, interrupted, too_late, was_stopped
-from image_loader.model import Reason
+from image_loader.model import Blame, Reason
 
 
 class Watch:
@@ -27,6 +27,11 @@ class Watch:
         self.socket: socket.socket | None = None
         self.ended: Reason | None = None
         self.stopped = False
+
+    @property
+    def left(self) -> float:
+        """Seconds that the attempt may still take."""
+        return max(0.0, self.deadline - time.monotonic())
 
     def close(self) -> None:
         """Watch no longer."""
@@ -65,7 +70,7 @@ class Watch:
 
 
 class Watchdog:
-    """One daemon thread for all attempts of a run; each has ``max_time`` seconds, unless a deadline is given.
+    """One daemon thread for all attempts of a run; each has ``max_time`` seconds, unless it is told how many are left.
 
     Raises ``OutOfThreadsError`` where no thread can be started: nothing else would keep the deadlines.
     """
@@ -83,9 +88,9 @@ class Watchdog:
         except RuntimeError as error:
             raise OutOfThreadsError from error
 
-    def watch(self, deadline: float | None = None) -> Watch:
-        """Return a watch, which is to be closed; its time runs from now, or ends at ``deadline`` (monotonic)."""
-        watch = Watch(self, time.monotonic() + self._max_time if deadline is None else deadline)
+    def watch(self, left: float | None = None) -> Watch:
+        """Return a watch, which is to be closed; its time runs from now, for all of it or what is ``left``."""
+        watch = Watch(self, time.monotonic() + (self._max_time if left is None else left))
         self._watches.add(watch)
         if watch.deadline < self._next_look:
             self._look.set()
@@ -146,3 +151,10 @@ def end_error(reason: Reason, *, stopped: bool = False) -> DownloadError:
     if reason is Reason.INTERRUPTED:
         return interrupted()
     return too_late("not done within the time for one attempt", stopped=stopped)
+
+
+def unanswered(error: DownloadError) -> DownloadError:
+    """Return the error of an attempt that was ended before its host had answered: then it is the host's."""
+    if error.failure.reason is Reason.DEADLINE:
+        error.failure = error.failure._replace(blame=Blame.HOST)
+    return error
