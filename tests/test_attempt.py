@@ -710,6 +710,13 @@ def test_what_is_asked_again_without_conditions_has_the_time_that_is_left(make_h
         house.asking.give_back(connection)
 
 
+def test_a_server_that_closes_after_a_304_about_another_version_is_asked_without_conditions(house: House) -> None:
+    closing = plays(head('ETag: "other"', status="304 Not Modified"), End.CLOSE)
+    with Scripted(closing, plays(whole(BODY))) as server:
+        house.saved(known(server, house))
+        assert ["if-none-match" in request.headers for request in server.requests] == [True, False]
+
+
 @pytest.mark.parametrize("forced", [False, True])
 def test_a_304_to_an_unconditional_request_is_asked_once_more_and_then_fails(house: House, forced: bool) -> None:
     with Scripted(plays(head(status="304 Not Modified"))) as server:

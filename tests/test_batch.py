@@ -556,9 +556,7 @@ def _fail(*_: object) -> NoReturn:
     raise OutOfThreadsError
 
 
-@pytest.mark.parametrize(
-    "where", ["image_loader.transport.Transport.__init__", "image_loader.batch._Downloads.prepare_for"]
-)
+@pytest.mark.parametrize("where", ["image_loader.transport.Transport.__init__", SCHEDULER + ".__init__"])
 def test_an_error_before_jobs_are_taken_ends_the_run_and_every_line_that_was_read_is_told(
     server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

@@ -217,8 +217,9 @@ def test_a_hop_is_asked_for_in_the_time_that_is_left() -> None:
         url = parse(server.url("/a"))
         late = Hop(url, (), left=0.3)
         connection = asking.connected(server.origin)
-        with pytest.raises(Exception, match="not done within the time"):
+        with pytest.raises(DownloadError, match="not done within the time") as caught:
             asking.exchange(Wanted(url, {}), connection, late)
+        assert caught.value.failure.blame is Blame.IMAGE, "others took most of the time"
         connection.close()
 
 

@@ -822,8 +822,9 @@ def test_out_of_descriptors_lowers_the_number_of_threads_and_costs_no_attempt() 
     assert {end.attempts for end in house.finished} == {1}
 
 
-def test_connections_that_are_kept_are_closed_where_the_next_one_lacks_a_descriptor() -> None:
-    house = House({"retries": 0})
+@pytest.mark.parametrize("threads", [1, 8])
+def test_connections_that_are_kept_are_closed_where_the_next_one_lacks_a_descriptor(threads: int) -> None:
+    house = House({"retries": 0, "threads": threads})
     house.add("http://host/a.jpg")
     house.answer()
     assert [link.closed for link in house.links] == [False]

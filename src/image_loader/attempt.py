@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 
 from image_loader import freshness
 from image_loader.errors import DownloadError, LoaderError, LockedError
@@ -94,7 +95,8 @@ class Downloader:
         # With a delay, every request has to wait for its turn.
         stays = connection.usable and connection.origin == job.url.origin and not self._settings.delay
         if isinstance(result, Job) and result.is_unconditional and not job.is_unconditional and stays:
-            return self._attempt(result, connection)
+            with suppress(StaleConnectionError):
+                return self._attempt(result, connection)
         return result
 
     def _ask(self, job: Job, condition: Mapping[str, str], connection: Connection) -> Result | Job:

@@ -35,8 +35,6 @@ _LOG = logging.getLogger(__name__)
 _WANTED_LATER = ("encodings.unicode_escape", "filelock", "idna.uts46data", "image_loader.transport.redirects")
 """What would be imported later. If file descriptors are few, there may be none left then, and an import that fails in
 the middle leaves modules behind that never work again."""
-_FEW = 10
-"""Downloads; with no more than that, there is one left."""
 _WAIT = 0.1
 """Seconds to wait for a download to end; an interruption is noticed after that."""
 _BRIEFLY = 0.01
@@ -224,7 +222,6 @@ class Run:
     def _download(self, jobs: Sequence[Job]) -> None:
         if self._downloads is None:
             self._downloads = _Downloads(self._settings, self._directory, self._stack, self._processors)
-        self._downloads.prepare_for(jobs)
         self._planned = ()  # From here on the scheduler has them, whatever it raises.
         self._new += sum(job.inode is None for job in jobs)
         self._size += sum(len(job.url.text) for job in jobs)
@@ -324,6 +321,9 @@ class _Downloads:
         from image_loader.scheduling.workers import Workers
         from image_loader.transport import Transport
 
+        if connects_at_most(settings) < settings.connects:
+            for module in _WANTED_LATER:
+                importlib.import_module(module)
         if processors is None:
             processors = stay_on_one() if settings.one_processor else frozenset()
         inbox: Inbox = SimpleQueue()
@@ -336,13 +336,6 @@ class _Downloads:
         stack.callback(self._downloader.interrupt)
         dispatch = Dispatch(workers, self._downloader.attempt, self.transport, inbox, settings)
         self.scheduler = Scheduler(dispatch, inbox, settings)
-        self._may_lack_descriptors = connects_at_most(settings) < settings.connects
-
-    def prepare_for(self, jobs: Sequence[Job]) -> None:
-        """Import what these jobs may need when no descriptor is left."""
-        if self._may_lack_descriptors and self.scheduler.pending + len(jobs) > _FEW:
-            for module in _WANTED_LATER:
-                importlib.import_module(module)
 
     def interrupt(self) -> None:
         """End all attempts within moments."""

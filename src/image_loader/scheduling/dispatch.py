@@ -236,12 +236,16 @@ class Dispatch:
         """Tell whether nothing is under way but the attempt at this task."""
         return self.threads.current == 1 and all(turn.current in (task, None) for turn in self.turns)
 
+    def drop_idle(self) -> bool:
+        """Close the connections that wait for nobody; tell if there were any."""
+        return self._connections.drop_idle()
+
     def shrink(self, started: float, now: float, *, connecting: bool) -> None:
         """Do less at once for some time, since descriptors have run out: fewer connections, then fewer workers."""
         for host in self._for_worker:
             while host.connections:
                 host.connections.pop().close()
-        if connecting and (self._connections.drop_idle() or self._slots.shrink(started, now)):
+        if connecting and self._slots.shrink(started, now):
             return
         kept = int(_WORKERS_KEPT * min(self.threads.current, len(self.turns)))
         if self.threads.shrink(kept, started, now):

@@ -55,8 +55,7 @@ class Judge:
             # Once: a machine that is too busy to notice deadlines must not keep it going for ever.
             task.stopped = True
             self._jobs.retry_later(task, 0.0, now)
-        elif failure.blame is Blame.PROCESS and not self._jobs.is_ending and not self._dispatch.is_alone(task):
-            self._dispatch.shrink(started, now, connecting=connecting)
+        elif failure.blame is Blame.PROCESS and self._makes_room(task, started, now, connecting=connecting):
             task.attempts -= 1
             self._jobs.retry_later(task, _SHORT_WAIT * self._chance(), now)
         elif retry.is_refusal(failure):
@@ -67,6 +66,17 @@ class Judge:
             if failure.blame is Blame.IMAGE:
                 self._note_failure(task.host, failure, started, now)
             self._fail(task, failure, now)
+
+    def _makes_room(self, task: Task, started: float, now: float, *, connecting: bool) -> bool:
+        """Have fewer descriptors used; False where a task will find no more of them when it is tried again."""
+        if self._jobs.is_ending:
+            return False
+        if connecting and self._dispatch.drop_idle():
+            return True
+        if self._dispatch.is_alone(task):
+            return False
+        self._dispatch.shrink(started, now, connecting=connecting)
+        return True
 
     def _go_on(self, task: Task, job: Job, started: float, now: float) -> None:
         """Have an attempt go on at the host that it asks next."""

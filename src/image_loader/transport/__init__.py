@@ -201,7 +201,8 @@ class Transport:
             found = self._chains.follow(request, hop, connection, watch)
         except BaseException as error:
             watch.close()
-            if isinstance(error, DownloadError):
+            # Those that redirected here may have taken nearly all of the time.
+            if isinstance(error, DownloadError) and (hop is None or hop.left >= self._settings.timeout):
                 unanswered(error)
             if isinstance(error, StaleConnectionError):
                 _LOG.debug("%s: the server closed a connection before it answered", connection.origin)

@@ -154,7 +154,7 @@ def end_error(reason: Reason, *, stopped: bool = False) -> DownloadError:
 
 
 def unanswered(error: DownloadError) -> DownloadError:
-    """Return the error of an attempt that was ended before its host had answered: then it is the host's."""
-    if error.failure.reason is Reason.DEADLINE:
+    """Return the error of an attempt that ended before its host had answered: if its time was over, blame the host."""
+    if error.failure.reason is Reason.DEADLINE and not error.failure.stopped:
         error.failure = error.failure._replace(blame=Blame.HOST)
     return error
