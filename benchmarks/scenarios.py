@@ -92,6 +92,12 @@ class Bench:
         """Make images of 2 to 10 MB, 300 for 5,000 small ones."""
         return make_images(self.root / "large", self.images * 6 // 100, 2 * MIB, 10 * MIB)
 
+    def many(self, number: int) -> str:
+        """Return the path of one of any number of images of 100 bytes; they are one and the same."""
+        if not (self.root / "pixel").exists():
+            make_images(self.root / "pixel", 1, 100, 100)
+        return f"many/{number:07d}.png"
+
     @property
     def authority(self) -> Path:
         """The file of the server's certificate authority."""
@@ -217,9 +223,8 @@ def dead_hosts(bench: Bench) -> Iterator[Scenario]:
 
 def list_fresh(bench: Bench) -> Iterator[Scenario]:
     """Show what a line costs that needs nothing; wget2 stands for the peers, most of which need hours to get there."""
-    make_images(bench.root / "pixel", 1, 100, 100)
     for length in bench.list_lengths:
-        urls = (bench.server.url(f"many/{n:07d}.png") for n in range(length))
+        urls = (bench.server.url(bench.many(n)) for n in range(length))
         name, title = f"list-fresh-{length}", f"a list of {length} lines, all fresh"
         path = bench.write_list(name, urls)
         yield Scenario(name, title, path, length, bench.list_limit, again=True, peers=("wget2",))
@@ -264,12 +269,11 @@ def wide_50(bench: Bench) -> Iterator[Scenario]:
 
 def wide_memory(bench: Bench) -> Iterator[Scenario]:
     """Show whether memory grows with the hosts: ours alone, images of 100 bytes over TLS, lists of the same length."""
-    make_images(bench.root / "pixel", 1, 100, 100)
     lines = bench.images * 12
     with resolver(bench.directory, {WIDE: TLS_HOST}) as enter:
         for hosts in (bench.images // 5, lines):
             names = (f"h{n % hosts:05d}.{WIDE}" for n in range(lines))
-            urls = (bench.server.tls_url(f"many/{n:05d}.png", name) for n, name in enumerate(names))
+            urls = (bench.server.tls_url(bench.many(n), name) for n, name in enumerate(names))
             path = bench.write_list(f"wide-memory-{hosts}", urls)
             title = f"memory with {hosts} hosts, {lines} images"
             scenario = Scenario(f"wide-memory-{hosts}", title, path, lines, bench.wide_limit)

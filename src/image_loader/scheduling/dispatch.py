@@ -234,7 +234,8 @@ class Dispatch:
 
     def is_alone(self, task: Task) -> bool:
         """Tell whether nothing is under way but the attempt at this task."""
-        return self.threads.current == 1 and all(turn.current in (task, None) for turn in self.turns)
+        idle = self.threads.current == 1 and not (self._slots.in_use or self._for_worker)
+        return idle and all(turn.current in (task, None) for turn in self.turns)
 
     def drop_idle(self) -> bool:
         """Close the connections that wait for nobody; tell if there were any."""
