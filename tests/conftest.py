@@ -212,11 +212,13 @@ def _rows(results: Path) -> tuple[Row, ...]:
     return tuple(json.loads(line) for line in results.read_bytes().splitlines())
 
 
-def in_another_process(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own, which can import the modules of the tests."""
+def in_another_process(
+    code: str, *arguments: str, seconds: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, which can import the modules of the tests, for so many ``seconds`` at most."""
     command = [sys.executable, "-c", code, *arguments]
     env, cwd = {**ENVIRONMENT, **environment}, Path(__file__).parent
-    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, check=False, timeout=seconds)
 
 
 @contextmanager

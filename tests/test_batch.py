@@ -692,6 +692,6 @@ with limited(resource.RLIMIT_NOFILE, 3):
 
 def test_a_process_that_gets_no_descriptor_at_all_comes_to_an_end(server: Server, directory: Path) -> None:
     urls = [server.url("/image/a.png"), *urls_of(server, 3, "failing-once")]
-    ended = in_another_process(_STARVED, str(directory), *urls)
+    ended = in_another_process(_STARVED, str(directory), *urls, seconds=15)
     assert ended.stdout.splitlines() == ["saved", *["failed write"] * 3]
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -35,7 +35,7 @@ from server import Server
 
 HOUR = "max-age=3600"
 TWO = ("--processes", "2")
-PROMPT = 6.0
+PROMPT = 3.0
 """Seconds within which an end has to be complete: two are promised, and the machine may be busy."""
 NOISE = {"seconds", "attempts"}
 
