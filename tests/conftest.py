@@ -213,11 +213,11 @@ def _rows(results: Path) -> tuple[Row, ...]:
 
 
 def in_another_process(
-    code: str, *arguments: str, seconds: float = 300, **environment: str
+    code: str, *arguments: str, environment: Mapping[str, str] | None = None, seconds: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own, which can import the modules of the tests, for so many ``seconds`` at most."""
     command = [sys.executable, "-c", code, *arguments]
-    env, cwd = {**ENVIRONMENT, **environment}, Path(__file__).parent
+    env, cwd = {**ENVIRONMENT, **(environment or {})}, Path(__file__).parent
     return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, check=False, timeout=seconds)
 
 

@@ -217,7 +217,7 @@ print(lacking.retryable, lacking.blame, refused.detail)
 def test_what_a_proxy_needs_and_no_descriptor_is_left_for_fails_one_attempt(module: str) -> None:
     with refusing_port() as port:
         proxies = {"https_proxy": f"http://127.0.0.1:{port}", "no_proxy": "127.0.0.1"}
-        finished = in_another_process(_WITHOUT_DESCRIPTORS, module, **proxies)
+        finished = in_another_process(_WITHOUT_DESCRIPTORS, module, environment=proxies)
         expected = f"True {Blame.PROCESS} the proxy 127.0.0.1:{port}: Connection refused\n"
     assert (finished.stdout, finished.stderr) == (expected, "")
 
