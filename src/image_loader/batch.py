@@ -138,7 +138,7 @@ class Run:
         *,
         processors: frozenset[int] | None = None,
     ) -> None:
-        """``processors`` are those that this thread might have had, if it has been bound to one of them already."""
+        """``processors`` are those that this thread might have had; None: it is not bound to one of them yet."""
         self._settings = settings
         self._directory, self._index = store
         self._planner = Planner(settings, *store, found)

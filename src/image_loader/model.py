@@ -220,7 +220,7 @@ class Redirect:
 
 
 class Hop:
-    """Where redirects have led an attempt so far."""
+    """Where an attempt that has begun goes on, and the redirects that led there, if any."""
 
     def __init__(
         self, url: Url, redirects: tuple[Redirect, ...], cookies: "CookieJar | None" = None, left: float = 0.0

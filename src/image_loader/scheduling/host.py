@@ -76,8 +76,8 @@ class Host:
         self.own: list[Task] = []
         """Its own jobs that may start, in their order."""
         self.guests: list[Task] = []
-        """Jobs that redirects have led here and that may start, in their order. They come first, and take no place that
-        jobs of its own keep while these are away: otherwise, hosts that redirect to each other would wait for ever."""
+        """Jobs that redirects have led here and that may start, in their order. They come first, and start however many
+        of its own jobs are away: otherwise, hosts that redirect to each other would wait for ever."""
         self.retrying: dict[Task, None] = {}
         """Jobs that wait for the time of their next attempt."""
         self.connections: list[Connection] = []
