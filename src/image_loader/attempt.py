@@ -92,9 +92,10 @@ class Downloader:
             if self._directory.saved_meanwhile(likely, job.inode):
                 return SAVED_MEANWHILE
         result = self._ask(job, condition, connection)
+        if not isinstance(result, Job) or job.is_unconditional or not result.is_unconditional:
+            return result
         # With a delay, every request has to wait for its turn.
-        stays = connection.usable and connection.origin == job.url.origin and not self._settings.delay
-        if isinstance(result, Job) and result.is_unconditional and not job.is_unconditional and stays:
+        if connection.usable and connection.origin == job.url.origin and not self._settings.delay:
             with suppress(StaleConnectionError):
                 return self._attempt(result, connection)
         return result

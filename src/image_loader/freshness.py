@@ -314,11 +314,12 @@ def _once(value: str | None) -> str | None:
     """Return a validator as it can be sent back: it came once or repeatedly, and fits into a header line."""
     if value is None or len(value) > 2 * _VALIDATOR_MAX + 2:
         return None
-    # In two copies of a text, it is found again after its first part if it is that part several times over; else it is
-    # found where the second copy begins.
-    parted = value + ", "
-    again = (parted + parted).find(parted, 3)
-    value = parted[: again - 2]
+    if ", " in value:
+        # In two copies of a text, it is found again after its first part if it is that part several times over; else it
+        # is found where the second copy begins.
+        parted = value + ", "
+        again = (parted + parted).find(parted, 3)
+        value = parted[: again - 2]
     return value if len(value) <= _VALIDATOR_MAX and _FIELD_TEXT.fullmatch(value) else None
 
 

@@ -118,23 +118,24 @@ class Saver:
         """Check the headers and the first bytes; raise ``DownloadError`` if they are not those of an image."""
         size = _whole_size(answer, resume)
         announced = media_types.essence(answer.fields.get("content-type"))
-        if not (media_types.is_image(announced) or media_types.is_generic(announced)):
+        image = announced if media_types.is_image(announced) else None
+        if image is None and not media_types.is_generic(announced):
             raise _not_an_image(answer)
-        if answer.plain and (answer.length or 0) > self._settings.max_size:
+        if (answer.length or 0) > self._settings.max_size and answer.plain:
             raise DownloadError(Reason.TOO_LARGE, f"{answer.length} bytes announced", http_status=answer.status)
         pieces = answer.chunks(self._settings.chunk)
         if resume is not None:
             # A 206 may leave out fields that came with the beginning (RFC 9110, 15.3.7).
             return _Body(pieces, resume.media_type, size)
-        media_type, first = self._media_type(answer, announced, pieces)
-        return _Body(chain((first,), pieces), media_type, size)
+        if image is None:
+            image, first = self._sniffed(answer, pieces)
+        else:
+            first = sniffing.beginning(pieces)
+            _refuse_text(answer, image, first)
+        return _Body(chain((first,), pieces), image, size)
 
-    def _media_type(self, answer: Answer, announced: str | None, body: Iterator[bytes]) -> tuple[str, bytes]:
+    def _sniffed(self, answer: Answer, body: Iterator[bytes]) -> tuple[str, bytes]:
         """Return the image's type, and the first bytes of its body, which were read to find out."""
-        if announced is not None and media_types.is_image(announced):
-            first = sniffing.beginning(body)
-            _refuse_text(answer, announced, first)
-            return announced, first
         first = b""
         # The body is refused anyway, so it does not matter if it breaks off.
         with nullcontext() if self._sniffs else suppress(DownloadError):

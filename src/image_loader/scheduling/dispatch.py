@@ -137,11 +137,14 @@ class Dispatch:
 
     def line_up(self, host: Host, now: float) -> None:
         """Have a host wait for a worker or for a connection, as it needs; or for the end of its pause."""
-        if not host.may_start(now):
-            if host.waiting and host.opens_at > now:
+        if host.opens_at > now:
+            if host.waiting:
                 self.timers.set_host(host, host.opens_at)
             return
-        lacks = host.lacks
+        startable = host.startable
+        if startable <= 0:
+            return
+        lacks = startable - host.spare_connections
         while lacks > 0 and (connection := self._connections.take(host.origin)):
             host.connections.append(connection)
             lacks -= 1
@@ -258,7 +261,7 @@ class Dispatch:
         while queue and self._slots.has_room(now, standing := self._standing(), retry=retry):
             host = queue.popleft()
             host.waits_for_connection = False
-            if not host.may_start(now) or host.lacks <= 0:
+            if host.opens_at > now or host.startable <= host.spare_connections:
                 continue
             idle = len(self.turns) + standing + self._slots.in_use < self.threads.current
             if idle or host.connection_count < self._fair_share():

@@ -122,21 +122,26 @@ class Host:
         return min(room, max(room - self.away, 0) + len(self.guests)) if self.away else room
 
     @property
-    def connection_count(self) -> int:
-        """How many connections it has: in use, waiting for a worker, or being made."""
-        return self.running + len(self.connections) + len(self.connecting)
-
-    @property
-    def lacks(self) -> int:
-        """How many more connections the waiting jobs could use."""
+    def startable(self) -> int:
+        """How many of the waiting jobs may start at once, as soon as the host opens."""
         free = self.free
         if free > 1 and self.health.policy.delay:
             free = 1
-        return min(self.waiting, free) - len(self.connecting) - len(self.connections)
+        return min(len(self.own) + len(self.guests), free)
+
+    @property
+    def spare_connections(self) -> int:
+        """How many connections wait for a worker, or are being made."""
+        return len(self.connections) + len(self.connecting)
+
+    @property
+    def connection_count(self) -> int:
+        """How many connections it has: in use, waiting for a worker, or being made."""
+        return self.running + self.spare_connections
 
     def may_start(self, now: float) -> bool:
         """Tell whether one of its jobs may start."""
-        return self.opens_at <= now and self.free > 0 and bool(self.own or self.guests)
+        return self.opens_at <= now and self.startable > 0
 
     @property
     def usual_time(self) -> float:

@@ -64,7 +64,7 @@ class View:
 
     def is_empty(self) -> bool:
         """Whether nothing is there but what is hidden; raises ``DirectoryError``."""
-        with self._root.translating, os.scandir(self._root.descriptor) as entries:
+        with self._root.translating(), os.scandir(self._root.descriptor) as entries:
             return all(entry.name.startswith(".") for entry in entries)
 
     def stat(self, file: str) -> os.stat_result | None:
@@ -224,7 +224,7 @@ class Directory(View):
 
     def available_inodes(self) -> int | None:
         """Return how many files can still be made; None where the file system has no such limit."""
-        with self._root.translating:
+        with self._root.translating():
             return self._root.available_inodes()
 
     def partial(self, file: str, key: str, resume: Resume | None = None) -> Partial:
@@ -264,7 +264,7 @@ class Directory(View):
     def rename(self, file: str, new: str) -> os.stat_result:
         """Give an image another name, under which nothing stands; return its state there."""
         root = self._root.descriptor
-        with self._root.translating:
+        with self._root.translating():
             make_folders(new, root)
             os.rename(file.encode(), new.encode(), src_dir_fd=root, dst_dir_fd=root)
             state = os.lstat(new.encode(), dir_fd=root)
@@ -273,7 +273,7 @@ class Directory(View):
 
     def remove(self, file: str) -> None:
         """Remove an image, if it is there, and the folders above it that are empty then."""
-        with self._root.translating, suppress(FileNotFoundError):
+        with self._root.translating(), suppress(FileNotFoundError):
             os.unlink(file.encode(), dir_fd=self._root.descriptor)
         self.remove_folders(file)
 

@@ -102,13 +102,13 @@ class Partials:
         self._opened.discard(partial)
 
     def _open(self, file: str, key: str, resume: Resume | None) -> Partial:
-        path, root = _path(key), self._root.descriptor
-        with self._root.translating:
+        path = _path(key)
+        try:
             # By its absolute path, unlike all else: if DIRECTORY was moved, this fails, or the lock shows that it is
             # another file.
             descriptor = os.open(self._root.place(path), _OPEN, _MODE)
             try:
-                state = locks.lock(descriptor, path, root)
+                state = locks.lock(descriptor, path, self._root.descriptor)
                 size = state.st_size if _is_as_kept(state, resume) else 0
                 self._check_ours(state, path)
                 if size != state.st_size:
@@ -116,6 +116,8 @@ class Partials:
             except BaseException:
                 os.close(descriptor)
                 raise
+        except OSError as error:
+            raise self._root.fault(error) from error
         partial = Partial(self._root, self, file, key, path, descriptor=descriptor, size=size)
         self._opened.add(partial)
         if self._is_given_up:  # Only now: what give_up() has not found among the open ones, finds this here.
@@ -134,17 +136,15 @@ class Partials:
 class Partial:
     """A locked partial file; when its ``with`` block ends, it has become the image, was kept, or is gone.
 
-    Its methods raise the errors of ``Directory``. ``path`` is absolute; ``size`` is in bytes.
+    Its methods raise the errors of ``Directory``. ``size`` is in bytes.
     """
 
     def __init__(
         self, root: Root, partials: Partials, file: str, key: str, path: str, *, descriptor: int, size: int
     ) -> None:
-        self.path = root.place(path)
         self.size = size
         self._root = root
         self._partials = partials
-        self._translating = root.translating
         self.file = file
         self._key = key
         self._name = path
@@ -155,18 +155,25 @@ class Partial:
         self._gate = threading.Lock()
         self._is_over = False
 
+    @property
+    def path(self) -> str:
+        """Where it is, as an absolute path."""
+        return self._root.place(self._name)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._translating:
+        try:
             try:
                 self._end(removing=not self._stays)
             finally:
                 self._partials.forget(self)
                 os.close(self._descriptor)
+        except OSError as fault:
+            raise self._root.fault(fault) from fault
 
     def give_up(self) -> None:
         """Remove the file, unless it is in place by now; it cannot be put there any more. For any thread."""
@@ -176,7 +183,7 @@ class Partial:
     def chunks(self) -> Iterator[bytes]:
         """Yield what the file holds so far."""
         offset = 0
-        with self._translating:
+        with self._root.translating():
             while chunk := os.pread(self._descriptor, _READ_SIZE, offset):
                 yield chunk
                 offset += len(chunk)
@@ -184,14 +191,16 @@ class Partial:
     def write(self, chunk: bytes | memoryview) -> None:
         """Append ``chunk``, all of it."""
         rest = memoryview(chunk)
-        with self._translating:
+        try:
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
+        except OSError as error:
+            raise self._root.fault(error) from error
         self.size += len(chunk)
 
     def keep(self, validators: Validators, media_type: str) -> Resume:
         """Keep the file for an attempt that continues its body, whose ``validators`` are strong."""
-        with self._translating:
+        with self._root.translating():
             state = os.fstat(self._descriptor)
         self._stays = True
         return Resume(self._key, state.st_size, state.st_ino, state.st_mtime_ns, validators, media_type)
@@ -203,7 +212,7 @@ class Partial:
         system takes for a name (none given: its own), which is ``file`` from then on. Raises ``DownloadError``
         also where the file is not of the size that was written (``write``), or was given up (``interrupted``).
         """
-        with self._translating:
+        try:
             self._check_size()
             if mtime is not None:
                 # Only the owner of a file may set its time. Another user's run, or some file systems, make it somebody
@@ -217,6 +226,8 @@ class Partial:
             self._stays = True
             # Only now: the renaming has changed the ctime.
             return os.fstat(self._descriptor)
+        except OSError as error:
+            raise self._root.fault(error) from error
 
     def _check_size(self) -> None:
         size = os.lseek(self._descriptor, 0, os.SEEK_END)
