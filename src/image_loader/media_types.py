@@ -53,6 +53,8 @@ def essence(content_type: str | None) -> str | None:
     >>> essence("Image/JPEG; charset=binary"), essence("text/html, image/png, */*"), essence("image/")
     ('image/jpeg', 'image/png', None)
     """
+    if content_type in EXTENSIONS:  # The usual case, without the price of patterns.
+        return content_type
     found = None
     for member in _members(content_type or ""):
         match = re.fullmatch(_ESSENCE, member)

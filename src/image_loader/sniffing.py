@@ -44,7 +44,7 @@ _BRANDS = (
 _BINARY = rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]"
 
 # How text may begin, as far as it is told apart here. No image but SVG does so.
-_TEXT = re.compile(rb"[\t\n\x0c\r <{\[]|\xef\xbb\xbf|\xff\xfe|\xfe\xff|\x00<")
+_TEXT = (b"\t", b"\n", b"\x0c", b"\r", b" ", b"<", b"{", b"[", b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\x00<")
 # Compiled with the first text, which few runs meet.
 _BEFORE_ROOT = r"""(?isx)[\t\n\f\r\x20]+|<!--.*?-->|<\?.*?\?>
     |<!DOCTYPE[^\[>]*(?:\[(?:<!--.*?(?:-->|\Z)|"[^"]*"|'[^']*'|[^]"'])*+\][\t\n\f\r\x20]*)?>"""
@@ -90,7 +90,7 @@ def image_type(first: bytes) -> str | None:
         return "image/bmp"
     if first[4:8] == b"ftyp":
         return _type_of_brands(first)
-    return "image/svg+xml" if _TEXT.match(first) and _root(_text(first)) == "svg" else None
+    return "image/svg+xml" if first.startswith(_TEXT) and _root(_text(first)) == "svg" else None
 
 
 def text_kind(first: bytes, *, svg: bool) -> str | None:
@@ -102,7 +102,7 @@ def text_kind(first: bytes, *, svg: bool) -> str | None:
     >>> text_kind(b"<!DOCTYPE html>", svg=False), text_kind(b"<Error><Code>", svg=True), text_kind(b"<svg>", svg=False)
     ('HTML', 'XML', None)
     """
-    if not _TEXT.match(first):
+    if not first.startswith(_TEXT):
         return None
     text = _text(first).lstrip(_BLANK)
     if not re.match(_MARKUP, text):

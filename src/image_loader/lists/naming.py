@@ -15,9 +15,9 @@ from image_loader.url import Url
 _SEPARATORS = "/\\"
 # Control, format (bidirectional and zero-width marks among them), surrogate, line and paragraph separator.
 _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-# Not r"[\s.]+$" to be removed: the search for that takes quadratic time on a long run of dots.
 _HARMLESS = re.compile(r"(?! )[\x20-\x2e\x30-\x5b\x5d-\x7e]*[\x21-\x2d\x30-\x5b\x5d-\x7e]")
-_UP_TO_TRAILING_DOTS = re.compile(r".*[^\s.]", re.DOTALL)
+# Not r"[\s.]+$" to be removed: the search for that takes quadratic time on a long run of dots.
+_UP_TO_TRAILING_DOTS = r"(?s).*[^\s.]"
 _NAMELESS = "image"
 _HASH_DIGITS = (8, 16, 32, 64)
 _SPARE_STEM = 40
@@ -131,7 +131,7 @@ def _plain(text: str) -> str:
     """Drop white space around and dots behind, and replace what is no part of a name."""
     if _HARMLESS.fullmatch(text):
         return text
-    match = _UP_TO_TRAILING_DOTS.match(text.strip())
+    match = re.match(_UP_TO_TRAILING_DOTS, text.strip())
     return "".join("_" if _is_unsafe(character) else character for character in match[0]) if match else ""
 
 
