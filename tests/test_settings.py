@@ -9,12 +9,13 @@ from collections import UserDict
 from collections.abc import Iterator
 from pathlib import Path
 from types import GeneratorType
-from typing import Annotated, Any, get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 from packaging.requirements import Requirement
 
 from image_loader import load, loader
+from image_loader.cli.parser import parse
 from image_loader.errors import OptionError
 from image_loader.loader import DEFAULTS, settings_of
 from image_loader.model import Layout
@@ -110,10 +111,15 @@ def test_every_option_has_an_entry_of_its_own() -> None:
     flags = [flag for option in all_options() for flag in option.flags]
     assert len(set(keywords)) == len(keywords)
     assert len(set(flags)) == len(flags)
-    for owner in (Settings, Command):
-        hints = get_type_hints(owner, include_extras=True)
-        for field in options(owner):
-            assert isinstance(hints[field], type(Annotated[int, 0]))
+    assert set(Command._fields) - options(Command).keys() == {"settings"}
+    constants = {field for field in Settings._fields if hasattr(loader, field.upper())}
+    assert set(Settings._fields) - options(Settings).keys() - constants == {"exclusive"}
+
+
+def test_what_is_not_given_has_its_default() -> None:
+    command = parse(["urls.txt", "images"], DEFAULTS, {})
+    assert command[1:] == ("urls.txt", None, None, None, 0, False, None)
+    assert not [value for value in (*command, *settings_of(command.settings)) if isinstance(value, Option)]
 
 
 # The README -------------------------------------------------------------------------------------------------------

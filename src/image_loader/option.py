@@ -339,7 +339,16 @@ Kind = Flag | Whole | Seconds | Statuses | HeaderText | Headers | Choice | Colum
 class Option:
     """One option or argument: its values, the heading that it has in the help, and its line there."""
 
-    def __init__(self, names: str, kind: Kind, group: str, help: str, keyword: str = "") -> None:  # noqa: A002
+    def __init__(
+        self,
+        names: str,
+        kind: Kind,
+        group: str,
+        help: str,  # noqa: A002
+        keyword: str = "",
+        *,
+        default: object = None,
+    ) -> None:
         self.flags = names.split()
         """Its names on the command line, the long one last."""
         self.kind = kind
@@ -347,6 +356,8 @@ class Option:
         self.help = help
         self.keyword = keyword or self.flags[-1].lstrip("-").replace("-", "_").lower()
         """Its name in Python, like the last one on the command line unless it is given."""
+        self.default = default
+        """Its value where it is not given, for those of the command alone; the others' are in ``loader.py``."""
 
     @property
     def takes_value(self) -> bool:
@@ -372,6 +383,19 @@ class Option:
             return self.kind.checked(value)
         except OptionError as error:
             raise OptionError(error.fault, self.keyword) from None
+
+
+def entry(
+    names: str,
+    kind: Kind,
+    group: str,
+    help: str,  # noqa: A002
+    keyword: str = "",
+    *,
+    default: object = None,
+) -> Any:
+    """Return an option; whatever the type of its field, a type checker takes it for the default."""
+    return Option(names, kind, group, help, keyword, default=default)
 
 
 def is_url(name: str) -> bool:

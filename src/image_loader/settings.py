@@ -4,12 +4,12 @@ The parser, its help, the manual page, the completions and the checks are made f
 of ``load`` and the README against them. The defaults are the constants at the top of ``loader.py``.
 """
 
-# No annotation is a string here, so that reading the entries takes no evaluation: that would cost a millisecond.
+# No annotation is a string here: see ``model``.
 import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from image_loader.errors import OptionError
 from image_loader.model import Columns, Layout
@@ -29,6 +29,7 @@ from image_loader.option import (
     Statuses,
     Switch,
     Whole,
+    entry,
 )
 
 # The headings of --help. No enum: it would take as long to make as all the kinds below.
@@ -41,172 +42,11 @@ OUTPUT = "output"
 
 
 class Settings(NamedTuple):
-    """The options, then the constants, which have the same names in ``loader.py``.
+    """The constants, which have the same names in ``loader.py``, then the options, each with its entry as its default.
 
     Times are in seconds, sizes in bytes.
     """
 
-    # The upper limits: a pool makes room for all its connections at once; a socket's timeout has 31 bits of
-    # milliseconds (CPython 3.11); a thread can wait for 292 years at most.
-    directory: Annotated[
-        Path,
-        Option(
-            "DIRECTORY",
-            Name("DIRECTORY", required=True, advice="; the list comes first, then the directory"),
-            ARGUMENTS,
-            "where to put the images; created if missing",
-        ),
-    ]
-    url_column: Annotated[
-        str | None,
-        Option(
-            "--url-column",
-            Column(),
-            IMAGES,
-            "URLFILE is a table (CSV or TSV) with the URLs in this column, given by its heading or its number from 1",
-        ),
-    ]
-    name_column: Annotated[
-        str | None,
-        Option(
-            "--name-column",
-            Column(),
-            IMAGES,
-            "take each file name from this column of the table; folders may be part of it",
-        ),
-    ]
-    force: Annotated[bool, Option("-f --force", Flag(), IMAGES, "download every image, whether it has changed or not")]
-    revalidate: Annotated[
-        bool,
-        Option(
-            "--revalidate",
-            Flag(),
-            IMAGES,
-            "ask the server about every image, even if its headers say that it is still fresh",
-        ),
-    ]
-    skip_existing: Annotated[
-        bool,
-        Option(
-            "--skip-existing",
-            Flag(),
-            IMAGES,
-            "skip images that are there, whatever their headers say; files that were edited or cut are fetched again",
-        ),
-    ]
-    ignore_status: Annotated[
-        frozenset[int],
-        Option(
-            "--ignore-status",
-            Statuses(),
-            IMAGES,
-            "count answers with these HTTP statuses, such as 404,410, as skipped instead of failed",
-        ),
-    ]
-    delete: Annotated[
-        bool,
-        Option(
-            "--delete",
-            Flag(),
-            IMAGES,
-            "delete images that are no longer in the list, after a run that read all of it",
-        ),
-    ]
-    max_delete: Annotated[
-        int | None,
-        Option(
-            "--max-delete",
-            Limit(0, 10**9, "half of the images"),
-            IMAGES,
-            "delete nothing if more than N images would be deleted",
-        ),
-    ]
-    dry_run: Annotated[
-        bool,
-        Option(
-            "--dry-run",
-            Flag(),
-            IMAGES,
-            "send no request and change nothing; log what would be asked for, what is fresh, and what would be deleted",
-        ),
-    ]
-    sniff: Annotated[
-        bool,
-        Option(
-            "--sniff",
-            Flag(),
-            IMAGES,
-            "where Content-Type is missing or says nothing, decide by the first bytes (--verify implies it)",
-        ),
-    ]
-    verify: Annotated[
-        bool, Option("--verify", Flag(), IMAGES, "decode each image and refuse damaged ones (needs the extra 'verify')")
-    ]
-    max_size: Annotated[int, Option("--max-size", Size(1, 10**12), IMAGES, "largest image to accept")]
-    processes: Annotated[
-        int,
-        Option("--processes", Whole(1, 1000), LIMITS, "processes to download in; each host is handled by one of them"),
-    ]
-    cluster: Annotated[
-        str | None,
-        Option(
-            "--cluster",
-            Address(),
-            LIMITS,
-            "download on the workers of a Dask scheduler, given by its address or file (needs the extra 'cluster')",
-        ),
-    ]
-    threads: Annotated[int, Option("-t --threads", Whole(1, 10**5), LIMITS, "downloads at once")]
-    per_host: Annotated[int, Option("--per-host", Whole(1, 10**5), LIMITS, "downloads at once from one host")]
-    delay: Annotated[
-        float,
-        Option("--delay", Seconds(0, 10**6), LIMITS, "time between the starts of two requests to one host"),
-    ]
-    timeout: Annotated[
-        float, Option("--timeout", Seconds(0.001, 10**6), LIMITS, "time limit to connect, and between two bytes")
-    ]
-    max_time: Annotated[
-        float, Option("--max-time", Seconds(0.001, 10**9), LIMITS, "time limit for one attempt at one image")
-    ]
-    retries: Annotated[
-        int, Option("--retries", Whole(0, 10**9), LIMITS, "retries of an image after a transient failure")
-    ]
-    headers: Annotated[
-        Mapping[str, str],
-        Option(
-            "-H --header",
-            Headers(),
-            REQUESTS,
-            "header to send with each request, as 'Name: value', or @FILE with one header a line; may be repeated",
-            "headers",
-        ),
-    ]
-    user_agent: Annotated[str, Option("-A --user-agent", HeaderText(), REQUESTS, "User-Agent header to send")]
-    ca_bundle: Annotated[
-        str | None, Option("--ca-bundle", Name("FILE", str), REQUESTS, "CA certificates for HTTPS (file or directory)")
-    ]
-    insecure: Annotated[bool, Option("--insecure", Flag(), REQUESTS, "do not check TLS certificates")]
-    public_only: Annotated[
-        bool, Option("--public-only", Flag(), REQUESTS, "refuse private, loopback and link-local addresses")
-    ]
-    layout: Annotated[
-        Layout,
-        Option(
-            "--layout",
-            Choice(Layout),
-            FILES,
-            "path of an image below DIRECTORY: flat (name), host (host/name), hash (ab/cd/name), path (host/dir/name)",
-        ),
-    ]
-    index_file: Annotated[
-        Path | None,
-        Option(
-            "--index",
-            Name(),
-            FILES,
-            "where to store what is known of each image (default: DIRECTORY/.image_loader/index.sqlite3)",
-        ),
-    ]
     max_pixels: int
     decoding_memory: int
     decoding_time: int
@@ -224,8 +64,113 @@ class Settings(NamedTuple):
     redirects: int
     flush_interval: float
     partitions: int
+    # The upper limits: a pool makes room for all its connections at once; a socket's timeout has 31 bits of
+    # milliseconds (CPython 3.11); a thread can wait for 292 years at most.
+    directory: Path = entry(
+        "DIRECTORY",
+        Name("DIRECTORY", required=True, advice="; the list comes first, then the directory"),
+        ARGUMENTS,
+        "where to put the images; created if missing",
+    )
+    url_column: str | None = entry(
+        "--url-column",
+        Column(),
+        IMAGES,
+        "URLFILE is a table (CSV or TSV) with the URLs in this column, given by its heading or its number from 1",
+    )
+    name_column: str | None = entry(
+        "--name-column",
+        Column(),
+        IMAGES,
+        "take each file name from this column of the table; folders may be part of it",
+    )
+    force: bool = entry("-f --force", Flag(), IMAGES, "download every image, whether it has changed or not")
+    revalidate: bool = entry(
+        "--revalidate",
+        Flag(),
+        IMAGES,
+        "ask the server about every image, even if its headers say that it is still fresh",
+    )
+    skip_existing: bool = entry(
+        "--skip-existing",
+        Flag(),
+        IMAGES,
+        "skip images that are there, whatever their headers say; files that were edited or cut are fetched again",
+    )
+    ignore_status: frozenset[int] = entry(
+        "--ignore-status",
+        Statuses(),
+        IMAGES,
+        "count answers with these HTTP statuses, such as 404,410, as skipped instead of failed",
+    )
+    delete: bool = entry(
+        "--delete", Flag(), IMAGES, "delete images that are no longer in the list, after a run that read all of it"
+    )
+    max_delete: int | None = entry(
+        "--max-delete",
+        Limit(0, 10**9, "half of the images"),
+        IMAGES,
+        "delete nothing if more than N images would be deleted",
+    )
+    dry_run: bool = entry(
+        "--dry-run",
+        Flag(),
+        IMAGES,
+        "send no request and change nothing; log what would be asked for, what is fresh, and what would be deleted",
+    )
+    sniff: bool = entry(
+        "--sniff",
+        Flag(),
+        IMAGES,
+        "where Content-Type is missing or says nothing, decide by the first bytes (--verify implies it)",
+    )
+    verify: bool = entry(
+        "--verify", Flag(), IMAGES, "decode each image and refuse damaged ones (needs the extra 'verify')"
+    )
+    max_size: int = entry("--max-size", Size(1, 10**12), IMAGES, "largest image to accept")
+    processes: int = entry(
+        "--processes", Whole(1, 1000), LIMITS, "processes to download in; each host is handled by one of them"
+    )
+    cluster: str | None = entry(
+        "--cluster",
+        Address(),
+        LIMITS,
+        "download on the workers of a Dask scheduler, given by its address or file (needs the extra 'cluster')",
+    )
+    threads: int = entry("-t --threads", Whole(1, 10**5), LIMITS, "downloads at once")
+    per_host: int = entry("--per-host", Whole(1, 10**5), LIMITS, "downloads at once from one host")
+    delay: float = entry("--delay", Seconds(0, 10**6), LIMITS, "time between the starts of two requests to one host")
+    timeout: float = entry("--timeout", Seconds(0.001, 10**6), LIMITS, "time limit to connect, and between two bytes")
+    max_time: float = entry("--max-time", Seconds(0.001, 10**9), LIMITS, "time limit for one attempt at one image")
+    retries: int = entry("--retries", Whole(0, 10**9), LIMITS, "retries of an image after a transient failure")
+    headers: Mapping[str, str] = entry(
+        "-H --header",
+        Headers(),
+        REQUESTS,
+        "header to send with each request, as 'Name: value', or @FILE with one header a line; may be repeated",
+        "headers",
+    )
+    user_agent: str = entry("-A --user-agent", HeaderText(), REQUESTS, "User-Agent header to send")
+    ca_bundle: str | None = entry(
+        "--ca-bundle", Name("FILE", str), REQUESTS, "CA certificates for HTTPS (file or directory)"
+    )
+    insecure: bool = entry("--insecure", Flag(), REQUESTS, "do not check TLS certificates")
+    public_only: bool = entry("--public-only", Flag(), REQUESTS, "refuse private, loopback and link-local addresses")
+    layout: Layout = entry(
+        "--layout",
+        Choice(Layout),
+        FILES,
+        "path of an image below DIRECTORY: flat (name), host (host/name), hash (ab/cd/name), path (host/dir/name)",
+    )
+    index_file: Path | None = entry(
+        "--index",
+        Name(),
+        FILES,
+        "where to store what is known of each image (default: DIRECTORY/.image_loader/index.sqlite3)",
+    )
     one_processor: bool = False
     exclusive: bool = False
+    """Whether no other run may have the index meanwhile."""
     """Whether no other run may have the index meanwhile."""
 
     def __repr__(self) -> str:
@@ -242,44 +187,32 @@ class Command(NamedTuple):
     """A command line: the options of the command alone, and those of the run by their keywords (``settings``)."""
 
     settings: Mapping[str, Any]
-    urls: Annotated[
-        str,
-        Option(
-            "URLFILE",
-            Name("URLFILE", str, required=True, advice="; pipe it in: echo URL | loader - DIRECTORY"),
-            ARGUMENTS,
-            "list of image URLs, one a line, plain or gzip; '-' is standard input",
-            "urls",
-        ),
-    ]
-    results: Annotated[
-        str | None,
-        Option(
-            "--results",
-            Name("FILE", str),
-            FILES,
-            "write one row per URL to a .jsonl or .csv file; '-' is JSON lines on standard output",
-        ),
-    ] = None
-    failed: Annotated[
-        Path | None, Option("--failed", Name(), FILES, "write the URLs that failed: a list for the next run")
-    ] = None
-    report: Annotated[
-        Path | None,
-        Option("--report", Name(), FILES, "write a web page about the run to an .html file (needs the extra 'report')"),
-    ] = None
-    verbose: Annotated[int, Option("-v --verbose", Count(), OUTPUT, "log each image; -vv: log each decision, too")] = 0
-    quiet: Annotated[bool, Option("-q --quiet", Flag(), OUTPUT, "log only errors that end the run")] = False
-    progress: Annotated[
-        bool | None, Option("--progress", Switch(), OUTPUT, "show a progress bar (default: at a terminal)")
-    ] = None
+    urls: str = entry(
+        "URLFILE",
+        Name("URLFILE", str, required=True, advice="; pipe it in: echo URL | loader - DIRECTORY"),
+        ARGUMENTS,
+        "list of image URLs, one a line, plain or gzip; '-' is standard input",
+        "urls",
+    )
+    results: str | None = entry(
+        "--results",
+        Name("FILE", str),
+        FILES,
+        "write one row per URL to a .jsonl or .csv file; '-' is JSON lines on standard output",
+    )
+    failed: Path | None = entry("--failed", Name(), FILES, "write the URLs that failed: a list for the next run")
+    report: Path | None = entry(
+        "--report", Name(), FILES, "write a web page about the run to an .html file (needs the extra 'report')"
+    )
+    verbose: int = entry("-v --verbose", Count(), OUTPUT, "log each image; -vv: log each decision, too", default=0)
+    quiet: bool = entry("-q --quiet", Flag(), OUTPUT, "log only errors that end the run", default=False)
+    progress: bool | None = entry("--progress", Switch(), OUTPUT, "show a progress bar (default: at a terminal)")
 
 
 @functools.cache
 def options(owner: type[Settings] | type[Command]) -> Mapping[str, Option]:
     """Return the entries of the options by their fields."""
-    marked = ((field, getattr(hint, "__metadata__", ())) for field, hint in owner.__annotations__.items())
-    return {field: metadata[0] for field, metadata in marked if metadata}
+    return {field: default for field, default in owner._field_defaults.items() if isinstance(default, Option)}
 
 
 def settings_from(values: Mapping[str, Any], constants: Mapping[str, Any]) -> Settings:

@@ -71,11 +71,10 @@ def parse(words: Sequence[str], defaults: Mapping[str, Any], environment: Mappin
         )
     given = vars(namespace)
     given["headers"] = _headers(given.get("headers", []), environment)
-    own = {
-        field: option.checked(given[option.keyword]) if option.takes_value else given[option.keyword]
-        for field, option in options(Command).items()
-        if option.keyword in given
-    }
+    own: dict[str, Any] = {}
+    for field, option in options(Command).items():
+        value = given.get(option.keyword, option.default)
+        own[field] = option.checked(value) if option.takes_value else value
     keywords = [option.keyword for option in options(Settings).values()]
     return Command(**own, settings={name: given.get(name, defaults.get(name)) for name in keywords})
 
