@@ -269,7 +269,7 @@ def wide_50(bench: Bench) -> Iterator[Scenario]:
 
 def wide_memory(bench: Bench) -> Iterator[Scenario]:
     """Show whether memory grows with the hosts: ours alone, images of 100 bytes over TLS, lists of the same length."""
-    lines = bench.images * 12
+    lines = bench.images * 20
     with resolver(bench.directory, {WIDE: TLS_HOST}) as enter:
         for hosts in (bench.images // 5, lines):
             names = (f"h{n % hosts:05d}.{WIDE}" for n in range(lines))
