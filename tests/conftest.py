@@ -40,7 +40,7 @@ IMPATIENT_FAILURES = 2
 def impatient(patience: float) -> tuple[str, ...]:
     """Return the command with less patience for hosts; half a minute would be a long time for a test.
 
-    However late a busy machine lets it notice a deadline, it was not stopped.
+    Nor does it take itself for stopped (SIGSTOP) where a busy machine lets it notice a deadline late.
     """
     code = "from image_loader import errors, loader\nerrors._LATE = float('inf')\n"
     code += f"loader.HOST_PATIENCE, loader.HOST_FAILURES = {patience}, {IMPATIENT_FAILURES}\nloader.main()"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from image_loader.errors import OptionError
 from image_loader.url import redacted
+
+_P = ParamSpec("_P")
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 # As a Path, a URL has one slash left; a directory may well be named like "c:".
@@ -385,17 +387,13 @@ class Option:
             raise OptionError(error.fault, self.keyword) from None
 
 
-def entry(
-    names: str,
-    kind: Kind,
-    group: str,
-    help: str,  # noqa: A002
-    keyword: str = "",
-    *,
-    default: object = None,
-) -> Any:
-    """Return an option; whatever the type of its field, a type checker takes it for the default."""
-    return Option(names, kind, group, help, keyword, default=default)
+def _as_default(make: Callable[_P, object]) -> Callable[_P, Any]:
+    """Return a function as it is, for which a type checker takes the result for a value of any type."""
+    return make
+
+
+entry = _as_default(Option)
+"""Makes an option, which stands where its field has its default."""
 
 
 def is_url(name: str) -> bool:

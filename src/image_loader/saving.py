@@ -118,8 +118,8 @@ class Saver:
         """Check the headers and the first bytes; raise ``DownloadError`` if they are not those of an image."""
         size = _whole_size(answer, resume)
         announced = media_types.essence(answer.fields.get("content-type"))
-        image = announced if media_types.is_image(announced) else None
-        if image is None and not media_types.is_generic(announced):
+        media_type = announced if media_types.is_image(announced) else None
+        if media_type is None and not media_types.is_generic(announced):
             raise _not_an_image(answer)
         if (answer.length or 0) > self._settings.max_size and answer.plain:
             raise DownloadError(Reason.TOO_LARGE, f"{answer.length} bytes announced", http_status=answer.status)
@@ -127,12 +127,12 @@ class Saver:
         if resume is not None:
             # A 206 may leave out fields that came with the beginning (RFC 9110, 15.3.7).
             return _Body(pieces, resume.media_type, size)
-        if image is None:
-            image, first = self._sniffed(answer, pieces)
+        if media_type is None:
+            media_type, first = self._sniffed(answer, pieces)
         else:
             first = sniffing.beginning(pieces)
-            _refuse_text(answer, image, first)
-        return _Body(chain((first,), pieces), image, size)
+            _refuse_text(answer, media_type, first)
+        return _Body(chain((first,), pieces), media_type, size)
 
     def _sniffed(self, answer: Answer, body: Iterator[bytes]) -> tuple[str, bytes]:
         """Return the image's type, and the first bytes of its body, which were read to find out."""

@@ -127,7 +127,7 @@ class Host:
         free = self.free
         if free > 1 and self.health.policy.delay:
             free = 1
-        return min(len(self.own) + len(self.guests), free)
+        return min(self.waiting, free)
 
     @property
     def spare_connections(self) -> int:
