@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image_loader.errors import UrlFileError
-from image_loader.lists.forms import check_lines, hint
+from image_loader.lists.forms import check_head, check_lines, hint
 from image_loader.lists.urlfile import count, read
 
 
@@ -45,10 +45,12 @@ def spreadsheet(path: Path) -> bytes:
         (b"PAR1\x15\x04\x15\x10", "a Parquet file", "as text"),
         (b"SQLite format 3\0", "an SQLite database", "sqlite3 FILE"),
         (b"\xfd7zXZ\0\0\4", "compressed by xz", "xz -dc FILE | loader - DIRECTORY"),
+        (b"BZh11AY&SY", "compressed by bzip2", "bzip2 -dc FILE | loader - DIRECTORY"),
         (b"BZh91AY&SY", "compressed by bzip2", "bzip2 -dc FILE | loader - DIRECTORY"),
         (b"\x28\xb5\x2f\xfd\x24\0\0\0", "compressed by zstd", "zstd -dc FILE | loader - DIRECTORY"),
         ("\ufeffhttp://h/a.jpg\n".encode("utf-32-le"), "UTF-32", "iconv -f UTF-32 -t UTF-8 FILE"),
         ("http://h/a.jpg\n".encode("utf-16-le"), "UTF-16 without", "iconv -f UTF-16LE -t UTF-8 FILE"),
+        ("ab\u0100\n".encode("utf-16-le"), "UTF-16 without", "iconv -f UTF-16LE -t UTF-8 FILE"),
         ("http://h/a.jpg\n".encode("utf-16-be"), "UTF-16 without", "iconv -f UTF-16BE -t UTF-8 FILE"),
         (b"<!DOCTYPE html>\n<html>", "HTML", "save its URLs"),
         (b"\n  <html lang='en'>\n", "HTML", "save its URLs"),
@@ -67,6 +69,11 @@ def test_files_of_other_kinds_are_named_with_what_to_type(
     assert message.startswith(f"{path}: not a list of URLs: ")
     assert kind in message
     assert advice in message
+
+
+@pytest.mark.parametrize("head", [b"h\0\0\0", b"\0\0\0h", b"h\0t", b"http"])
+def test_what_is_not_utf_16_is_not_called_so(head: bytes) -> None:
+    check_head(head)
 
 
 def test_a_spreadsheet_is_named_with_what_to_type(path: Path) -> None:
@@ -93,6 +100,10 @@ TABLES = {
     "quoted fields and semicolons": (b'"image link";"id"\n"http://h/a,1.jpg";"1"\n', "'image link'"),
     "rows of other lengths": (b"id,image\n1,http://h/a.jpg,,\n", "image"),
     "a row longer than the heading": (b"id,image\n1,red,http://h/a.jpg\n", "COLUMN"),
+    "a row much longer than the heading": (b"id,image\n1,red,shoe,http://h/a.jpg\n", "COLUMN"),
+    "an empty heading": (b"id,,name\n1,http://h/a.jpg,red\n", "2"),
+    "two columns, quoted line ends": (b'title,link\n"Shoe,\nred",http://h/a.jpg\n', "link"),
+    "two columns of links, quoted line ends": (b'title,image,link\n"Shoe,\nred",http://h/a.jpg,http://h/\n', "image"),
     "comments first": (b"# exported today\n\n1;http://h/a.jpg\n# more\n2;http://h/b.jpg\n", "2"),
     "a heading for a terminal": (b"\x1b[31mid,url\x1b[31m\n1,http://h/a.jpg\n", "'url\\x1b[31m'"),
 }  # fmt: skip
@@ -114,6 +125,8 @@ def test_a_table_is_told_with_the_column_to_name(path: Path, kind: str) -> None:
         'http://h/a"b",c.jpg\nhttp://h/"c",d.jpg',
         'http://h/a.jpg,"caption"\nhttp://h/b.jpg,"caption"',
         "http:/h/a.jpg,x\nhttp:h/a.jpg;x",
+        "https://h/a.jpg,x\nhttps://h/b.jpg,x",
+        'http://h/a.jpg\t"b"c\nhttp://h/b.jpg\t"b"c',
         "HTTPS://h/a.jpg,http://h/b.jpg\nhttp://h/a?u=1,http://h/b",
         "http://h/a,link\n1,http://h/b.jpg",
         'http://h/a;"b"\n1;"http://h/b.jpg"',
@@ -121,6 +134,10 @@ def test_a_table_is_told_with_the_column_to_name(path: Path, kind: str) -> None:
         "www.h.com/a,b.jpg\nhttp://h/a,b.jpg",
         "list of images, exported today\nhttp://h/a,b.jpg\n1,http://h/b.jpg",
         "image,list\nhttp://h/a.jpg",
+        "image,list\nhttp://h/a,b,c.jpg",
+        'photos,"best"er\n1,http://h/b.jpg',
+        '"my photos"\n"more"\nhttp://h/b.jpg',
+        "BZh0.jpg\nhttp://h/b.jpg",
         "list;of;links\nhttp://h/a.jpg",
         "1,red,http://h/a.jpg\nhttp://h/b.jpg",
         "url\nhttp://h/b.jpg",
@@ -172,6 +189,8 @@ def _is_refused(first: str, second: str | None) -> bool:
         ("red\thttp://h/a.jpg", "a tab stands in the line"),
         ("a red shoe: http://h/a.jpg", "text stands before the URL"),
         ("photo.jpg", ""),
+        ('"photo.jpg"', ""),
+        ("xhttp://h/a.jpg", ""),
         ("http://h/a.jpg", ""),
         ("http://h/a,b;c.jpg?u=http://h/b.jpg&x=1,2", ""),
         ("http://web.archive.org/web/2015/http://h/a.jpg", ""),

@@ -84,8 +84,10 @@ def test_a_host_that_has_let_images_through_is_given_twice_the_patience() -> Non
     times = (0.5, 0.6, 1.6, 3.6, 7.6, 15.6, 31.6)
     health = refused(settled(), *times, successes=3)
     assert not health.is_over(31.6)
-    assert refused(health, 63.6, successes=3).is_over(63.6)
-    assert refused(NEW, *times).is_over(31.6)
+    assert not refused(health, 60.4, successes=3).is_over(60.4)
+    assert refused(health, 60.5, successes=3).is_over(60.5)
+    assert refused(NEW, *times[:-1], 30.5).is_over(30.5)
+    assert not refused(NEW, *times[:-1], 30.4).is_over(30.4)
 
 
 @pytest.mark.parametrize(("asked", "kept"), [(0.0, 1.0), (0.3, 1.0), (1.0, 1.0), (50.0, 50.0), (1e9, 120.0)])
@@ -112,6 +114,70 @@ def test_a_longer_pause_that_is_asked_for_meanwhile_counts_and_a_shorter_one_doe
 def test_an_answer_to_what_was_under_way_does_not_end_a_pause() -> None:
     health = refused(settled(), 10.0, pause=5.0).answered(10.01, 9.99, 4)
     assert (health.state, health.opens_at) == (State.PAUSED, 15.0)
+
+
+def test_a_host_that_refuses_all_is_paused_for_longer_and_longer() -> None:
+    health, now, pauses = settled(), 100.0, []
+    for _ in range(8):
+        health = refused(health, now)
+        pauses.append(health.opens_at - now)
+        now = health.opens_at
+    assert pauses == pytest.approx([0.03, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 32.0])
+
+
+def test_two_refusals_in_a_row_lengthen_the_interval_and_no_further_one() -> None:
+    once, twice, often = (refused(settled(), *times) for times in ([10.0], [10.0, 10.1], [10.0, 10.1, 11.2, 13.3]))
+    assert [health.interval for health in (once, twice, often)] == pytest.approx([0.03, 0.039, 0.039])
+    assert [health.limit for health in (once, twice, often)] == pytest.approx([7.0, 1.0, 1.0])
+
+
+def test_refusals_one_by_one_lengthen_the_interval_up_to_two_seconds() -> None:
+    health, intervals = settled(), []
+    for second in range(25):
+        health = refused(health, 10.0 * second)
+        intervals.append(health.interval)
+        health = health.answered(10.0 * second + 5, 10.0 * second + 4, 4 + second)
+    assert intervals[:3] == pytest.approx([0.03, 0.03 * 0.93 * 1.3, 0.03 * (0.93 * 1.3) ** 2])
+    assert intervals[-1] == pytest.approx(2.0)
+
+
+def test_one_refusal_alone_leads_to_no_pause_and_each_success_gives_a_little_back() -> None:
+    health = refused(settled(), 10.0).answered(10.2, 10.1, 4)
+    assert health.interval == pytest.approx(0.03 * 0.93)
+    assert health.limit == pytest.approx(7.0 + 0.5 / 7.0)
+    assert health.opens_at == pytest.approx(10.03)
+
+
+def test_after_refusals_a_host_is_asked_twice_as_often_as_it_let_requests_through_before() -> None:
+    first = refused(NEW, 1.0, 1.1, successes=99).answered(2.2, 2.1, 101)
+    assert first.interval == pytest.approx(0.039 * 0.93), "a hundred in two seconds: the interval is long enough"
+    assert first.opens_at == pytest.approx(2.139), "an interval after the start of the one that was let through"
+    second = refused(first, 3.0, 3.1, successes=190).answered(22.2, 22.1, 201)
+    assert second.interval == pytest.approx(0.1 * 0.93), "a hundred in twenty seconds"
+    assert second.opens_at == pytest.approx(22.2)
+    third = refused(second, 23.0, 23.1, successes=210).answered(222.2, 222.1, 212)
+    assert third.interval == pytest.approx(0.5 * 0.93), "eleven in two hundred seconds: half a second at most"
+
+
+def test_a_host_that_let_nothing_through_before_it_refused_keeps_its_interval() -> None:
+    assert refused(NEW, 1.0, 1.1).answered(2.2, 2.1, 1).interval == pytest.approx(0.039 * 0.93)
+
+
+def test_an_interval_that_has_become_very_short_is_none() -> None:
+    health = refused(settled(), 10.0)
+    intervals = []
+    while health.interval:
+        intervals.append(health.interval)
+        health = health.answered(20.0, 19.0, 4)
+    assert 0.004 <= intervals[-1] < 0.0044
+
+
+def test_a_host_that_answers_is_asked_by_four_times_as_many_with_each_answer() -> None:
+    health, seen = Health.unknown(Policy(100, 5, 30.0, 120.0), 0.0), []
+    for number in range(1, 5):
+        seen.append(health.at_once)
+        health = health.answered(0.1, 0.0, number)
+    assert seen == [3, 12, 48, 100]
 
 
 def test_a_success_after_refusals_lets_a_host_be_asked_faster_again() -> None:

@@ -52,3 +52,12 @@ def test_a_host_with_jobs_is_not_forgotten() -> None:
     assert not hosts.forget_if_idle(host, NOW)
     assert hosts.get("http://host", NOW) is host
     assert list(hosts) == [host]
+
+
+def test_a_host_whose_delay_is_not_over_is_remembered() -> None:
+    hosts = Hosts(POLICY._replace(delay=2.0))
+    host = hosts.get("http://host", NOW)
+    host.note(host.health.started(NOW))
+    assert hosts.forget_if_idle(host, NOW)
+    assert hosts.get("http://host", NOW + 1.0).opens_at == NOW + 2.0
+    assert hosts.get("http://other", NOW).opens_at < NOW

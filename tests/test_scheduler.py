@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import re
 import threading
 from collections import Counter
@@ -17,7 +18,7 @@ import pytest
 
 from conftest import SETTINGS
 from image_loader.errors import DirectoryError, DownloadError
-from image_loader.model import Blame, Failure, Hop, Job, Locked, Name, Reason, Result, Validators
+from image_loader.model import Blame, Failure, Hop, Job, Locked, Name, Reason, Result, Resume, Validators
 from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, close_delivered
 from image_loader.scheduling.host import Task
 from image_loader.scheduling.scheduler import Scheduler
@@ -98,7 +99,7 @@ class Worker:
 class House:
     """A scheduler with its workers, its connections and its clock, all in the test's hand."""
 
-    def __init__(self, changes: Mapping[str, Any] | None = None, pace: float = 0.0) -> None:
+    def __init__(self, changes: Mapping[str, Any] | None = None, pace: float = 0.0, chance: float = 1.0) -> None:
         self.settings = SETTINGS._replace(**{"retries": 2, **(changes or {})})
         self.pace = pace
         self.now = 0.0
@@ -118,7 +119,7 @@ class House:
         self.at_clock: Callable[[], None] = lambda: None
         self.inbox: Inbox = SimpleQueue()
         dispatch = Dispatch(self, self._attempt, self, self.inbox, self.settings, clock=self._clock)
-        self.scheduler = Scheduler(dispatch, self.inbox, self.settings, chance=lambda: 1.0)
+        self.scheduler = Scheduler(dispatch, self.inbox, self.settings, chance=lambda: chance)
 
     def _clock(self) -> float:
         if threading.current_thread() in self.workers:
@@ -318,6 +319,25 @@ def test_a_transient_failure_is_tried_again_after_growing_pauses_and_then_told()
     assert house.reasons() == [Reason.HTTP_STATUS]
 
 
+def test_half_of_the_pause_before_another_attempt_is_left_to_chance() -> None:
+    house = House(chance=0.0)
+    house.add("http://host/a.jpg")
+    house.answer(FAULTY)
+    house.advance(0.49)
+    assert not house.running
+    house.advance(0.01)
+    assert house.running
+
+
+def test_another_attempt_knows_how_much_the_last_one_left() -> None:
+    house = House()
+    house.add("http://host/a.jpg")
+    left = Resume("key", 1000, 7, 10**18, Validators(), "image/png")
+    house.answer(FAULTY._replace(resume=left))
+    house.advance(1.0)
+    assert house.running[0].job.resume is left
+
+
 def test_a_final_failure_is_told_after_one_attempt() -> None:
     house = House()
     house.add("http://host/a.jpg")
@@ -452,17 +472,18 @@ def test_a_redirected_job_that_fails_begins_anew_where_the_list_says() -> None:
     assert [(end.attempts, end.result) for end in house.finished] == [(2, ANSWER)]
 
 
-def test_a_busy_host_behind_redirects_is_slowed_down_and_its_images_wait() -> None:
+@pytest.mark.parametrize("target", ["atarget", "target"])
+def test_a_busy_host_behind_redirects_is_slowed_down_and_its_images_wait(target: str) -> None:
     house = House({"retries": 0})
     house.add("http://host/a.jpg")
-    redirect(house, "http://target/a.jpg", "host")
-    house.answer(asks_for(20.0), "target")
+    redirect(house, f"http://{target}/a.jpg", "host")
+    house.answer(asks_for(20.0), target)
     house.advance(19.5)
     assert not house.running
     house.advance(0.5)
     assert house.on("host") == 1
-    redirect(house, "http://target/a.jpg", "host")
-    house.answer(host="target")
+    redirect(house, f"http://{target}/a.jpg", "host")
+    house.answer(host=target)
     assert not house.reasons()
 
 
@@ -502,16 +523,17 @@ def test_a_host_behind_redirects_that_is_busy_for_ever_is_given_up(busy: Failure
     assert Reason.HTTP_STATUS in house.reasons()
 
 
-def test_jobs_that_were_redirected_to_a_host_which_answers_keep_their_places_at_home() -> None:
+@pytest.mark.parametrize("target", ["atarget", "target"])
+def test_jobs_that_were_redirected_to_a_host_which_answers_keep_their_places_at_home(target: str) -> None:
     house = House({"per_host": 2})
-    house.add("http://target/first.jpg")
-    house.add("http://target/second.jpg")
-    house.answer(host="target")
+    house.add(f"http://{target}/first.jpg")
+    house.add(f"http://{target}/second.jpg")
+    house.answer(host=target)
     house.add(*urls("host", 10))
-    redirect(house, "http://target/0.jpg", "host")
-    redirect(house, "http://target/1.jpg", "host")
+    redirect(house, f"http://{target}/0.jpg", "host")
+    redirect(house, f"http://{target}/1.jpg", "host")
     assert house.on("host") == 0
-    assert house.on("target") == 2
+    assert house.on(target) == 2
     finish(house)
     assert len(house.finished) == 12
     assert house.hosts_in_memory == 0
@@ -567,6 +589,33 @@ def test_a_host_that_asks_for_pause_after_pause_is_given_up() -> None:
     assert Counter(house.reasons()) == {Reason.HTTP_STATUS: 3, Reason.HOST_DOWN: 37}, "as it was told, or not at all"
     house.add(*urls("busy", 5))
     assert house.reasons()[40:] == [Reason.HOST_DOWN] * 4, "so does the rest of the list, but for one that is tried"
+
+
+def test_a_host_that_is_given_up_after_it_let_images_through_has_those_that_it_refused_told_as_such() -> None:
+    house = House({"retries": 10})
+    house.add(*urls("busy", 40))
+    for _ in range(3):
+        house.answer()
+    while house.scheduler.pending:
+        while house.running:
+            house.answer(asks_for(60.0))
+        house.advance(60.0)
+    assert Counter(house.reasons()) == {Reason.HTTP_STATUS: 3, Reason.HOST_DOWN: 34}
+
+
+def test_it_is_logged_once_when_a_host_is_paused_and_for_how_long(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "image_loader")
+    house = House()
+    house.add(*urls("host", 5))
+    house.answer()
+    house.advance(5.0)
+    house.answer(asks_for(20.0))
+    while house.running:
+        house.answer(asks_for(20.0))
+    assert caplog.messages == ["http://host: paused, for 20.0 s"]
+    house.advance(20.0)
+    house.answer()
+    assert caplog.messages[1:] == ["http://host: slowed, for 0.0 s"]
 
 
 def test_images_between_its_pauses_keep_a_host_from_being_given_up() -> None:
@@ -1188,21 +1237,105 @@ def test_the_jobs_of_a_name_that_does_not_exist_fail_at_once() -> None:
     assert house.reasons()[-1] is Reason.HOST_DOWN
 
 
-@pytest.mark.parametrize("busy", [BUSY, asks_for(1000.0)])
-def test_one_image_that_is_refused_for_ever_among_others_fails_alone(busy: Failure) -> None:
-    house = House({"retries": 1, "per_host": 2, "retry_after_cap": 5.0})
-    house.add(*urls("host", 100))
+def refuse_one(house: House, path: str, busy: Failure, times: int = 10**6) -> int:
+    """Let all jobs end, but refuse one image so many times; return how often it was asked for."""
+    asked = 0
     while house.scheduler.pending:
         while house.running:
-            bad = house.running[0].job.url.path == "/7.jpg"
-            house.step(busy if bad else ANSWER)
+            bad = house.running[0].job.url.path == path
+            asked += bad
+            house.step(busy if bad and asked <= times else ANSWER)
         house.advance(0.01)
         assert house.now < 60.0
-    assert [end.job.url.path for end in house.finished if isinstance(end.result, Failure)] == ["/7.jpg"]
+    return asked
+
+
+@pytest.mark.parametrize("bad", ["/0.jpg", "/7.jpg"])
+@pytest.mark.parametrize("per_host", [1, 2])
+@pytest.mark.parametrize("busy", [BUSY, asks_for(1000.0)])
+def test_one_image_that_is_refused_for_ever_among_others_fails_alone(busy: Failure, per_host: int, bad: str) -> None:
+    house = House({"retries": 1, "per_host": per_host, "retry_after_cap": 5.0})
+    house.add(*urls("host", 100))
+    refuse_one(house, bad, busy)
+    assert [end.job.url.path for end in house.finished if isinstance(end.result, Failure)] == [bad]
     assert house.reasons() == [Reason.HTTP_STATUS]
     house.add("http://host/later.jpg")
     finish(house)
     assert house.reasons() == [Reason.HTTP_STATUS], "the host is not given up for it"
+
+
+@pytest.mark.parametrize(("times", "failures"), [(2, []), (3, [Reason.HTTP_STATUS])])
+def test_an_image_that_is_refused_while_others_get_through_is_asked_for_three_times(
+    times: int, failures: Sequence[Reason]
+) -> None:
+    house = House({"retries": 0, "per_host": 2})
+    house.add(*urls("host", 100))
+    assert refuse_one(house, "/7.jpg", BUSY, times) == 3
+    assert house.reasons() == failures
+
+
+def asked_next(house: House) -> str:
+    """Let the next attempt start, and return what it asks for."""
+    while not house.running:
+        assert house.scheduler.pending
+        house.advance(0.01)
+    return house.running[0].job.url.path
+
+
+def test_refusals_while_the_host_refuses_all_do_not_count_against_an_image() -> None:
+    house = House({"retries": 0, "per_host": 1})
+    house.add(*urls("host", 2))
+    results: list[Result] = [*[BUSY] * 6, ANSWER, BUSY, ANSWER]
+    for result in results:
+        asked_next(house)
+        house.answer(result)
+    assert [end.result for end in house.finished] == [ANSWER, ANSWER]
+
+
+def test_an_image_that_was_refused_waits_behind_ten_others() -> None:
+    house = House({"retries": 0, "per_host": 1})
+    house.add(*urls("host", 30))
+    house.answer(BUSY)
+    order = []
+    for _ in range(12):
+        order.append(asked_next(house))
+        house.answer()
+    assert order == [*(f"/{number}.jpg" for number in range(1, 11)), "/0.jpg", "/11.jpg"]
+
+
+@pytest.mark.parametrize("busy", [BUSY, asks_for(1.0)])
+def test_after_a_second_refusal_in_a_row_another_part_of_the_list_comes_first(busy: Failure) -> None:
+    house = House({"retries": 0, "per_host": 1}, chance=0.5)
+    house.add(*urls("host", 40))
+    house.answer(busy)
+    assert asked_next(house) == ("/1.jpg" if busy is BUSY else "/0.jpg")
+    house.answer(busy)
+    assert asked_next(house) in {"/20.jpg", "/21.jpg"}
+
+
+def test_a_host_that_lets_requests_through_again_is_asked_twice_as_often_as_it_did_before() -> None:
+    house = House({"retries": 0, "per_host": 1}, pace=0.05)
+    house.add(*urls("host", 40))
+    for _ in range(10):
+        house.answer()
+        house.advance(0.95)
+    results: list[Result] = [BUSY, BUSY, ANSWER]
+    for result in results:
+        asked_next(house)
+        house.answer(result)
+    assert len(house.finished) == 16
+    house.advance(0.25)
+    assert not house.running, "fifteen in 11.4 seconds: another one in half of 0.76 seconds"
+    house.advance(0.1)
+    assert house.running
+
+
+@pytest.mark.parametrize(("failure", "at_once"), [(FAULTY, 3), (GONE, 4)])
+def test_an_error_of_the_server_is_no_success_that_lets_a_host_be_asked_faster(failure: Failure, at_once: int) -> None:
+    house = House()
+    house.add(*urls("host", 40))
+    house.answer(failure)
+    assert house.on("host") == at_once
 
 
 def test_being_refused_uses_up_no_retry() -> None:
@@ -1214,6 +1347,28 @@ def test_being_refused_uses_up_no_retry() -> None:
             house.advance(0.5)
     house.answer()
     assert [(end.attempts, end.result) for end in house.finished] == [(5, ANSWER)]
+
+
+@pytest.mark.parametrize("chance", [0.25, 0.5])
+def test_a_job_that_lacked_a_descriptor_is_tried_again_at_some_time_in_the_next_second(chance: float) -> None:
+    house = House({"threads": 4}, chance=chance)
+    house.add(*urls("host", 2))
+    house.answer(OUT_OF_DESCRIPTORS)
+    house.answer()
+    house.advance(chance - 0.01)
+    assert not house.running
+    house.advance(0.01)
+    assert house.running
+
+
+def test_a_job_that_lacks_a_descriptor_while_the_run_ends_is_told() -> None:
+    house = House({"retries": 2})
+    house.add(*urls("host", 2))
+    house.finished += house.scheduler.abandon()
+    house.answer(OUT_OF_DESCRIPTORS)
+    assert house.reasons() == [Reason.CONNECT]
+    house.answer()
+    assert house.scheduler.pending == 0
 
 
 # A delay that the user wants -----------------------------------------------------------------------------------------

@@ -87,6 +87,7 @@ def test_hosts_that_did_not_answer_before_have_half_of_the_slots() -> None:
 
 def test_no_more_are_begun_than_workers_will_use_soon_but_those_that_take_long_do_not_count() -> None:
     slots = Slots(6, threads=2)
+    assert slots.has_room(1.0, standing=3)
     assert not slots.has_room(1.0, standing=4)
     numbers = [slots.begin(1.0) for _ in range(4)]
     assert not slots.has_room(1.1, standing=0)

@@ -103,12 +103,12 @@ def _hint_after(text: str) -> str:
 def _url_column(first: str, second: str | None, delimiter: str) -> str:
     """Return how to name the column of URLs, if the lines are rows with this delimiter, else an empty text."""
     one, two = _fields(first, delimiter), _fields(second or "", delimiter)
-    if _holds_row(first, one, delimiter):
-        return str(_place(one) + 1) if second is None or _holds_row(second, two, delimiter) else ""
+    if _holds_row(first, one):
+        return str(_place(one) + 1) if second is None or _holds_row(second, two) else ""
     if second is None or not (len(one) > 1 or first.startswith('"')):
         return ""
     named = [place for place, heading in enumerate(one) if re.fullmatch(_URL_HEADING, heading[:100])]
-    if _holds_row(second, two, delimiter):
+    if _holds_row(second, two):
         place = _place(two)
     elif named and is_url(second):
         place = _place(two)
@@ -121,9 +121,9 @@ def _url_column(first: str, second: str | None, delimiter: str) -> str:
     return _shown(one[place].strip(), place) if place < len(one) else "COLUMN"
 
 
-def _holds_row(line: str, fields: list[str], delimiter: str) -> bool:
+def _holds_row(line: str, fields: list[str]) -> bool:
     """Whether one of several fields, or a quoted one, is a URL."""
-    several = len(fields) > 1 and (delimiter == "\t" or not is_url(line))
+    several = len(fields) > 1 and not is_url(line)
     return (several or line.startswith('"')) and _place(fields) < len(fields)
 
 

@@ -88,14 +88,12 @@ class Jobs:
         self._dispatch.clear()
 
     def drop_running(self, now: float) -> None:
-        """Wait for no worker any more: finish what each has begun, and have the other connections kept for later."""
+        """Wait for no worker any more: finish what each has begun."""
         turns, self._dispatch.turns = self._dispatch.turns, set()
         for turn in turns:
             self.recall(turn, now)
             self.interrupt(turn, now)
             turn.drop()
-        for host in self.hosts:
-            self._dispatch.release(host)
 
     def interrupt(self, turn: Turn, now: float) -> None:
         """Finish the job that a turn has begun."""

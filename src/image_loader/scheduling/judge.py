@@ -134,9 +134,11 @@ class Judge:
         elif host.origin == task.job.url.origin:
             task.job = task.job.anew(failure.resume)
             # After a pause that the server asked for, the next request is likely to be let through: let it be this one.
-            first = failure.retry_after is not None and task.refusals == 1
+            # If it is not, another image must have its turn: this one may be the problem.
+            again = host.health.refusals > 1
+            first = failure.retry_after is not None and task.refusals == 1 and not again
             host.put_behind(task, 0 if first else retry.LATER)
-            if host.health.refusals > 1:
+            if again:
                 # Neighbours in the list are often refused for the same reason: go on with another part of it.
                 host.go_on_elsewhere(self._chance())
             self._jobs.settle_host(host, now)

@@ -83,7 +83,7 @@ class Scheduler:
         return self._jobs.take_finished()
 
     def drop_running(self) -> list[Task]:
-        """Wait no longer for the jobs that run; return them as given up. The other connections are given back.
+        """Wait no longer for the jobs that run, after ``abandon``; return them as given up.
 
         Raises as ``advance`` does.
         """
