@@ -19,7 +19,7 @@ import pytest
 from conftest import SETTINGS
 from image_loader.errors import DirectoryError, DownloadError
 from image_loader.model import Blame, Failure, Hop, Job, Locked, Name, Reason, Result, Resume, Validators
-from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, close_delivered
+from image_loader.scheduling.dispatch import Connected, Dispatch, close_delivered
 from image_loader.scheduling.host import Task
 from image_loader.scheduling.scheduler import Scheduler
 from image_loader.scheduling.workers import Turn
@@ -33,6 +33,18 @@ FAULTY = Failure(Reason.HTTP_STATUS, "HTTP status 500", 500, retryable=True)
 STOPPED = Failure(Reason.DEADLINE, "not done in time", stopped=True)
 OUT_OF_DESCRIPTORS = Failure(Reason.CONNECT, "too many open files", retryable=True, blame=Blame.PROCESS)
 GONE = Failure(Reason.HTTP_STATUS, "HTTP status 410", 410)
+
+
+class Messages(SimpleQueue[Any]):
+    """The scheduler's inbox; it notes for how long the scheduler would wait, and does not let it."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        assert timeout is not None
+        self.waits.append(timeout)
+        return self.get_nowait()
 
 
 class Link:
@@ -117,7 +129,7 @@ class House:
         self.spend_connections = False
         self.meanwhile: Callable[[], None] = lambda: None
         self.at_clock: Callable[[], None] = lambda: None
-        self.inbox: Inbox = SimpleQueue()
+        self.inbox = Messages()
         dispatch = Dispatch(self, self._attempt, self, self.inbox, self.settings, clock=self._clock)
         self.scheduler = Scheduler(dispatch, self.inbox, self.settings, chance=lambda: chance)
 
@@ -1369,6 +1381,197 @@ def test_a_job_that_lacks_a_descriptor_while_the_run_ends_is_told() -> None:
     assert house.reasons() == [Reason.CONNECT]
     house.answer()
     assert house.scheduler.pending == 0
+
+
+# Waiting --------------------------------------------------------------------------------------------------------------
+
+
+def waits(house: House, at_most: float = 5.0) -> list[float]:
+    """Return for how long the scheduler would wait for a message, if at all."""
+    house.inbox.waits.clear()
+    house.finished += house.scheduler.advance(at_most)
+    return house.inbox.waits
+
+
+def test_it_waits_for_messages_until_the_next_timer_and_no_longer_than_it_may() -> None:
+    house = House()
+    house.now = 100.0
+    house.add("http://host/a.jpg")
+    assert waits(house) == [5.0]
+    house.answer(asks_for(20.0))
+    assert waits(house) == [5.0]
+    house.advance(17.0)
+    assert waits(house) == pytest.approx([3.0])
+
+
+def test_it_does_not_wait_where_it_has_something_to_tell_or_nothing_to_do() -> None:
+    house = given_up()
+    assert waits(house) == []
+    house.add("http://other/a.jpg")
+    house.scheduler.add([house.running[0].job._replace(url=parse("http://dead/a.jpg"))])
+    assert waits(house) == []
+    assert house.reasons() == [Reason.HOST_DOWN]
+    assert waits(house) == [5.0]
+    house.inbox.waits.clear()
+    house.scheduler.abandon()
+    house.scheduler.drop_running()
+    assert house.inbox.waits == []
+
+
+@pytest.mark.parametrize(("pause", "wait"), [(1.1, 0.1), (20.0, 0.25)])
+def test_it_waits_for_the_next_slot_for_a_connection_or_the_next_timer(pause: float, wait: float) -> None:
+    house = House({"threads": 1})
+    house.add("http://host/a.jpg")
+    house.answer(asks_for(pause))
+    house.advance(1.0)
+    house.silent |= {f"http://silent{number}" for number in range(3)}
+    house.add(*(f"http://silent{number}/a.jpg" for number in range(3)))
+    assert len(house.connecting) == 2
+    assert house.scheduler.hosts_ahead == 1
+    assert waits(house) == pytest.approx([wait])
+
+
+def test_a_connection_that_is_being_made_is_likely_to_stand_in_a_moment_and_not_later() -> None:
+    house = House()
+    house.silent.add("http://silent")
+    seen = [house.scheduler.is_about_to_start]
+    house.add("http://silent/a.jpg")
+    seen.append(house.scheduler.is_about_to_start)
+    house.advance(0.25)
+    seen.append(house.scheduler.is_about_to_start)
+    assert seen == [False, True, False]
+
+
+def test_what_has_ended_counts_as_running_until_it_is_taken_in() -> None:
+    house = House()
+    assert house.scheduler.running == 0
+    house.add("http://host/a.jpg")
+    assert house.scheduler.running == 1
+    house.running.pop().answer(ANSWER)
+    assert house.scheduler.running > 0
+    house.advance(0)
+    assert house.scheduler.running == 0
+    assert len(house.finished) == 1
+
+
+def test_nothing_is_waited_for_after_a_time_that_has_passed() -> None:
+    house = House()
+    house.add("http://host/a.jpg")
+    house.answer(asks_for(20.0))
+    house.now += 19.5
+    assert house.scheduler.waits() == 0.5
+    house.now += 10.0
+    assert house.scheduler.waits() == 0.0
+
+
+def test_the_seconds_of_all_attempts_are_told_together() -> None:
+    house = House(pace=0.25)
+    house.now = 50.0
+    house.add("http://host/a.jpg")
+    house.answer(FAULTY)
+    house.advance(1.0)
+    house.answer()
+    assert house.finished[0].seconds == pytest.approx(0.5)
+
+
+def test_the_seconds_of_a_connection_that_failed_are_told() -> None:
+    house = House({"retries": 0})
+    house.now = 50.0
+    house.silent.add("http://silent")
+    house.add("http://silent/a.jpg")
+    house.advance(2.0)
+    house.come("http://silent", RESET)
+    house.advance(0)
+    assert [end.seconds for end in house.finished] == [2.0]
+
+
+# Who gets how many connections ----------------------------------------------------------------------------------------
+
+
+def test_a_host_that_has_all_threads_gets_no_further_connection() -> None:
+    house = House({"threads": 2, "per_host": 4}, pace=0.05)
+    house.add(*urls("host", 40))
+    for _ in range(4):
+        house.answer()
+    assert house.on("host") == 2
+    assert len(house.links) == 2
+
+
+def test_a_connection_that_is_being_made_counts_as_one_of_its_host() -> None:
+    house = House({"threads": 2, "per_host": 4}, pace=0.05)
+    house.add("http://host/first.jpg")
+    house.silent.add("http://host")
+    house.add(*urls("host", 40))
+    assert house.on("host") == 1
+    assert house.connecting == [("http://host", 0.0)]
+
+
+def test_a_host_that_waits_for_a_worker_has_its_share_of_connections() -> None:
+    house = House({"threads": 2, "per_host": 4}, pace=0.05)
+    house.add(*urls("host", 40))
+    house.add("http://other/first.jpg")
+    house.add(*urls("other", 2))
+    assert house.connected.count("http://other") == 1
+
+
+def test_a_host_gets_more_than_its_share_while_threads_are_idle() -> None:
+    house = House({"threads": 4, "per_host": 4}, pace=0.05)
+    house.add("http://other/a.jpg")
+    house.add("http://host/first.jpg")
+    house.add(*urls("host", 2))
+    assert house.on("host") == 3
+
+
+def test_hosts_that_did_not_answer_have_half_of_the_slots() -> None:
+    house = House({"connects": 4})
+    origins = {f"http://flaky{number}" for number in range(6)}
+    house.refusing = dict.fromkeys(origins, RESET)
+    house.add(*(f"{origin}/a.jpg" for origin in origins))
+    house.silent |= {*origins, "http://new"}
+    house.advance(1.0)
+    assert len(house.connecting) == 2
+    house.add("http://new/a.jpg")
+    assert house.connecting[2:] == [("http://new", 1.0)]
+
+
+def test_a_job_that_lacked_a_descriptor_is_tried_again_where_less_can_be_done_at_once() -> None:
+    house = House({"threads": 8, "retries": 0})
+    house.add("http://host/a.jpg")
+    house.answer(OUT_OF_DESCRIPTORS)
+    house.advance(1.0)
+    house.answer()
+    assert [end.result for end in house.finished] == [ANSWER]
+
+
+def test_a_turn_goes_on_with_the_only_thread() -> None:
+    house = House({"per_host": 1, "threads": 1}, pace=0.05)
+    house.add(*urls("far", 10))
+    house.answer()
+    house.meanwhile = lambda: house.advance(0)
+    assert house.answer() == 9
+
+
+def test_no_turn_goes_on_while_there_are_more_than_descriptors_allow() -> None:
+    house = House({"threads": 8, "per_host": 1}, pace=0.05)
+    house.add(*(url for number in range(9) for url in urls(f"host{number}", 2)), *urls("long", 9))
+    for _ in range(10):
+        house.answer()
+    assert len(house.running) + len(house.ahead) == 10
+    house.answer(OUT_OF_DESCRIPTORS, "host0")
+    while not house.on("long"):
+        house.answer()
+    house.meanwhile = lambda: house.advance(0)
+    assert len(house.running) + len(house.ahead) > 6
+    assert house.answer(host="long") == 1
+
+
+def test_jobs_behind_one_that_takes_its_time_are_not_recalled_at_once() -> None:
+    house = House({"per_host": 2})
+    house.add(*urls("host", 100))
+    while house.answer() < 8:
+        pass
+    house.advance(0.03)
+    assert house.answer() >= 8
 
 
 # A delay that the user wants -----------------------------------------------------------------------------------------
