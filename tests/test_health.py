@@ -114,6 +114,7 @@ def test_a_longer_pause_that_is_asked_for_meanwhile_counts_and_a_shorter_one_doe
 def test_an_answer_to_what_was_under_way_does_not_end_a_pause() -> None:
     health = refused(settled(), 10.0, pause=5.0).answered(10.01, 9.99, 4)
     assert (health.state, health.opens_at) == (State.PAUSED, 15.0)
+    assert health.answered(10.5, 10.0, 5).state is State.PAUSED, "it was started when the refusal came"
 
 
 def test_a_host_that_refuses_all_is_paused_for_longer_and_longer() -> None:
@@ -149,18 +150,29 @@ def test_one_refusal_alone_leads_to_no_pause_and_each_success_gives_a_little_bac
 
 
 def test_after_refusals_a_host_is_asked_twice_as_often_as_it_let_requests_through_before() -> None:
-    first = refused(NEW, 1.0, 1.1, successes=99).answered(2.2, 2.1, 101)
+    first = refused(NEW, 1.0, 1.1, successes=99).answered(2.2, 2.1, 102)
     assert first.interval == pytest.approx(0.039 * 0.93), "a hundred in two seconds: the interval is long enough"
     assert first.opens_at == pytest.approx(2.139), "an interval after the start of the one that was let through"
-    second = refused(first, 3.0, 3.1, successes=190).answered(22.2, 22.1, 201)
+    second = refused(first, 3.0, 3.1, successes=190).answered(22.2, 22.1, 202)
     assert second.interval == pytest.approx(0.1 * 0.93), "a hundred in twenty seconds"
     assert second.opens_at == pytest.approx(22.2)
-    third = refused(second, 23.0, 23.1, successes=210).answered(222.2, 222.1, 212)
+    third = refused(second, 23.0, 23.1, successes=210).answered(222.2, 222.1, 213)
     assert third.interval == pytest.approx(0.5 * 0.93), "eleven in two hundred seconds: half a second at most"
 
 
 def test_a_host_that_let_nothing_through_before_it_refused_keeps_its_interval() -> None:
     assert refused(NEW, 1.0, 1.1).answered(2.2, 2.1, 1).interval == pytest.approx(0.039 * 0.93)
+
+
+def test_one_attempt_at_least_is_allowed_at_a_host_that_refuses() -> None:
+    alone = Health.unknown(Policy(1, 5, 30.0, 120.0), 0.0)
+    assert refused(alone, 1.0).limit == 1.0
+
+
+def test_a_host_that_is_spared_is_asked_again_slowly() -> None:
+    health = refused(settled(), 10.0, 10.1, 11.2).spared()
+    assert (health.state, health.refusals, health.at_once) == (State.SLOWED, 0, 1)
+    assert health.interval > 0
 
 
 def test_an_interval_that_has_become_very_short_is_none() -> None:
@@ -253,7 +265,15 @@ def test_a_host_that_was_given_up_is_asked_again_after_the_patience() -> None:
     assert (health.state, health.ask_at, health.at_once) == (State.DOWN, 60.0, 1)
     assert health.missed(61.0, 60.0) == health
     assert health.asked(60.0).ask_at == 90.0
-    assert health.answered(61.0, 60.0, 1).state is not State.DOWN
+    back = health.answered(61.0, 60.0, 1)
+    assert (back.state, back.at_once) == (State.READY, 4)
+
+
+def test_a_busy_host_that_was_given_up_and_answers_is_asked_slowly() -> None:
+    health = refused(settled(), *[10.0 + number for number in range(7)]).given_up(50.0)
+    assert (health.state, health.refusals) == (State.DOWN, 0)
+    back = health.answered(81.0, 80.0, 4)
+    assert (back.state, back.at_once, back.limit) == (State.SLOWED, 1, 1.5)
 
 
 def test_without_patience_a_host_that_was_given_up_is_left_alone_as_long_as_one_that_is_probed() -> None:

@@ -29,7 +29,7 @@ from image_loader.errors import IndexFileError
 from image_loader.model import Image, Lifetime, Name, NotModified, Record, Validators
 from image_loader.store import index as index_module
 from image_loader.store import index_file
-from image_loader.store.index import Index, IndexCopy
+from image_loader.store.index import Index, IndexCopy, Known
 
 NEVER = 3600.0
 PRELUDE = """
@@ -265,14 +265,28 @@ def test_what_was_recorded_is_written_once_the_flush_interval_has_passed(path: P
         assert other.look_up([digest("u")])[digest("u")].image == IMAGE
 
 
-def test_what_waits_to_be_written_is_bounded(path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "_PENDING_MAX", 3)
-    for url in "abc":
-        claim(index, url, f"{url}.jpg")
-        record(index, url, IMAGE._replace(file=f"{url}.jpg"))
+@pytest.mark.parametrize("kinds", ["record record record", "record touch renew", "renew touch renew touch"])
+@pytest.mark.parametrize("most", [1, 3])
+def test_what_waits_to_be_written_is_bounded(
+    path: Path, index: Index, monkeypatch: pytest.MonkeyPatch, kinds: str, most: int
+) -> None:
+    digests = fill(path, 4)
+    rows = [record.row for record in index.look_up(digests).values()]
+    monkeypatch.setattr(index_module, "_PENDING_MAX", most)
+    for row, kind in zip(rows, kinds.split(), strict=False):
+        image = IMAGE._replace(file=f"{digests[row - 1].hex()}.jpg", mtime_ns=7)
+        match kind:
+            case "record":
+                index.record(row, image)
+            case "touch":
+                index.touch(row, image)
+            case _:
+                index.renew(row, NotModified(IMAGE, Validators('"new"'), IMAGE.lifetime, 7.0))
     index.tick()
     with Index(path, NEVER) as other:
-        assert all(record.image for record in other.look_up([digest(url) for url in "abc"]).values())
+        images = [record.image for record in other.look_up(digests).values()]
+    changed = [image is not None and (image.mtime_ns == 7 or image.validators.etag == '"new"') for image in images]
+    assert changed == [position < len(kinds.split()) for position in range(4)]
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
@@ -329,6 +343,69 @@ def test_another_run_has_seen_nothing(path: Path) -> None:
 
 def test_no_url_asked_for_is_no_query(index: Index) -> None:
     assert (index.look_up([]), index.claim([], str.casefold)) == ({}, {})
+
+
+def test_an_index_without_urls_is_empty(index: Index) -> None:
+    assert index.is_empty()
+    claim(index, "u", "a.jpg")
+    assert not index.is_empty()
+
+
+def left(index: Index, known: Known, most: int = 2) -> tuple[list[int], list[int]]:
+    """Return the rows that this run has not seen, and the last ones of each look."""
+    unseen, ends, after = [], [], 0
+    while True:
+        records, after = index.unseen(known, after, most)
+        unseen += [record.row for record in records]
+        ends.append(after)
+        if not after:
+            return unseen, ends
+
+
+def test_the_images_that_a_run_has_not_seen_are_found_part_by_part(path: Path) -> None:
+    digests = fill(path, 5)
+    with Index(path, NEVER) as index:
+        known = index.known()
+        assert (known.images, known.last_row) == (5, 5)
+        assert left(index, known) == ([1, 2, 3, 4, 5], [2, 4, 5, 0])
+        for record in index.look_up(digests[1:3]).values():
+            index.seen.add(record.row)
+        assert left(index, known) == ([1, 4, 5], [2, 4, 5, 0])
+
+
+def test_nothing_is_known_of_an_empty_index(index: Index) -> None:
+    known = index.known()
+    assert (known.images, known.last_row) == (0, 0)
+    assert left(index, known) == ([], [0])
+
+
+def test_what_any_run_has_saved_or_checked_or_named_since_is_not_among_the_known(path: Path) -> None:
+    digests = fill(path, 4)
+    with Index(path, NEVER) as index:
+        known = index.known()
+        claim(index, "later", "later.jpg")
+        rows = [record.row for record in index.look_up(digests).values()]
+        index.record(rows[0], IMAGE._replace(file="0.jpg", saved=known.since))
+        index.record(rows[1], IMAGE._replace(file="1.jpg", checked=known.since + 1))
+        index.record(rows[2], IMAGE._replace(file="2.jpg", checked=known.since - 1))
+        index.flush()
+        assert left(index, known)[0] == [3, 4]
+
+
+def test_a_url_that_has_a_name_but_no_image_is_among_the_known(index: Index) -> None:
+    claim(index, "u", "a.jpg")
+    known = index.known()
+    assert (known.images, known.last_row) == (0, 1)
+    assert left(index, known)[0] == [1]
+
+
+def test_what_is_forgotten_is_gone_and_its_names_are_free(path: Path) -> None:
+    digests = fill(path, 3)
+    with Index(path, NEVER) as index:
+        index.forget([1, 3])
+        assert [record.row for record in index.look_up(digests).values()] == [2]
+        assert claimed_path(index, "u", f"{digests[0].hex()}.jpg") == f"{digests[0].hex()}.jpg"
+        assert claimed_path(index, "v", f"{digests[1].hex()}.jpg") is None
 
 
 # Names.
@@ -449,6 +526,23 @@ def test_an_image_whose_other_name_is_taken_by_now_is_not_recorded(index: Index)
     index.record(index.look_up([key])[key].row, IMAGE._replace(file="a-0f.jpg"), "a-0f.jpg")
     assert known_image(index, "u") is None
     assert index.look_up([key])[key].name == Name("a.jpg", complete=True)
+
+
+def test_names_that_are_free_are_reserved_for_rows_and_then_given(path: Path, index: Index) -> None:
+    for url in ("u", "v", "w"):
+        claim(index, url, f"{url}.jpg")
+    record(index, "u", IMAGE._replace(file="u.jpg"))
+    index.flush()
+    free, taken, incomplete = Name("new.jpg", complete=True), Name("v.jpg", complete=True), Name("x", complete=False)
+    assert index.reserve([(1, free, "new.jpg"), (3, taken, "v.jpg")]) == {1}
+    assert claimed_path(index, "late", "new.jpg") is None
+    assert index.reserve([(3, incomplete, "x")]) == {3}
+    moved = IMAGE._replace(file="new.jpg", mtime_ns=5, ctime_ns=6)
+    index.rename([(1, free, moved), (3, incomplete, None)])
+    assert known_image(index, "u") == moved
+    names = {url: index.look_up([digest(url)])[digest(url)].name for url in ("u", "v", "w")}
+    assert names == {"u": free, "v": taken, "w": incomplete}
+    assert claimed_path(index, "other", "u.jpg") == "u.jpg", "its former name is free"
 
 
 @pytest.mark.parametrize("newer", [IMAGE._replace(size=1), IMAGE._replace(sha256="00" * 32), IMAGE._replace(saved=2e9)])

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from conftest import SETTINGS
-from image_loader.errors import DirectoryError, DownloadError
+from image_loader.errors import DirectoryError, DownloadError, OutOfThreadsError
 from image_loader.model import Blame, Failure, Hop, Job, Locked, Name, Reason, Result, Resume, Validators
 from image_loader.scheduling.dispatch import Connected, Dispatch, close_delivered
 from image_loader.scheduling.host import Task
@@ -127,6 +127,7 @@ class House:
         self.kept: list[Connection] = []
         self.links: list[Link] = []
         self.spend_connections = False
+        self.submit_error: Exception | None = None
         self.meanwhile: Callable[[], None] = lambda: None
         self.at_clock: Callable[[], None] = lambda: None
         self.inbox = Messages()
@@ -161,6 +162,8 @@ class House:
     # What the scheduler uses.
 
     def submit(self, work: Callable[[], None]) -> None:
+        if self.submit_error is not None:
+            raise self.submit_error
         self.ahead.append(work)
         self.most_handed_over = max(self.most_handed_over, len(self.running) + len(self.ahead))
         self.begin()
@@ -1565,13 +1568,80 @@ def test_no_turn_goes_on_while_there_are_more_than_descriptors_allow() -> None:
     assert house.answer(host="long") == 1
 
 
-def test_jobs_behind_one_that_takes_its_time_are_not_recalled_at_once() -> None:
+@pytest.mark.parametrize(("seconds", "are_recalled"), [(0.03, False), (0.05, True)])
+def test_jobs_behind_one_that_takes_40_ms_are_recalled(seconds: float, are_recalled: bool) -> None:
     house = House({"per_host": 2})
     house.add(*urls("host", 100))
     while house.answer() < 8:
         pass
-    house.advance(0.03)
-    assert house.answer() >= 8
+    house.advance(seconds)
+    assert (house.answer() == 1) is are_recalled
+
+
+def test_all_connections_that_are_kept_for_a_host_are_used() -> None:
+    house = House()
+    house.add(*urls("host", 3))
+    while house.running:
+        house.answer()
+    assert len(house.kept) == 3
+    house.add(*urls("host", 3))
+    assert house.on("host") == 3
+    assert len(house.connected) == 3
+
+
+def test_a_host_that_waits_for_a_connection_is_counted_once() -> None:
+    house = House({"threads": 1})
+    house.silent |= {f"http://silent{number}" for number in range(3)}
+    house.add(*(f"http://silent{number}/a.jpg" for number in range(3)))
+    house.add("http://silent2/b.jpg")
+    house.add("http://silent2/c.jpg")
+    assert house.scheduler.hosts_ahead == 1
+
+
+def test_while_a_connection_is_being_made_not_every_job_waits_for_a_timer() -> None:
+    house = House()
+    house.silent.add("http://silent")
+    house.add("http://host/a.jpg", "http://silent/a.jpg")
+    house.answer(asks_for(20.0))
+    assert house.scheduler.waits() == 0.0
+
+
+def test_a_job_that_lacks_a_descriptor_while_another_connection_is_made_is_tried_again() -> None:
+    house = House({"threads": 1, "retries": 0})
+    house.silent.add("http://silent")
+    house.add("http://host/a.jpg", "http://silent/a.jpg")
+    house.answer(OUT_OF_DESCRIPTORS)
+    house.advance(1.0)
+    house.answer(host="host")
+    assert [end.result for end in house.finished] == [ANSWER]
+
+
+def test_it_is_logged_how_many_downloads_the_descriptors_allow(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "image_loader")
+    house = House({"threads": 8})
+    house.add(*(f"http://host{number}/a.jpg" for number in range(8)))
+    for _ in range(3):
+        house.answer(OUT_OF_DESCRIPTORS)
+    assert caplog.messages == ["out of file descriptors (ulimit -n): 6 downloads at once for the time being"]
+
+
+def test_what_keeps_a_turn_from_being_handed_over_ends_the_run() -> None:
+    house = House()
+    house.submit_error = OutOfThreadsError()
+    house.add("http://host/a.jpg", "http://other/b.jpg")
+    assert isinstance(house.scheduler.error, OutOfThreadsError)
+    house.finished += house.scheduler.abandon()
+    assert house.scheduler.pending == 0
+
+
+def test_what_ends_a_turn_that_nobody_waits_for_is_no_error() -> None:
+    house = House()
+    house.add("http://host/a.jpg")
+    house.finished += house.scheduler.abandon()
+    house.finished += house.scheduler.drop_running()
+    house.running[0].answer(ValueError("late"))
+    assert house.scheduler.settle(0.0) == []
+    assert house.reasons() == [Reason.INTERRUPTED]
 
 
 # A delay that the user wants -----------------------------------------------------------------------------------------
