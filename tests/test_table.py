@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image_loader.errors import UrlFileError
-from image_loader.lists.table import LIMIT
+from image_loader.lists.table import LIMIT, rows
 from image_loader.lists.urlfile import count, read
 from image_loader.model import Columns, Line
 
@@ -162,15 +162,39 @@ def test_tables_as_people_have_them_are_read(
 
 
 def test_a_row_without_the_column_is_a_fault_with_its_line_and_blank_rows_are_none(path: Path) -> None:
-    path.write_text('id,url\n1\n2,"a\nb"\n,\n3,\n , \n4,http://h/a.jpg\n')
+    path.write_text('id,url\n1\n2,"a\nb"\n,\n3,\n , \n4,http://h/a.jpg\nzebra,\n')
     found = [(line.number, line.text, line.fault.partition(":")[0]) for line in lines(path, "url")]
     assert found == [
         (2, "", "no column url in this row (line 2)"),
         (3, "a\nb", "control character or undecodable byte in the URL"),
         (6, "", "no URL in column url (line 6)"),
         (8, "http://h/a.jpg", ""),
+        (9, "", "no URL in column url (line 9)"),
     ]
-    assert count(path, Columns("url")) == 4
+    assert count(path, Columns("url")) == 5
+
+
+def test_a_row_that_ends_long_before_the_column_is_a_fault(path: Path) -> None:
+    path.write_text('a,b,c,url\nzebra\n"x",y\n1,2,3,http://h/a.jpg\n')
+    assert [(line.number, line.text, line.fault) for line in lines(path, "url")] == [
+        (2, "", "no column url in this row (line 2)"),
+        (3, "", "no column url in this row (line 3)"),
+        (4, "http://h/a.jpg", ""),
+    ]
+
+
+def test_a_row_that_ends_before_the_column_of_names_has_none(path: Path) -> None:
+    path.write_text("url,b,c,name\nhttp://h/a.jpg\nhttp://h/b.jpg,2,3\nhttp://h/c.jpg,2,3,c\n")
+    assert told(path, "url", "name") == [
+        (2, "http://h/a.jpg", None), (3, "http://h/b.jpg", None), (4, "http://h/c.jpg", "c")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("columns", "end"), [(50, "c49; name"), (51, "c49, …; name")])
+def test_of_many_columns_fifty_are_told(path: Path, columns: int, end: str) -> None:
+    path.write_text(",".join(f"c{number}" for number in range(columns)) + "\n")
+    assert f"among the {columns} of the first row: c0, c1," in refusal(path, "url")
+    assert end in refusal(path, "url")
 
 
 @pytest.mark.parametrize("column", ["bild", "0", "3", "9" * 5000, "\x1b[31m"])
@@ -227,6 +251,69 @@ def test_a_stray_quote_in_the_first_row_costs_no_row(content: str, size: int) ->
     assert [(number, url) for number, url, _ in found] == [
         (1 + at, f"http://h/{name}.jpg") for at, name in enumerate("abc")
     ]
+
+
+def test_stray_quotes_in_one_row_after_the_other_cost_no_row(path: Path) -> None:
+    path.write_text("".join(f'"{name}\tx\thttp://h/{name}.jpg\n' for name in "abcdef") + "g\tx\thttp://h/g.jpg\n")
+    assert told(path, "3") == [(1 + at, f"http://h/{name}.jpg", None) for at, name in enumerate("abcdefg")]
+
+
+def test_a_quote_on_both_ends_of_a_row_is_part_of_its_text(path: Path) -> None:
+    path.write_text('a\turl\tb\n"Shoe\thttp://h/a.jpg\tred"\nx\thttp://h/b.jpg\ty\n')
+    assert told(path, "url") == [(2, "http://h/a.jpg", None), (3, "http://h/b.jpg", None)]
+
+
+def test_a_stray_quote_before_a_long_field_costs_no_row(path: Path) -> None:
+    text = "x" * 140_000
+    path.write_text(f'text\turl\n"a\thttp://h/a.jpg\n{text}\thttp://h/b.jpg\nc\thttp://h/c.jpg\n')
+    assert [(number, url) for number, url, _ in told(path, "url")][0] == (2, "http://h/a.jpg")
+    assert told(path, "url")[-1] == (4, "http://h/c.jpg", None)
+
+
+@pytest.mark.parametrize("text", ["http://x", "http://x,y,z"])
+def test_lines_of_a_quoted_text_that_begin_with_a_url_are_no_rows(path: Path, text: str) -> None:
+    path.write_text(f'http://h/a.jpg,"text\n{text}\nmore"\nhttp://h/b.jpg,"c"\n')
+    assert told(path, "1") == [(1, "http://h/a.jpg", None), (4, "http://h/b.jpg", None)]
+
+
+def test_the_first_line_of_a_first_row_with_a_stray_quote_tells_the_delimiter(path: Path) -> None:
+    path.write_text('"a;http://h/a.jpg\nno columns, but a quote"\nb;http://h/b.jpg\n')
+    assert [(line.number, line.text) for line in lines(path, "2")] == [
+        (1, "http://h/a.jpg"), (2, ""), (3, "http://h/b.jpg")
+    ]  # fmt: skip
+
+
+def test_all_lines_of_the_first_row_tell_the_delimiter(path: Path) -> None:
+    path.write_text('"a,b,c,d\n";url;x\n1;http://h/a.jpg;2\n')
+    assert told(path, "url") == [(3, "http://h/a.jpg", None)]
+
+
+def test_spaces_before_a_quoted_heading_are_none_of_it(path: Path) -> None:
+    path.write_text('a;b;c, "image url"\n1, http://h/a.jpg\n')
+    assert told(path, "image url") == [(2, "http://h/a.jpg", None)]
+
+
+def test_a_heading_that_looks_like_data_is_a_heading_where_it_names_the_column(path: Path) -> None:
+    path.write_text("id,data:image\n1,http://h/a.jpg\n")
+    assert told(path, "data:image") == [(2, "http://h/a.jpg", None)]
+
+
+def told_of(*groups: list[bytes], url: str = "url") -> list[list[int]]:
+    """Return the numbers of the rows that are told with each group of lines, and at the end."""
+    return [[row.number for row in found or ()] for found in rows(groups, Columns(url))]
+
+
+def test_rows_are_told_as_soon_as_they_end() -> None:
+    plain, quoted = [b"1,http://h/1.jpg", b"2,http://h/2.jpg"], [b'"a', b'b",http://h/3.jpg', b'"c']
+    assert told_of([b"id,url"], plain, quoted, [b"d"], [b'e",http://h/4.jpg']) == [[], [2, 3], [4], [], [6], []]
+    assert told_of([b"sep=;", b"id;url", b"1;http://h/1.jpg"]) == [[3], []]
+    assert told_of([b'"a,b,c,d'], [b'";url;x'], [b"1;http://h/a.jpg;2"]) == [[], [], [3], []]
+    assert told_of([b""], [b" ", b"id,url", b"1,http://h/1.jpg"]) == [[], [4], []]
+
+
+def test_lines_behind_an_open_quote_are_given_up_once_they_are_too_many() -> None:
+    text = [b"x" * 1000] * (LIMIT // 4000)
+    assert told_of([b"id,url", b'"a'], *[text] * 4, [b"1,http://h/1.jpg"]) == [[], [], [], [], [2], [1051], []]
 
 
 def test_a_first_row_may_have_line_ends_in_quotes(path: Path) -> None:
