@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from image_loader.model import Job, Name, Validators
+from image_loader.model import Hop, Job, Name, Validators
 from image_loader.scheduling.health import Health, Policy
 from image_loader.scheduling.host import Host, Task
-from image_loader.url import parse
+from image_loader.url import Url, parse
 
 LIMIT = 10
 URL = parse("http://host/a.jpg")
@@ -22,9 +22,15 @@ def host() -> Host:
     return Host("http://host", health.answered(0.1, 0.0, 1).answered(0.1, 0.0, 2))
 
 
-def tasks(host: Host, *lines: int) -> list[Task]:
+def tasks(host: Host, *lines: int, url: Url = URL) -> list[Task]:
     name = Name("a.jpg", complete=True)
-    return [Task(Job(line, URL, line, name, None, Validators(), inode=None), host) for line in lines]
+    return [Task(Job(line, url, line, name, None, Validators(), inode=None), host) for line in lines]
+
+
+def redirected(task: Task) -> Task:
+    """Return a task whose attempt goes on at the host."""
+    task.job = task.job._replace(hop=Hop(URL, (), left=1e9))
+    return task
 
 
 def lines(waiting: list[Task]) -> list[int]:
@@ -57,6 +63,47 @@ def test_with_a_delay_one_may_start(host: Host) -> None:
     assert host.startable == 3
     host.note(host.health._replace(policy=host.health.policy._replace(delay=1.0)))
     assert host.startable == 1
+    seen = []
+    for host.running in (7, 8, 9, 10):
+        seen.append(host.startable)
+    assert seen == [1, 1, 1, 0]
+
+
+def test_a_job_may_start_once_the_host_opens(host: Host) -> None:
+    assert not host.may_start(5.0)
+    host.own = tasks(host, 1)
+    assert host.may_start(5.0)
+    host.note(host.health.refused(5.0, 5.0, 10.0, 2))
+    assert [host.may_start(now) for now in (14.9, 15.0, 15.1)] == [False, True, True]
+    host.running = 1
+    assert not host.may_start(15.1)
+
+
+def test_the_usual_time_is_that_of_a_host_which_is_full(host: Host) -> None:
+    assert host.usual_time == 0.0
+    host.running, host.pace = LIMIT, 0.5
+    assert host.usual_time == 0.5
+    host.running = LIMIT + 1
+    assert host.usual_time == 0.5
+    host.running = LIMIT - 1
+    assert host.usual_time == 0.0
+
+
+@pytest.mark.parametrize("home", ["http://ahost/b.jpg", "http://other/b.jpg"])
+def test_jobs_that_redirects_led_here_come_first_and_in_their_order(host: Host, home: str) -> None:
+    own = tasks(host, 1, 2, 3, 4)
+    (within,), guests = tasks(host, 5), tasks(host, 6, 7, 8, url=parse(home))
+    host.own = own[:2]
+    host.put_first(own[2])
+    host.put_first(own[3])
+    host.put_going_on(redirected(within))
+    for guest in guests[:2]:
+        host.put_going_on(redirected(guest))
+    host.put_first(redirected(guests[2]))
+    assert (lines(host.guests), lines(host.own)) == ([8, 6, 7], [5, 4, 3, 1, 2])
+    assert host.take_first() is guests[2]
+    assert lines([*host.take_all()]) == [6, 7, 5, 4, 3, 1, 2]
+    assert host.waiting == 0
 
 
 def test_a_quarter_of_the_pace_is_that_of_the_last_answer(host: Host) -> None:
@@ -69,7 +116,7 @@ def test_a_quarter_of_the_pace_is_that_of_the_last_answer(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("pace", "slots", "count"),
-    [(None, 1, 1), (1.0, 1, 1), (0.02, 1, 1), (0.007, 1, 2), (0.003, 1, 6), (0.0, 1, 16), (0.0, 3, 14), (0.0, 41, 1)],
+    [(None, 1, 1), (1.0, 1, 1), (0.02, 1, 1), (0.007, 1, 2), (0.003, 1, 6), (0.0, 1, 16), (0.0, 3, 14), (0.0, 20, 2)],
 )
 def test_a_worker_takes_what_is_done_in_20_ms_but_no_more_than_its_fair_share(
     host: Host, pace: float | None, slots: int, count: int
