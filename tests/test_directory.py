@@ -27,13 +27,14 @@ import pytest
 
 from conftest import CLOCK_STEP, ENVIRONMENT, limited
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
-from image_loader.model import Blame, Reason, Resume, Validators
+from image_loader.model import Blame, Image, Lifetime, Reason, Resume, Validators
 from image_loader.store import locks
 from image_loader.store import partial as partial_module
-from image_loader.store.directory import Directory
+from image_loader.store.directory import Directory, is_as_recorded, view
 from image_loader.store.partial import Partial
 from image_loader.store.root import Held
 
+LIFETIME = Lifetime()
 HOLD = """
 import sys
 from pathlib import Path
@@ -242,6 +243,99 @@ def test_folders_of_ours_follow_the_umask(tmp_path: Path, umask: int) -> None:
 def test_directory_is_new_where_no_run_was_before(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"another program's")
     assert [Directory(tmp_path).is_new for _ in range(2)] == [True, False]
+
+
+def test_view_of_a_directory_tells_what_is_there_and_makes_nothing(directory: Directory, tmp_path: Path) -> None:
+    directory.close()
+    seen = view(directory.path)
+    assert (seen.hidden, seen.is_new) == (directory.path / ".image_loader", False)
+    assert (seen.max_name_bytes, seen.refused_characters) == (directory.max_name_bytes, "")
+    assert size_and_time(seen.stat("a.jpg")) == size_and_time(directory.stat("a.jpg"))
+    assert seen.head("a.jpg", 2) == b"ol"
+    assert seen.digest("a.jpg") == (hashlib.sha256(b"old").hexdigest(), seen.stat("a.jpg"))
+    (tmp_path / "other").mkdir()
+    assert view(tmp_path / "other").is_new
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_view_of_a_directory_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    seen = view(tmp_path / "link" / "images")
+    assert (seen.hidden, seen.is_new, seen.is_empty()) == (tmp_path / "images" / ".image_loader", True, True)
+    assert (seen.max_name_bytes, seen.refused_characters) == (255, "")
+    assert (seen.stat("a.jpg"), seen.head("a.jpg", 2), seen.digest("a.jpg")) == (None, b"", None)
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "link to nothing"])
+def test_view_of_what_is_no_directory_is_an_error_that_names_it(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "images"
+    if kind == "file":
+        place.write_bytes(b"")
+    else:
+        place.symlink_to("nowhere")
+    with pytest.raises(DirectoryError, match=str(place)):
+        view(place)
+
+
+def test_layout_of_a_run_is_remembered_for_the_next_one(directory: Directory) -> None:
+    note = directory.path / ".image_loader" / "layout"
+    assert [directory.note_layout(layout) for layout in ("host", "path", "path", "flat")] == [
+        "",
+        "host",
+        "path",
+        "path",
+    ]
+    assert note.read_text() == "flat\n"
+    before = note.stat().st_mtime_ns
+    time.sleep(CLOCK_STEP)
+    assert directory.note_layout("flat") == "flat"
+    assert note.stat().st_mtime_ns == before, "it is not written again"
+
+
+def test_layout_is_not_known_where_its_note_cannot_be_read(directory: Directory) -> None:
+    (directory.path / ".image_loader" / "layout").mkdir()
+    assert directory.note_layout("flat") == ""
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(143, 143), (1, 1), (255, 255), (1023, 255), (0, 255), (-1, 255)])
+def test_name_limit_is_255_where_the_file_system_has_more_or_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, taken: int
+) -> None:
+    monkeypatch.setattr(os, "pathconf", lambda *_: limit)  # No file system of Linux tells 0 or more than 255.
+    assert Directory(tmp_path).max_name_bytes == taken
+
+
+@pytest.mark.parametrize("change", [{}, {"size": 1}, {"mtime_ns": 1}, {"ctime_ns": 1}])
+def test_file_is_as_recorded_where_its_size_and_both_times_are(directory: Directory, change: dict[str, int]) -> None:
+    state = directory.stat("a.jpg")
+    assert state is not None
+    image = Image(
+        "a.jpg", state.st_size, state.st_mtime_ns, state.st_ctime_ns, None, None, Validators(), LIFETIME, 0, 0
+    )
+    for step in (1, -1):
+        other = image._replace(**{name: getattr(image, name) + step for name in change})
+        assert is_as_recorded(state, other) is not bool(change)
+        assert is_as_recorded(state, other._replace(ctime_ns=None)) is (change.keys() <= {"ctime_ns"})
+
+
+def test_folders_that_are_empty_go_with_their_last_image(directory: Directory) -> None:
+    for file in ("host/x/a.jpg", "host/x/b.jpg", "host/c.jpg"):
+        save(directory, file, b"new")
+    directory.remove("host/x/a.jpg")
+    assert (directory.path / "host" / "x" / "b.jpg").exists()
+    directory.remove("host/x/b.jpg")
+    assert [path.name for path in (directory.path / "host").iterdir()] == ["c.jpg"]
+    directory.remove("host/c.jpg")
+    directory.remove("host/c.jpg")
+    assert not (directory.path / "host").exists()
+
+
+def test_image_is_renamed_into_a_folder_that_is_made_for_it(directory: Directory) -> None:
+    save(directory, "host/x/a.jpg", b"new")
+    state = directory.rename("host/x/a.jpg", "other/b.jpg")
+    assert directory.stat("other/b.jpg") == state
+    assert not (directory.path / "host").exists()
 
 
 def test_link_that_is_switched_in_mid_run_moves_no_image(tmp_path: Path) -> None:
@@ -605,7 +699,19 @@ def test_no_inode_at_the_start_is_told_as_such(mount: Callable[[str], Path], pla
     mounted = mount("size=64k,nr_inodes=1")
     with pytest.raises(OutOfInodesError) as caught:
         Directory(mounted / place)
-    assert caught.value.available == 0
+    assert (caught.value.wanted, caught.value.available) == (1, 0)
+
+
+def test_full_disk_that_has_inodes_is_told_as_such_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mkdir(path: Path, **_: object) -> None:  # A tmpfs takes folders even where it is full.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(DirectoryError, match="No space left on device") as caught:
+        Directory(tmp_path / "images")
+    assert not isinstance(caught.value, OutOfInodesError)
 
 
 def test_file_system_without_inode_counts_has_no_such_limit(mount: Callable[[str], Path]) -> None:
