@@ -294,6 +294,25 @@ def test_layout_path_keeps_the_folders_of_the_url(url: str, name: str) -> None:
     assert first(url, Layout.PATH) == name
 
 
+@pytest.mark.parametrize("length", range(248, 256))
+def test_no_folder_is_too_long_for_the_end_that_keeps_it_from_being_a_file(length: int) -> None:
+    folder = first(f"http://h/{'a' * length}.jpgxxxx/b.jpg", Layout.PATH).split("/")[1]
+    assert len(folder) <= 255
+    assert not folder.endswith(".jpg")
+
+
+def test_folders_end_before_the_first_that_makes_them_too_long() -> None:
+    long = "x" * 250
+    assert first(f"http://h/{'/'.join([long] * 6)}/short/b.jpg", Layout.PATH) == f"h/{'/'.join([long] * 3)}/b.jpg"
+
+
+@pytest.mark.parametrize("character", '"*:<>?|')
+def test_a_name_with_a_character_that_the_file_system_refuses_is_passed_over(character: str) -> None:
+    url = parse(f"http://h/a{quote(character)}b.jpg")
+    assert next(candidates(url, Layout.FLAT)).path == f"a{character}b.jpg"
+    assert next(candidates(url, Layout.FLAT, refused=character)).path == f"a_b-{url.sha256[:8]}"
+
+
 def test_layout_path_hashes_a_name_without_extension(tmp_path: Path) -> None:
     url = parse("http://h/a/photo.php?id=1")
     assert first(url.text, Layout.PATH) == f"h/a/photo-{url.sha256[:8]}"

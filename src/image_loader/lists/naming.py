@@ -57,7 +57,7 @@ def candidates(
         folder, (stem, extension) = _folder(parts[:-1], max_bytes), _stem_and_extension(parts[-1])
         stem = stem if extension else _visible(_plain(parts[-1]))
     else:
-        folder = "" if layout is Layout.FLAT else _layout_folder(url, layout, max_bytes)
+        folder = _layout_folder(url, layout, max_bytes)
         stem, extension = _stem_and_extension(_last_segment(url))
     taken = stem
     if refused:
