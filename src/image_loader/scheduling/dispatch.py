@@ -196,8 +196,6 @@ class Dispatch:
             # It may have no jobs any more, and then nobody else knows of it.
             host.waits_for_worker = False
             self.release(host)
-        for host in (*self._for_connection, *self._for_connection_again):
-            host.waits_for_connection = False
         self._for_worker.clear()
         self._for_connection.clear()
         self._for_connection_again.clear()
