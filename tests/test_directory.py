@@ -446,6 +446,39 @@ def test_directory_that_cannot_be_used_keeps_no_lock(tmp_path: Path) -> None:
         assert is_alone
 
 
+def test_run_is_alone_where_no_other_is_under_way_and_shares_the_directory_again_afterwards(
+    directory: Directory,
+) -> None:
+    other = Directory(directory.path)
+    with directory.alone() as is_alone:
+        assert not is_alone
+    other.close()
+    with directory.alone() as is_alone:
+        assert is_alone
+    other = Directory(directory.path)
+    with other.alone() as is_alone:
+        assert not is_alone, "the first one shares it again"
+
+
+def test_no_run_starts_while_another_is_alone(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_PATIENCE", 0.05)
+    with directory.alone() as is_alone:
+        assert is_alone
+        with pytest.raises(DirectoryError, match="another run deletes images there"):
+            Directory(directory.path)
+    Directory(directory.path).close()
+
+
+def test_run_is_never_alone_where_the_lock_of_runs_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / ".image_loader").mkdir()
+    (tmp_path / ".image_loader" / "runs").symlink_to("elsewhere")
+    directory = Directory(tmp_path)
+    for _ in range(2):
+        with directory.alone() as is_alone:
+            assert not is_alone
+    directory.close()
+
+
 def test_lock_of_runs_that_cannot_be_had_leaves_no_file_open(directory: Directory) -> None:
     directory.close()
     folder = os.open(directory.hidden, os.O_RDONLY)

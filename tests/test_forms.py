@@ -71,7 +71,7 @@ def test_files_of_other_kinds_are_named_with_what_to_type(
     assert advice in message
 
 
-@pytest.mark.parametrize("head", [b"h\0\0\0", b"\0\0\0h", b"h\0t", b"http"])
+@pytest.mark.parametrize("head", [b"h\0\0\0", b"\0\0\0h", b"\0h\0\0", b"h\0t", b"http"])
 def test_what_is_not_utf_16_is_not_called_so(head: bytes) -> None:
     check_head(head)
 
@@ -101,7 +101,7 @@ TABLES = {
     "rows of other lengths": (b"id,image\n1,http://h/a.jpg,,\n", "image"),
     "a row longer than the heading": (b"id,image\n1,red,http://h/a.jpg\n", "COLUMN"),
     "a row much longer than the heading": (b"id,image\n1,red,shoe,http://h/a.jpg\n", "COLUMN"),
-    "an empty heading": (b"id,,name\n1,http://h/a.jpg,red\n", "2"),
+    "an empty heading": (b"id,name,\n1,red,http://h/a.jpg\n", "3"),
     "two columns, quoted line ends": (b'title,link\n"Shoe,\nred",http://h/a.jpg\n', "link"),
     "two columns of links, quoted line ends": (b'title,image,link\n"Shoe,\nred",http://h/a.jpg,http://h/\n', "image"),
     "comments first": (b"# exported today\n\n1;http://h/a.jpg\n# more\n2;http://h/b.jpg\n", "2"),

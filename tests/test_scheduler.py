@@ -618,6 +618,22 @@ def test_a_host_that_is_given_up_after_it_let_images_through_has_those_that_it_r
     assert Counter(house.reasons()) == {Reason.HTTP_STATUS: 3, Reason.HOST_DOWN: 34}
 
 
+@pytest.mark.parametrize(("count", "answers"), [(2, 0), (5, 2)])
+def test_a_host_that_refused_only_the_last_images_is_not_given_up_for_them(count: int, answers: int) -> None:
+    house = House({"retries": 0, "per_host": 1}, pace=0.05)
+    house.add(*urls("busy", count))
+    saved = sum(house.answer() for _ in range(answers))
+    while house.scheduler.pending:
+        while house.running:
+            house.answer(asks_for(60.0))
+        house.advance(60.0)
+    refused = [Reason.HTTP_STATUS] * (count - saved)
+    assert house.reasons() == refused
+    house.add("http://busy/later.jpg")
+    finish(house)
+    assert house.reasons() == refused
+
+
 def test_it_is_logged_once_when_a_host_is_paused_and_for_how_long(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "image_loader")
     house = House()
