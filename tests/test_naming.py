@@ -301,6 +301,11 @@ def test_no_folder_is_too_long_for_the_end_that_keeps_it_from_being_a_file(lengt
     assert not folder.endswith(".jpg")
 
 
+def test_what_is_cut_is_cut_no_shorter_than_it_must_be() -> None:
+    assert len(first(f"http://h/{'a' * 300}/b.jpg", Layout.PATH).split("/")[1]) == 254
+    assert {len(with_longest_extension(name)) for name in names(f"http://h/{'a' * 300}.jpg")} == {255}
+
+
 def test_folders_end_before_the_first_that_makes_them_too_long() -> None:
     long = "x" * 250
     assert first(f"http://h/{'/'.join([long] * 6)}/short/b.jpg", Layout.PATH) == f"h/{'/'.join([long] * 3)}/b.jpg"

@@ -6,6 +6,7 @@ import gzip
 import random
 import re
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 import h11
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import example, given, note, settings
 from hypothesis import strategies as st
 
 from asking import BODY, CHUNKS, OK, seconds
@@ -22,7 +23,7 @@ from exchange import chunked, head
 from image_loader.errors import DownloadError
 from image_loader.model import Failure, Reason
 from image_loader.transport import coding
-from image_loader.transport.response import ClosedEarlyError, Response
+from image_loader.transport.response import ClosedEarlyError, Response, is_torn
 
 
 @contextmanager
@@ -211,16 +212,17 @@ def test_some_interim_responses_are_passed_over(count: int, *, refused: bool) ->
 
 
 @pytest.mark.parametrize("odd", ["", "no colon"])
-@pytest.mark.parametrize(("count", "refused"), [(490, False), (501, True)])
+@pytest.mark.parametrize(("count", "refused"), [(500, False), (501, True)])
 def test_many_fields_are_refused_however_short_they_are(count: int, odd: str, *, refused: bool) -> None:
-    lines = [f"{number:x}:" for number in range(count)] + [odd] * bool(odd)
+    lines = [odd] * bool(odd)
+    lines += [f"{number:x}:" for number in range(count - len(lines))]
     with response_to(head(*lines)) as response:
         if refused:
             with pytest.raises(DownloadError):
                 response.read_head()
         else:
             response.read_head()
-            assert len(response.fields) == count
+            assert len(response.fields) == count - bool(odd)
 
 
 @pytest.mark.parametrize(
@@ -288,6 +290,36 @@ def test_a_chunk_longer_than_its_size_never_becomes_a_body() -> None:
 )
 def test_a_head_or_a_chunk_size_or_a_trailer_without_end_is_refused(data: bytes) -> None:
     assert response_refusal(data).reason is Reason.PROTOCOL
+
+
+@pytest.mark.parametrize(("last", "refused"), [(364, False), (365, True)])
+def test_each_field_counts_for_its_line_and_32_bytes(last: int, refused: bool) -> None:
+    lines = [f"{number:03}:{'x' * 618}" for number in range(399)]
+    data = head(*lines, f"z:{'x' * last}")
+    assert 399 * (624 + 32) + 364 + 4 + 32 == 256 * 1024
+    if refused:
+        assert "256 KiB" in response_refusal(data).detail
+    else:
+        assert read_response(data)[0] == 200
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_body_of_no_bytes_is_read_at_once(status: int) -> None:
+    assert read_response(head("Content-Length: 0", status=f"{status} So"), ended=False) == (status, b"", True)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "torn"),
+    [
+        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), "", True),
+        (ssl.SSLError(1, "unexpected eof while reading"), "UNEXPECTED_EOF_WHILE_READING", True),
+        (ssl.SSLError(1, "wrong version number"), "WRONG_VERSION_NUMBER", False),
+        (ssl.SSLError(1, "bad length"), "BAD_LENGTH", False),
+    ],
+)
+def test_a_tls_connection_is_torn_where_it_ends_without_a_word(error: ssl.SSLError, reason: str, torn: bool) -> None:
+    error.reason = reason
+    assert is_torn(error) is torn
 
 
 @pytest.mark.parametrize(
@@ -374,6 +406,9 @@ def _read_head(data: bytes, kind: type[Response] = Response) -> Read | str:
 
 @settings(max_examples=1000)
 @given(_HEADS, _HEADS)
+@example(b"HTTP/1.1 200 OK\r\nA: b\rc\nD: e\r\n\r\n", b"")
+@example(b"HTTP/1.1 200 OK\r\nA: b\nD: e\r\n\r\n", b"")
+@example(b"HTTP/1.1 200 OK\r\nA: b\rD: e\r\n\r\n", b"")
 def test_a_head_that_is_read_at_once_is_the_same_as_line_by_line(data: bytes, behind: bytes) -> None:
     assert _read_head(data + behind) == _read_head(data + behind, LineByLine)
 
@@ -457,7 +492,8 @@ def test_a_body_that_has_arrived_is_passed_over_and_one_that_has_not_is_not_wait
     with response_to(head("Content-Length: 5", status="302 Found") + b"123", ended=False) as response:
         response.read_head()
         response.skip_buffered()
-        assert not response.reusable
+        assert (response.complete, response.reusable) == (False, False)
+        assert response.read(10) == b"123"
 
 
 def test_no_bytes_at_all_raise_anything_but_what_is_said() -> None:

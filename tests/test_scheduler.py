@@ -624,9 +624,9 @@ def test_a_host_that_refused_only_the_last_images_is_not_given_up_for_them(count
     house.add(*urls("busy", count))
     saved = sum(house.answer() for _ in range(answers))
     while house.scheduler.pending:
-        while house.running:
-            house.answer(asks_for(60.0))
-        house.advance(60.0)
+        while not house.running:
+            house.advance(30.0)
+        house.answer(asks_for(60.0))
     refused = [Reason.HTTP_STATUS] * (count - saved)
     assert house.reasons() == refused
     house.add("http://busy/later.jpg")
