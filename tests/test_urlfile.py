@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,8 +19,8 @@ from hypothesis import strategies as st
 
 from asking import seconds
 from image_loader.errors import UrlFileError
-from image_loader.lists.urlfile import LIMIT, POLL, count, from_strings, read
-from image_loader.model import Line
+from image_loader.lists.urlfile import LIMIT, POLL, check, count, from_strings, read
+from image_loader.model import Columns, Line
 
 BYTES = st.one_of(
     st.binary(),
@@ -229,6 +230,46 @@ def test_a_line_of_64_kib_is_a_url_and_one_byte_more_is_a_fault(urlfile: Path) -
     assert after.number == 3
 
 
+def test_a_long_line_without_an_end_is_told_to_be_too_long(urlfile: Path) -> None:
+    longest = "http://h/".ljust(LIMIT, "a")
+    for text, fault in ((longest, ""), (longest + "a", "line longer than 64 KiB"), (longest[:5000], "")):
+        for end in ("", "\n", "\r", "\r\n"):
+            urlfile.write_bytes((text + end).encode())
+            (line,) = lines(urlfile)
+            assert (line.fault, line.text) == (fault, text[:200] if fault else text)
+
+
+def test_a_long_url_in_a_table_is_a_fault(urlfile: Path) -> None:
+    longest = "http://h/".ljust(LIMIT, "a")
+    urlfile.write_text(f"id,url\n1,{longest}\n2,{longest}a\n")
+    first, second = (line for group in read(urlfile, 10, Columns("url")) for line in group or ())
+    assert (first.fault, first.text) == ("", longest)
+    assert (second.fault, second.text) == ("URL longer than 64 KiB", longest[:200])
+
+
+@pytest.mark.parametrize("line", ['"http://h/a.jpg"', "!http://h/a.jpg", "$", "&"])
+def test_no_other_character_begins_a_comment(urlfile: Path, line: str) -> None:
+    urlfile.write_text(f"http://h/a.jpg\n{line}\n#{line}\n")
+    assert [found.text for found in lines(urlfile)] == ["http://h/a.jpg", line]
+    assert count(urlfile) == 2
+
+
+@pytest.mark.parametrize("name", ["+urls", "!", ".urls", "0", "--"])
+def test_only_a_dash_alone_is_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UrlFileError, match=f"^{re.escape(name)}: cannot be read: No such file"):
+        check(name)
+    Path(name).write_text("http://h/a.jpg\n")
+    check(name)
+    assert [line.text for line in lines(Path(name))] == ["http://h/a.jpg"]
+    assert count(name) == 1
+
+
+def test_standard_input_is_not_looked_at_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check("-")
+
+
 def test_a_long_comment_is_passed_over(urlfile: Path) -> None:
     urlfile.write_bytes(b"#" * 3 * LIMIT + b"\nhttp://h/a.jpg\n")
     assert urls(urlfile) == ["http://h/a.jpg"]
@@ -366,6 +407,18 @@ def test_a_pipe_with_nothing_to_read_is_not_waited_for(content: bytes) -> None:
     os.close(writer)
     assert [line for chunk in chunks for line in chunk or ()] == []
     os.close(reader)
+
+
+def test_a_table_is_known_by_its_second_row_however_late_that_comes() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb"), os.fdopen(writer, "wb", buffering=0) as pipe:
+        groups = read(f"/dev/fd/{reader}", 10)
+        pipe.write(b"id,url\n")
+        while next(groups) is not None:
+            pass
+        pipe.write(b"1,http://h/a.jpg\n")
+        with pytest.raises(UrlFileError, match="a table; name the column of URLs"):
+            list(groups)
 
 
 def test_a_fifo_that_no_one_has_opened_yet_does_not_block(tmp_path: Path) -> None:
