@@ -311,6 +311,21 @@ def test_rows_are_told_as_soon_as_they_end() -> None:
     assert told_of([b""], [b" ", b"id,url", b"1,http://h/1.jpg"]) == [[], [4], []]
 
 
+@pytest.mark.parametrize("before", range(4))
+def test_a_long_field_behind_a_stray_quote_costs_no_row_wherever_it_stands(before: int) -> None:
+    plain = [b"x\thttp://h/x.jpg"] * before
+    odd = [b'"a\thttp://h/a.jpg', b"x" * 140_000 + b"\thttp://h/b.jpg"]
+    assert told_of([b"text\turl", *plain, *odd, *plain]) == [[*range(2, 4 + 2 * before)], []]
+
+
+@pytest.mark.parametrize("columns", ["url,text", "text,url"])
+def test_a_row_of_more_than_a_mebibyte_is_a_fault(path: Path, columns: str) -> None:
+    path.write_text(f"{columns}\nhttp://h/a.jpg,{'x' * LIMIT}\nhttp://h/b.jpg,http://h/b.jpg\n")
+    first, second = lines(path, "url")
+    assert (first.fault, first.text) == ("row longer than 1 MiB (line 2)", "")
+    assert (second.number, second.text) == (3, "http://h/b.jpg")
+
+
 def test_lines_behind_an_open_quote_are_given_up_once_they_are_too_many() -> None:
     text = [b"x" * 1000] * (LIMIT // 4000)
     assert told_of([b"id,url", b'"a'], *[text] * 4, [b"1,http://h/1.jpg"]) == [[], [], [], [], [2], [1051], []]

@@ -156,10 +156,11 @@ class _Table:
             self._place, self._name_place = _places(fields, self._columns)
             if not _is_data(fields, self._columns, self._place):
                 return None
+        if fields == [_TOO_LONG]:
+            return self._bad(place, _TOO_LONG)
         url = fields[self._place].strip() if len(fields) > self._place else ""
         if not url:
-            is_blank = not any(map(str.strip, fields))
-            return None if is_blank else self._bad(place, _TOO_LONG if fields == [_TOO_LONG] else self._missing(fields))
+            return self._bad(place, self._missing(fields)) if any(map(str.strip, fields)) else None
         name = fields[self._name_place].strip() if 0 <= self._name_place < len(fields) else ""
         return Row(self._number + place, url, name or None)
 
