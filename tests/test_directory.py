@@ -338,6 +338,26 @@ def test_image_is_renamed_into_a_folder_that_is_made_for_it(directory: Directory
     assert not (directory.path / "host").exists()
 
 
+def test_directory_is_not_new_where_a_run_was_killed_at_its_start(tmp_path: Path) -> None:
+    (tmp_path / ".image_loader").mkdir()
+    assert not Directory(tmp_path).is_new
+
+
+@pytest.mark.parametrize("size", [0, 2, 3, 4])
+def test_file_that_is_changed_while_it_is_read_has_no_digest(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    read = os.read
+
+    def change_and_read(descriptor: int, count: int) -> bytes:
+        time.sleep(CLOCK_STEP)
+        os.truncate(directory.path / "a.jpg", size)
+        return read(descriptor, count)
+
+    monkeypatch.setattr(os, "read", change_and_read)
+    assert directory.digest("a.jpg") is None
+
+
 def test_link_that_is_switched_in_mid_run_moves_no_image(tmp_path: Path) -> None:
     link, first, second = (tmp_path / name for name in ("images", "first", "second"))
     for place in (first, second):
@@ -739,10 +759,10 @@ def test_full_disk_that_has_inodes_is_told_as_such_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def mkdir(path: Path, **_: object) -> None:  # A tmpfs takes folders even where it is full.
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
-    with pytest.raises(DirectoryError, match="No space left on device") as caught:
+    with pytest.raises(DirectoryError, match=f"^{tmp_path}: No space left on device") as caught:
         Directory(tmp_path / "images")
     assert not isinstance(caught.value, OutOfInodesError)
 

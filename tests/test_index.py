@@ -154,6 +154,15 @@ def test_an_image_comes_back_as_it_was_recorded(path: Path, image: Image) -> Non
         assert index.look_up([digest("u")]) == {digest("u"): Record(1, Name("a.jpg", complete=True), image)}
 
 
+@pytest.mark.parametrize("mtime_ns", [2**63 - 1, 2**62 + 5, 0, -(2**62) - 5])
+def test_a_file_time_of_any_year_that_sqlite_counts_comes_back(index: Index, mtime_ns: int) -> None:
+    claim(index, "u", "a.jpg")
+    record(index, "u", IMAGE._replace(mtime_ns=mtime_ns, ctime_ns=mtime_ns))
+    image = known_image(index, "u")
+    assert image is not None
+    assert (image.mtime_ns, image.ctime_ns) == (mtime_ns, mtime_ns)
+
+
 @pytest.mark.parametrize("mtime_ns", [2**70, -(2**70)])
 def test_a_file_time_beyond_what_sqlite_counts_is_never_taken_for_the_files(path: Path, mtime_ns: int) -> None:
     with Index(path, NEVER) as index:
@@ -854,7 +863,7 @@ def fill_old(path: Path, version: int, ends: Sequence[float | None]) -> list[byt
 @pytest.mark.parametrize("version", [1, 2])
 def test_an_index_of_an_earlier_version_is_taken_over(path: Path, version: int) -> None:
     now = IMAGE.checked
-    digests = fill_old(path, version, [now + 60.5, now - 5, None, -1.0])
+    digests = fill_old(path, version, [now + 60.5, now - 5, None, -1.0, 0.0])
     with Index(path, NEVER) as index, Index(path, NEVER) as other:
         for each in (index, other):
             found = each.look_up([*digests, digest("claimed")])
@@ -862,9 +871,15 @@ def test_an_index_of_an_earlier_version_is_taken_over(path: Path, version: int) 
             images = [record.image for record in found.values() if record.image is not None]
             target = IMAGE.validators.target if version > 1 else None
             old = IMAGE._replace(ctime_ns=None, validators=IMAGE.validators._replace(target=target))
-            assert [image._replace(file="a.jpg", lifetime=IMAGE.lifetime) for image in images] == [old] * 4
-            assert [round(freshness.end(image.lifetime, now) - now, 6) for image in images] == [60.5, 0.0, -1.0, -1.0]
-            assert [image.lifetime.varies for image in images] == [False, False, False, True]
+            assert [image._replace(file="a.jpg", lifetime=IMAGE.lifetime) for image in images] == [old] * 5
+            assert [round(freshness.end(image.lifetime, now) - now, 6) for image in images] == [
+                60.5,
+                0.0,
+                -1.0,
+                -1.0,
+                0.0,
+            ]
+            assert [image.lifetime.varies for image in images] == [False, False, False, True, False]
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (3,)
 
@@ -898,9 +913,11 @@ def test_an_index_of_a_later_version_is_refused_and_left_as_it_is(path: Path) ->
     assert (path.read_bytes(), list(path.parent.iterdir())) == (content, [path])
 
 
-def test_the_database_of_another_program_is_refused_and_left_as_it_is(path: Path) -> None:
+@pytest.mark.parametrize("application_id", [0, 1, 2**31 - 1, -1])
+def test_the_database_of_another_program_is_refused_and_left_as_it_is(path: Path, application_id: int) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE places (url)")
+        connection.execute(f"PRAGMA application_id = {application_id}")
     content = path.read_bytes()
     with pytest.raises(IndexFileError, match="another program"):
         Index(path, NEVER)
@@ -950,11 +967,12 @@ def test_a_read_only_index_is_a_clear_error(folder_mode: int, file_mode: int | N
     assert left == ([] if file_mode is None else [path.name])
 
 
-def test_a_file_that_the_user_named_and_that_is_no_database_is_left_alone(path: Path) -> None:
-    path.write_text("http://example.com/a.jpg\n")
+@pytest.mark.parametrize("content", ["http://example.com/a.jpg\n", "HTTP://EXAMPLE.COM/A.JPG\n"])
+def test_a_file_that_the_user_named_and_that_is_no_database_is_left_alone(path: Path, content: str) -> None:
+    path.write_text(content)
     with pytest.raises(IndexFileError, match="--index"):
         Index(path, NEVER, named=True)
-    assert [file.read_text() for file in path.parent.iterdir()] == ["http://example.com/a.jpg\n"]
+    assert [file.read_text() for file in path.parent.iterdir()] == [content]
 
 
 def test_a_damaged_index_that_the_user_named_is_moved_aside_like_any_other(path: Path) -> None:
