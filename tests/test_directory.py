@@ -880,6 +880,12 @@ def test_folders_of_the_layout_are_made_on_demand(directory: Directory) -> None:
     assert [path.read_bytes() for path in directory.path.glob("a*/*/*.jpg")] == [b"new"] * 3
 
 
+def test_no_other_folder_is_made_than_those_of_the_layout(directory: Directory) -> None:
+    save(directory, "a-b.c+d !/x y.z/e.jpg", b"new")
+    assert sorted(path.name for path in directory.path.iterdir()) == [".image_loader", "a-b.c+d !", "a.jpg"]
+    assert [path.name for path in (directory.path / "a-b.c+d !").iterdir()] == ["x y.z"]
+
+
 def test_link_under_the_name_of_an_image_is_replaced_and_its_target_untouched(
     directory: Directory, tmp_path: Path
 ) -> None:

@@ -212,6 +212,16 @@ def test_some_interim_responses_are_passed_over(count: int, *, refused: bool) ->
             assert response.status == 200
 
 
+@pytest.mark.parametrize("status", [100, 102, 103, 199])
+def test_any_interim_response_but_that_of_another_protocol_is_passed_over(status: int) -> None:
+    assert read_response(head(status=f"{status} Wait") + head(LENGTH.strip()) + BODY) == (200, BODY, True)
+
+
+def test_another_protocol_that_nobody_asked_for_is_refused() -> None:
+    failure = response_refusal(head("Upgrade: h2c", status="101 Switching Protocols") + head(LENGTH.strip()) + BODY)
+    assert (failure.reason, "101" in failure.detail) == (Reason.PROTOCOL, True)
+
+
 @pytest.mark.parametrize("odd", ["", "no colon"])
 @pytest.mark.parametrize(("count", "refused"), [(500, False), (501, True)])
 def test_many_fields_are_refused_however_short_they_are(count: int, odd: str, *, refused: bool) -> None:
