@@ -314,6 +314,67 @@ def test_each_field_counts_for_its_line_and_32_bytes(last: int, refused: bool) -
         assert read_response(data)[0] == 200
 
 
+class Pieces:
+    """A connection that brings so many bytes at a time, and ends with an error, if there is one."""
+
+    def __init__(self, data: bytes, size: int, error: Exception | None = None) -> None:
+        self._data, self._size, self._error = data, size, error
+
+    def recv(self, limit: int) -> bytes:
+        if not self._data and self._error is not None:
+            raise self._error
+        size = min(limit, self._size)
+        piece, self._data = self._data[:size], self._data[size:]
+        return piece
+
+
+def in_pieces(data: bytes, size: int = 10**6, error: Exception | None = None) -> Response:
+    """Return the response of such a connection, its head read."""
+    connection: Any = Pieces(data, size, error)
+    response = Response(connection)
+    response.read_head()
+    return response
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 1000])
+@pytest.mark.parametrize(
+    "data",
+    [
+        f"{OK}{LENGTH}X: y\r\n\r\n".encode() + BODY,
+        f"{OK}X: y\r\n z\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + CHUNKS,
+        f"{OK}X: y\n\n".encode() + BODY,
+    ],
+)
+def test_the_pieces_in_which_a_response_comes_make_no_difference(data: bytes, size: int) -> None:
+    whole, parts = in_pieces(data), in_pieces(data, size)
+    assert (parts.status, parts.fields) == (whole.status, whole.fields)
+    assert b"".join(iter(lambda: parts.read(100), b"")) == b"".join(iter(lambda: whole.read(10**6), b"")) == BODY
+    assert parts.reusable == whole.reusable
+
+
+def test_a_connection_without_a_word_for_its_end_tells_of_no_whole_body() -> None:
+    response = in_pieces(OK.encode() + b"\r\n" + BODY, error=ssl.SSLEOFError(8, "EOF"))
+    assert response.read(10**6) == BODY
+    with pytest.raises(DownloadError, match="without close_notify") as caught:
+        response.read(10**6)
+    assert (caught.value.failure.reason, caught.value.failure.retryable) == (Reason.TRUNCATED, True)
+
+
+def test_other_errors_of_a_connection_are_told_as_they_are() -> None:
+    bad_record = ssl.SSLError(1, "bad record")
+    bad_record.reason = "BAD_RECORD"
+    with pytest.raises(ssl.SSLError, match="bad record"):
+        in_pieces(OK.encode() + b"\r\n", error=bad_record).read(10)
+    with pytest.raises(TimeoutError):
+        in_pieces(OK.encode() + b"\r\n", error=BlockingIOError()).read(10)
+
+
+def test_a_body_whose_length_is_not_told_is_not_passed_over() -> None:
+    response = in_pieces(head("A: b", status="302 Found") + b"12345")
+    response.skip_buffered()
+    assert not response.complete
+
+
 @pytest.mark.parametrize("status", [200, 404])
 def test_a_body_of_no_bytes_is_read_at_once(status: int) -> None:
     assert read_response(head("Content-Length: 0", status=f"{status} So"), ended=False) == (status, b"", True)
