@@ -331,6 +331,14 @@ def test_folders_that_are_empty_go_with_their_last_image(directory: Directory) -
     assert not (directory.path / "host").exists()
 
 
+def test_name_that_cannot_be_had_is_told_where_an_image_is_removed_or_renamed(directory: Directory) -> None:
+    with pytest.raises(DownloadError, match="File name too long"):
+        directory.remove("n" * 256)
+    with pytest.raises(DownloadError, match="File name too long"):
+        directory.rename("a.jpg", "n" * 256)
+    assert is_old(directory)
+
+
 def test_image_is_renamed_into_a_folder_that_is_made_for_it(directory: Directory) -> None:
     save(directory, "host/x/a.jpg", b"new")
     state = directory.rename("host/x/a.jpg", "other/b.jpg")

@@ -11,7 +11,7 @@ import pytest
 from image_loader.errors import DirectoryError
 from image_loader.flock import takes
 from image_loader.store.directory import Directory, view
-from image_loader.store.partitions import Partitions, has_driver, open_lock
+from image_loader.store.partitions import Partitions, has_driver, open_lock, runs
 from test_directory import is_open, refusing
 
 
@@ -23,6 +23,20 @@ def test_it_has_one_driver_at_a_time_as_seen_from_elsewhere(tmp_path: Path) -> N
     first.close()
     assert not has_driver(first.path)
     Partitions(tmp_path / "images", 256).close()
+
+
+def test_it_is_made_with_its_parents_and_has_a_folder_for_the_runs(tmp_path: Path) -> None:
+    place = tmp_path / "shared" / "images"
+    Partitions(place, 256).close()
+    assert runs(place) == place / ".image_loader" / "cluster"
+    assert runs(place).is_dir()
+
+
+def test_a_note_of_the_parts_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path) -> None:
+    note = tmp_path / ".image_loader" / "partitions"
+    note.mkdir(parents=True)
+    with pytest.raises(DirectoryError, match=f"^{note}: Is a directory"):
+        Partitions(tmp_path, 256)
 
 
 def test_the_number_of_parts_stays(tmp_path: Path) -> None:
