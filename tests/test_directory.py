@@ -1168,9 +1168,11 @@ def test_body_sent_whole_after_all_replaces_what_was_kept(directory: Directory) 
 
 
 def test_discarded_partial_file_is_gone(directory: Directory) -> None:
-    kept(directory)
+    resume = kept(directory)
+    assert directory.is_kept(resume)
     directory.discard("a.jpg")
     directory.discard("never-there.jpg")
+    assert not directory.is_kept(resume)
     assert is_old(directory)
 
 

@@ -413,7 +413,7 @@ def test_a_table_is_known_by_its_second_row_however_late_that_comes() -> None:
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb"), os.fdopen(writer, "wb", buffering=0) as pipe:
         groups = read(f"/dev/fd/{reader}", 10)
-        pipe.write(b"id,url\n")
+        pipe.write(b"number,url\n")
         while next(groups) is not None:
             pass
         pipe.write(b"1,http://h/a.jpg\n")
