@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image_loader.errors import UrlFileError
-from image_loader.lists.forms import check_head, check_lines, hint
+from image_loader.lists.forms import check_lines, hint
 from image_loader.lists.urlfile import count, read
 
 
@@ -72,8 +72,9 @@ def test_files_of_other_kinds_are_named_with_what_to_type(
 
 
 @pytest.mark.parametrize("head", [b"h\0\0\0", b"\0\0\0h", b"\0h\0\0", b"h\0t", b"http"])
-def test_what_is_not_utf_16_is_not_called_so(head: bytes) -> None:
-    check_head(head)
+def test_what_is_not_utf_16_is_not_called_so(path: Path, head: bytes) -> None:
+    path.write_bytes(head)
+    assert told(path) == [head.decode()]
 
 
 def test_a_spreadsheet_is_named_with_what_to_type(path: Path) -> None:

@@ -268,6 +268,7 @@ def test_only_a_dash_alone_is_standard_input(tmp_path: Path, monkeypatch: pytest
 def test_standard_input_is_not_looked_at_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     check("-")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_long_comment_is_passed_over(urlfile: Path) -> None:
