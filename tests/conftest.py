@@ -196,13 +196,18 @@ def _peak(process: int) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def sockets_of(process: int) -> int:
-    """Return how many sockets a process has open."""
-    count = 0
+def open_files(process: int) -> list[str]:
+    """Return what the descriptors of a process lead to, but for those that it closes meanwhile."""
+    found = []
     for descriptor in Path(f"/proc/{process}/fd").iterdir():
         with suppress(OSError):
-            count += descriptor.readlink().name.startswith("socket:")
-    return count
+            found.append(str(descriptor.readlink()))
+    return found
+
+
+def sockets_of(process: int) -> int:
+    """Return how many sockets a process has open."""
+    return sum(file.startswith("socket:") for file in open_files(process))
 
 
 def _content(file: IO[bytes]) -> str:

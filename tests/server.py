@@ -241,7 +241,10 @@ def _pass_on(source: socket.socket, sink: socket.socket) -> None:
 
 def connections_to(port: int) -> int:
     """Count the connections of this process to a port."""
-    ours = {str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+    ours = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # It was closed meanwhile.
+            ours.add(str(path.readlink()))
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(int(row[2].rpartition(":")[2], 16) == port and f"socket:[{row[9]}]" in ours for row in rows)
 

@@ -21,7 +21,7 @@ from typing import TextIO
 import pytest
 import trustme
 
-from conftest import SOURCES, Loader, Run, leftovers, targets, urls_of
+from conftest import SOURCES, Loader, Run, leftovers, open_files, targets, urls_of
 from image_loader import __version__
 from image_loader.url import part
 from server import Server, refusing_port
@@ -441,7 +441,7 @@ def test_an_attempt_whose_worker_was_given_up_keeps_the_next_one_out_until_it_en
         _wait(lambda: "Worker failed to heartbeat" in scheduler.read_text())
         # The part's lock is open twice: by the attempt that stands still, and by the one that waits for it.
         (lock,) = (loader.directory / ".image_loader" / "locks").iterdir()
-        _wait(lambda: _opened_by(second.pid, lock))
+        _wait(lambda: str(lock) in open_files(second.pid))
         assert len(server.requests) == 21
         zombie.send_signal(signal.SIGCONT)
         server.gate.set()
@@ -450,11 +450,6 @@ def test_an_attempt_whose_worker_was_given_up_keeps_the_next_one_out_until_it_en
     _assert_told_once(run, urls)
     _assert_whole(run, [server])
     assert all(len(server.asked(target)) == 1 for target in targets(20))
-
-
-def _opened_by(process: int, file: Path) -> bool:
-    descriptors = Path(f"/proc/{process}/fd").iterdir()
-    return any(os.path.realpath(each) == str(file) for each in descriptors)
 
 
 def test_a_part_that_kills_its_workers_is_given_up(tmp_path: Path, servers: list[Server], loader: Loader) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Loader, Run, urls_of
+from conftest import Loader, Run, open_files, urls_of
 from exchange import png
 from image_loader import load
 from image_loader.errors import DirectoryError
@@ -159,8 +159,7 @@ def test_a_signal_ends_it_while_another_program_keeps_the_index_locked(
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("UPDATE image SET complete = complete")
         running = loader.start(urls, "--dry-run", results=False)
-        opened = Path(f"/proc/{running.process.pid}/fd")
-        server.wait_for(lambda: any(index.samefile(each) for each in opened.iterdir() if each.exists()))
+        server.wait_for(lambda: str(index.resolve()) in open_files(running.process.pid))
         running.send(number)
         run = running.finish()
     assert run.status == 128 + number
