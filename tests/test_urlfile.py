@@ -410,6 +410,22 @@ def test_a_pipe_with_nothing_to_read_is_not_waited_for(content: bytes) -> None:
     os.close(reader)
 
 
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_pipe_is_read_on_after_a_pause(compress: type[bytes]) -> None:
+    content = compress(b"".join(b"http://h/%d.jpg\n" % number for number in range(100)))
+    reader, writer = os.pipe()
+    found: list[Line] = []
+    with os.fdopen(reader, "rb"):
+        groups = read(f"/dev/fd/{reader}", 10)
+        with os.fdopen(writer, "wb", buffering=0) as pipe:
+            for start in range(0, len(content), 50):
+                pipe.write(content[start : start + 50])
+                while (group := next(groups)) is not None:
+                    found += group
+        found += [line for group in groups for line in group or ()]
+    assert [line.text for line in found] == [f"http://h/{number}.jpg" for number in range(100)]
+
+
 def test_a_table_is_known_by_its_second_row_however_late_that_comes() -> None:
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb"), os.fdopen(writer, "wb", buffering=0) as pipe:
