@@ -1073,6 +1073,21 @@ def test_a_copy_of_an_index_that_is_locked_is_waited_for(path: Path, monkeypatch
             assert len(copy.look_up(digests)) == 10
 
 
+@pytest.mark.parametrize("kind", ["header", "schema", "text", "100", "511"])
+def test_a_copy_of_a_damaged_index_is_a_clear_error_and_the_index_stays(path: Path, kind: str) -> None:
+    content = damaged(path, kind)
+    path.write_bytes(content)
+    with pytest.raises(IndexFileError, match="is damaged; a run moves it aside"):
+        IndexCopy(path)
+    assert (path.read_bytes(), list(path.parent.iterdir())) == (content, [path])
+
+
+def test_a_copy_of_what_cannot_be_opened_is_a_clear_error(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(IndexFileError, match="the index cannot be used: it cannot be"):
+        IndexCopy(path)
+
+
 def test_a_copy_records_nothing(path: Path) -> None:
     (key,) = fill(path, 1)
     with IndexCopy(path) as copy:
