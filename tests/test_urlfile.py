@@ -370,6 +370,13 @@ def test_a_missing_list_is_an_error_that_names_it(urlfile: Path) -> None:
     assert before_the_error(urlfile) == ([], f"{urlfile}: cannot be read: No such file or directory")
 
 
+def test_a_url_in_the_place_of_a_list_is_told_without_its_secrets() -> None:
+    with pytest.raises(UrlFileError) as caught:
+        check("http://user:secret@h/a.jpg?key=secret")
+    assert str(caught.value).startswith("http://h/a.jpg?…: a URL, where a file of URLs is wanted")
+    assert "secret" not in str(caught.value)
+
+
 def test_a_directory_is_an_error_that_names_it(tmp_path: Path) -> None:
     assert before_the_error(tmp_path) == ([], f"{tmp_path}: cannot be read: Is a directory")
 
