@@ -1243,6 +1243,13 @@ def test_write_that_fails_as_late_as_the_closing_ends_the_run_before_the_image_i
     assert is_old(directory)
 
 
+def test_partial_file_whose_closing_fails_ends_the_run(directory: Directory) -> None:
+    partial = opened(directory)
+    with pytest.raises(DirectoryError, match="Input/output error"):
+        refusing("close", errno.EIO, lambda: partial.__exit__(None, None, None))
+    assert is_old(directory)
+
+
 def test_file_system_made_read_only_ends_the_run(mount: Callable[[str], Path]) -> None:
     directory = Directory(mount("size=64k"))
     save(directory, "a.jpg", b"old")

@@ -1533,6 +1533,17 @@ def test_a_host_that_waits_for_a_worker_has_its_share_of_connections() -> None:
     assert house.connected.count("http://other") == 1
 
 
+def test_a_host_that_has_more_than_its_share_gets_no_further_connection() -> None:
+    house = House({"threads": 4, "per_host": 4}, pace=0.05)
+    house.add(*urls("host", 2))
+    house.answer()
+    house.add(*urls("host", 2))
+    house.add("http://other/a.jpg")
+    assert (house.on("host"), house.on("other")) == (3, 1)
+    house.add("http://host/late.jpg")
+    assert house.connected.count("http://host") == 3
+
+
 def test_a_host_gets_more_than_its_share_while_threads_are_idle() -> None:
     house = House({"threads": 4, "per_host": 4}, pace=0.05)
     house.add("http://other/a.jpg")
