@@ -27,8 +27,11 @@ _WORKER_PATIENCE = 60.0
 """Seconds to wait for a worker, at the start and when all are gone; and for an answer of those that there are."""
 _CLOSING = 2.0
 """Seconds to disconnect from the scheduler."""
-_TALKATIVE = ("distributed.client", "tornado.application")
-"""Loggers that would tell a lost connection, and our own leave, with tracebacks; ``ended`` says it in a sentence."""
+_TALKATIVE = ("distributed", "distributed.client", "distributed.gc", "tornado.application")
+"""Dask's loggers with a level of their own: a lost connection, and our own leave, would be told with tracebacks.
+
+``ended`` says it in a sentence.
+"""
 _POLL = 0.1
 _COUNT_INTERVAL = 5.0
 """Seconds between two looks whether there are workers."""
