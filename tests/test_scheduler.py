@@ -1100,6 +1100,29 @@ def test_a_turn_does_not_go_on_with_a_host_that_is_paused() -> None:
     assert not house.running
 
 
+def test_a_turn_does_not_go_on_with_a_host_that_failed_in_another_one_at_that_moment() -> None:
+    house = House({"per_host": 2, "host_failures": 1}, pace=0.01)
+    house.add(*urls("near", 40))
+    house.answer()
+    failing, other = house.running
+    other.answer(ANSWER)
+    assert not other.is_over, "it begins with its last job"
+    failing.answer(RESET)
+    house.advance(0)
+    other.answer(ANSWER)
+    assert other.is_over
+
+
+def test_a_turn_does_not_go_on_where_its_host_may_have_more_connections() -> None:
+    house = House({"per_host": 2}, pace=0.05)
+    house.add("http://far/first.jpg")
+    house.silent.add("http://far")
+    house.add(*urls("far", 10))
+    house.answer()
+    house.meanwhile = lambda: house.advance(0)
+    assert house.answer() == 1
+
+
 def test_it_is_told_how_long_nothing_can_come() -> None:
     house = House()
     house.add(*urls("host", 1))
@@ -1461,6 +1484,17 @@ def test_a_connection_that_is_being_made_is_likely_to_stand_in_a_moment_and_not_
     assert seen == [False, True, False]
 
 
+def test_while_a_host_is_about_to_be_asked_not_every_job_waits_for_a_timer() -> None:
+    house = House()
+    house.add("http://paused/a.jpg")
+    house.answer(asks_for(20.0))
+    assert house.scheduler.waits() == 20.0
+    house.scheduler.add(
+        [Job(1, parse("http://new/a.jpg"), 1, Name("n", complete=True), None, Validators(), inode=None)]
+    )
+    assert house.scheduler.waits() == 0.0
+
+
 def test_what_has_ended_counts_as_running_until_it_is_taken_in() -> None:
     house = House()
     assert house.scheduler.running == 0
@@ -1550,6 +1584,40 @@ def test_a_host_gets_more_than_its_share_while_threads_are_idle() -> None:
     house.add("http://host/first.jpg")
     house.add(*urls("host", 2))
     assert house.on("host") == 3
+
+
+def test_hosts_that_are_paused_in_the_queue_for_a_connection_hold_up_nobody() -> None:
+    house = House({"connects": 1, "per_host": 2})
+    paused = ("one", "two", "three")
+    house.add(*(f"http://{host}/first.jpg" for host in paused))
+    house.silent |= {"http://slow", "http://new"}
+    house.add("http://slow/a.jpg", *(url for host in paused for url in urls(host, 2)))
+    for host in paused:
+        house.answer(asks_for(20.0), host)
+    house.add("http://new/a.jpg")
+    house.come("http://slow")
+    house.scheduler.advance(0.0)
+    assert [origin for origin, _ in house.connecting] == ["http://new"]
+
+
+def test_the_connection_that_was_begun_first_is_taken_for_the_one_that_stands() -> None:
+    house = House({"per_host": 2})
+    house.silent.add("http://host")
+    house.add("http://host/a.jpg")
+    house.now = 0.2
+    house.add("http://host/b.jpg")
+    house.come("http://host")
+    house.advance(0.1)
+    assert house.scheduler.is_about_to_start, "the second one, since 0.1 s"
+
+
+def test_no_more_of_the_connections_that_are_kept_are_taken_than_are_needed() -> None:
+    house = House()
+    house.add(*urls("host", 3))
+    while house.running:
+        house.answer()
+    house.add(*urls("host", 2))
+    assert (house.on("host"), len(house.kept), len(house.connected)) == (2, 1, 3)
 
 
 def test_hosts_that_did_not_answer_have_half_of_the_slots() -> None:
