@@ -841,6 +841,21 @@ def test_image_without_a_name_that_can_be_had_fails(directory: Directory, files:
     assert is_old(directory)
 
 
+@pytest.mark.parametrize(("file", "text"), [("folder", "Is a directory"), ("a.jpg/b.jpg", "Not a directory")])
+def test_image_gets_no_other_name_for_what_is_no_fault_of_its_name(directory: Directory, file: str, text: str) -> None:
+    (directory.path / "folder").mkdir()
+    with pytest.raises(DownloadError, match=rf"{file}: {text}"), opened(directory) as partial:
+        partial.write(b"new")
+        partial.commit(None, [file, "b.jpg"])
+    assert directory.stat("b.jpg") is None
+
+
+def test_only_the_folders_of_the_image_are_made(directory: Directory) -> None:
+    save(directory, "one-1.a,b/two+2/a-b.jpg", b"new")
+    assert {path.name for path in directory.path.iterdir()} == {".image_loader", "a.jpg", "one-1.a,b"}
+    assert [path.name for path in (directory.path / "one-1.a,b").iterdir()] == ["two+2"]
+
+
 def test_file_is_read_for_its_digest_and_its_first_bytes(directory: Directory) -> None:
     assert directory.digest("a.jpg") == (hashlib.sha256(b"old").hexdigest(), directory.stat("a.jpg"))
     assert (directory.head("a.jpg", 2), directory.head("missing", 2)) == (b"ol", b"")
