@@ -66,7 +66,7 @@ complete -c loader -n _shtab_loader_using -l delete -d 'delete images that are n
 complete -c loader -n _shtab_loader_using -l max-delete -x -d 'delete nothing if more than N images would be deleted (default: half of the images)'
 complete -c loader -n _shtab_loader_using -l dry-run -d 'send no request and change nothing; log what would be asked for, what is fresh, and what would be deleted'
 complete -c loader -n _shtab_loader_using -l sniff -d 'where Content-Type is missing or says nothing, decide by the first bytes (--verify implies it)'
-complete -c loader -n _shtab_loader_using -l verify -d 'decode each image and refuse damaged ones (needs the extra '"'"'verify'"'"')'
+complete -c loader -n _shtab_loader_using -l verify -d 'decode each image that is downloaded, refuse damaged ones (needs the extra '"'"'verify'"'"')'
 complete -c loader -n _shtab_loader_using -l max-size -x -d 'largest image to accept (default: 500M)'
 complete -c loader -n _shtab_loader_using -l processes -x -d 'processes to download in; each host is handled by one of them (default: 1)'
 complete -c loader -n _shtab_loader_using -l cluster -x -d 'download on the workers of a Dask scheduler, given by its address or file (needs the extra '"'"'cluster'"'"')'
