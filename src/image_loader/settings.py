@@ -125,7 +125,10 @@ class Settings(NamedTuple):
         "where Content-Type is missing or says nothing, decide by the first bytes (--verify implies it)",
     )
     verify: bool = entry(
-        "--verify", Flag(), IMAGES, "decode each image that is downloaded, refuse damaged ones (needs the extra 'verify')"
+        "--verify",
+        Flag(),
+        IMAGES,
+        "decode each image that is downloaded, refuse damaged ones (needs the extra 'verify')",
     )
     max_size: int = entry("--max-size", Size(1, 10**12), IMAGES, "largest image to accept")
     processes: int = entry(
