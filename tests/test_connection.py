@@ -24,6 +24,8 @@ from conftest import limited
 from exchange import PNG, End, Request, head, length, whole
 from image_loader.errors import DownloadError
 from image_loader.model import Blame, Reason
+from image_loader.transport import Answer, StaleConnectionError
+from image_loader.transport import Request as Wanted
 from image_loader.transport.addresses import is_public
 from image_loader.transport.connection import ClosedUnused
 from image_loader.url import parse
@@ -168,6 +170,28 @@ def test_a_connection_of_which_a_body_is_left_unread_is_not_used_again(asking: A
     assert server.connections == 2
 
 
+def test_a_connection_of_which_a_body_is_left_unread_refuses_the_next_request(asking: Asking) -> None:
+    with Scripted(served(bytes(1_000_000))) as server:
+        connection = asking.connected(server.origin)
+        answer = asking.exchange(Wanted(parse(server.url("/a")), {}), connection)
+        assert isinstance(answer, Answer)
+        with answer:
+            pass
+        with pytest.raises(StaleConnectionError):
+            asking.exchange(Wanted(parse(server.url("/b")), {}), connection)
+    assert [request.target for request in server.requests] == ["/a"]
+
+
+@pytest.mark.parametrize("framed", [length(BODY), "Transfer-Encoding: chunked"])
+def test_a_connection_is_used_again_after_errors_whose_bodies_have_arrived(asking: Asking, framed: str) -> None:
+    body = BODY if framed == length(BODY) else CHUNKS
+    with Scripted(plays(head(framed, status="404 Not Found") + body)) as server:
+        for number in range(5):
+            with asking.ask(parse(server.url(f"/{number}")), {}) as answer:
+                assert answer.status == 404
+    assert server.connections == 1
+
+
 def test_a_connection_on_which_reading_failed_is_not_used_again(asking: Asking) -> None:
     with Scripted(plays(head(PNG, "Transfer-Encoding: chunked") + b"3\r\nabc\r\nzz\r\n"), served()) as server:
         assert refusal(asking, server.url("/a")).reason is Reason.PROTOCOL
@@ -201,6 +225,17 @@ def test_a_server_that_closes_all_its_new_connections_is_at_fault_in_the_end(ask
         failure = refusal(asking, f"http://127.0.0.1:{port}/a", wait=1.2)
     assert (failure.reason, failure.retryable, failure.blame) == (Reason.CONNECT, True, Blame.HOST)
     assert asking.connects == 4
+
+
+def test_a_server_that_closes_all_its_new_connections_is_at_fault_behind_redirects_as_well(asking: Asking) -> None:
+    with _closing_soon(100) as port, Scripted(plays(_redirect_to(f"http://127.0.0.1:{port}/a"))) as server:
+        failure = refusal(asking, server.url("/a"), wait=1.2)
+    assert (failure.reason, failure.retryable, failure.blame) == (Reason.CONNECT, True, Blame.HOST)
+    assert asking.connects == 5
+
+
+def _redirect_to(url: str) -> bytes:
+    return head(f"Location: {url}", "Content-Length: 0", status="302 Found")
 
 
 def test_many_threads_may_tell_of_closed_connections_at_once() -> None:

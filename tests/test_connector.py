@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import itertools
 import os
 import re
 import resource
+import selectors
 import socket
 import ssl
 import struct
@@ -23,12 +26,12 @@ from typing import Any
 import pytest
 import requests
 
-from asking import BODY, Asking, get, refusal, transport
+from asking import BODY, Asking, get, refusal, served, transport
 from conftest import SETTINGS, limited
 from exchange import whole
 from image_loader.errors import DownloadError, LoaderError
 from image_loader.model import Blame, Reason
-from image_loader.transport import Connection, Transport
+from image_loader.transport import Connection, Transport, connector
 from image_loader.transport import tls as tls_module
 from image_loader.transport.connector import Connector
 from image_loader.transport.dial import Dial
@@ -437,6 +440,41 @@ def test_a_connection_that_cannot_be_taken_over_ends_the_run_as_well() -> None:
         result = told.next()[1]
         assert isinstance(result, LoaderError)
         assert str(result).startswith("connections can no longer be made: ")
+
+
+def test_a_connection_of_which_the_system_refuses_the_options_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = itertools.count()
+
+    def refuses_first(*how: Any) -> Connection:
+        if next(made) == 0:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return Connection(*how)
+
+    monkeypatch.setattr(connector, "Connection", refuses_first)
+    with Scripted(served()) as server, transport() as asking:
+        failure = refusal(asking, server.url("/a"))
+        assert (failure.reason, failure.retryable) == (Reason.CONNECT, True)
+        assert get(asking, server.url("/a")).body == BODY
+        assert connections_to(server.port) == 1
+
+
+def test_a_socket_that_the_selector_does_not_take_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Selector(selectors.DefaultSelector):
+        """Lacks memory when it is to take in the first socket after that which wakes it."""
+
+        taken = 0
+
+        def register(self, *how: Any) -> selectors.SelectorKey:
+            Selector.taken += 1
+            if Selector.taken == 2:
+                raise OSError(errno.ENOMEM, "Cannot allocate memory")
+            return super().register(*how)
+
+    monkeypatch.setattr(selectors, "DefaultSelector", Selector)
+    with Scripted(served()) as server, transport() as asking:
+        assert refusal(asking, server.url("/a")).detail == "Cannot allocate memory"
+        assert get(asking, server.url("/a")).body == BODY
+        assert connections_to(server.port) == 1
 
 
 def test_no_dial_goes_on_in_another_thread_while_the_connector_ends(monkeypatch: pytest.MonkeyPatch) -> None:

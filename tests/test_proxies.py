@@ -58,6 +58,15 @@ def test_a_tunnel_that_went_stale_is_built_again(
     assert len(proxy.requests) == 2
 
 
+@pytest.mark.parametrize(
+    "form", ["localhost:{}", "//localhost:{}", "127.0.0.1:{}", "http://localhost:{}", "HTTP://LOCALHOST:{}"]
+)
+def test_a_proxy_may_be_named_without_a_scheme(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    with Scripted(served()) as proxy, transport() as asking:
+        monkeypatch.setenv("http_proxy", form.format(proxy.port))
+        assert get(asking, "http://images.test/a").body == BODY
+
+
 @pytest.mark.parametrize("exception", ["127.0.0.1", "*", "localhost,127.0.0.0/8"])
 def test_what_is_excepted_from_the_proxy_is_asked_for_directly(monkeypatch: pytest.MonkeyPatch, exception: str) -> None:
     with refusing_port() as port, Scripted(served()) as server, transport() as asking:

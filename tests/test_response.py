@@ -573,6 +573,42 @@ def test_a_body_that_has_arrived_is_passed_over_and_one_that_has_not_is_not_wait
         assert response.read(10) == b"123"
 
 
+@pytest.mark.parametrize(
+    ("arrived", "reusable"),
+    [
+        (b"3\r\nabc\r\n0\r\n\r\n", True),
+        (b"3\r\nabc\r\n0\r\nA: b\r\n\r\n", True),
+        (b"0\r\n\r\n", True),
+        (b"3\r\nabc\r\n0\r\n\r\nX", False),
+        (b"", False),
+        (b"3\r\na", False),
+        (b"3\r\nabc\r\n", False),
+        (b"3\r\nabc\r\n0\r\n", False),
+        (b"zz\r\n", False),
+    ],
+)
+def test_a_body_in_chunks_that_has_arrived_is_passed_over_and_one_that_has_not_is_not_waited_for(
+    arrived: bytes, reusable: bool
+) -> None:
+    with response_to(head("Transfer-Encoding: chunked", status="404 No") + arrived, ended=False) as response:
+        response.read_head()
+        response.skip_buffered()
+        assert response.reusable is reusable
+
+
+def test_a_trailer_is_no_head() -> None:
+    body = b"3\r\nabc\r\n0\r\nLocation: /a\r\nLocation: /b\r\n"
+    assert read_response(head("Transfer-Encoding: chunked") + body + b"\r\n")[1] == b"abc"
+    failure = response_refusal(head("Transfer-Encoding: chunked") + body)
+    assert (failure.reason, failure.detail) == (Reason.TRUNCATED, "the connection ended inside the trailer")
+    assert failure.retryable
+
+
+@pytest.mark.parametrize("options", ["keep-alive\t,\tclose", "keep-alive , close", "Close", "upgrade,\tCLOSE\t"])
+def test_a_connection_that_is_to_be_closed_is_not_used_again(options: str) -> None:
+    assert not read_response(head("Content-Length: 0", f"Connection: {options}"))[2]
+
+
 def test_no_bytes_at_all_raise_anything_but_what_is_said() -> None:
     draw = random.Random(1)
     pieces = [b"", b"\r\n", b"\n", b":", b" ", b"0", b"f", b"\xff", b"\0", b","]

@@ -6,7 +6,9 @@ import re
 import shutil
 import socket
 import ssl
+import struct
 import threading
+import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +21,7 @@ from urllib3.util import create_urllib3_context
 from asking import BODY, CHUNKS, get, refusal, transport
 from exchange import PNG, End, head, length, whole
 from image_loader.errors import OptionError
-from image_loader.model import Reason
+from image_loader.model import Blame, Reason
 from image_loader.transport import tls as tls_module
 from server import Scripted, Server, plays
 
@@ -146,7 +148,7 @@ def test_an_unframed_body_within_tls_is_whole_after_close_notify(tls: ssl.SSLCon
         (head(PNG, length(BODY))[:-9], {Reason.PROTOCOL}),
         (whole(BODY)[:-9], {Reason.TRUNCATED}),
         (head(PNG, "Transfer-Encoding: chunked") + CHUNKS[:-5], {Reason.TRUNCATED}),
-        (head(PNG, "Transfer-Encoding: chunked") + CHUNKS[:-2], {Reason.TRUNCATED, Reason.PROTOCOL}),
+        (head(PNG, "Transfer-Encoding: chunked") + CHUNKS[:-2], {Reason.TRUNCATED}),
     ],
 )
 @pytest.mark.parametrize("end", [End.CLOSE, End.RESET])
@@ -160,6 +162,100 @@ def test_a_connection_lost_within_tls_is_no_error_of_tls(
         failure = refusal(asking, server.url("/a"))
     assert failure.reason in reasons | ({Reason.CONNECT, Reason.TRUNCATED} if end is End.RESET else set())
     assert failure.retryable
+
+
+def _reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def test_a_connection_that_is_reset_before_it_is_asked_may_be_tried_again(tls: ssl.SSLContext, bundle: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, transport(ca_bundle=bundle) as asking:
+        thread = threading.Thread(target=lambda: _reset(tls.wrap_socket(listener.accept()[0], server_side=True)))
+        thread.start()
+        failure = refusal(asking, f"https://127.0.0.1:{listener.getsockname()[1]}/a", wait=0.4)
+        thread.join()
+    assert (failure.reason, failure.retryable, failure.blame) == (Reason.CONNECT, True, Blame.HOST)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_an_answer_that_comes_before_the_request_was_sent_whole_is_read(
+    tls: ssl.SSLContext, bundle: str, secure: bool
+) -> None:
+    answer = head("Content-Length: 0", "Connection: close", status="431 Request Header Fields Too Large")
+    with socket.create_server(("127.0.0.1", 0)) as listener, transport(ca_bundle=bundle) as asking:
+
+        def serve() -> None:
+            accepted, _ = listener.accept()
+            with tls.wrap_socket(accepted, server_side=True) if secure else accepted as connection:
+                connection.recv(8192)
+                connection.sendall(answer)
+                time.sleep(0.2)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"{'https' if secure else 'http'}://127.0.0.1:{listener.getsockname()[1]}/a"
+        assert get(asking, url, {"X": "x" * 8_000_000}).status == 431
+        thread.join()
+
+
+def test_bytes_that_were_changed_on_the_way_cut_a_body_off(tls: ssl.SSLContext, bundle: str) -> None:
+    with (
+        Scripted(plays(whole(bytes(300_000))), tls=tls) as server,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        transport(ca_bundle=bundle) as asking,
+    ):
+
+        def change() -> None:
+            client, _ = listener.accept()
+            with client, socket.create_connection(("127.0.0.1", server.port)) as beyond, suppress(OSError):
+                threading.Thread(target=_pass_on, args=(client, beyond), daemon=True).start()
+                passed = 0
+                while data := bytearray(beyond.recv(65536)):
+                    if passed < 150_000 <= passed + len(data) - 1:
+                        data[150_000 - passed] ^= 0xFF
+                    passed += len(data)
+                    client.sendall(data)
+
+        thread = threading.Thread(target=change)
+        thread.start()
+        failure = refusal(asking, f"https://127.0.0.1:{listener.getsockname()[1]}/a")
+    thread.join()
+    assert (failure.reason, failure.retryable) == (Reason.TRUNCATED, True)
+    assert "bad record mac" in failure.detail
+
+
+def _pass_on(one: socket.socket, other: socket.socket) -> None:
+    with suppress(OSError):
+        while data := one.recv(65536):
+            other.sendall(data)
+
+
+@pytest.mark.parametrize(
+    ("alert", "retryable", "text"),
+    [
+        (80, True, "the server reports an internal error; it may have no certificate for this host name"),
+        (20, True, "bad record mac"),
+        (90, True, "user cancelled"),
+        (40, False, "no cipher or TLS version in common"),
+    ],
+)
+def test_an_alert_that_says_nothing_of_either_side_may_be_tried_again(alert: int, retryable: bool, text: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, transport() as asking:
+
+        def serve() -> None:
+            with listener.accept()[0] as accepted:
+                accepted.recv(65536)
+                accepted.sendall(bytes([0x15, 3, 3, 0, 2, 2, alert]))
+                accepted.recv(65536)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        failure = refusal(asking, f"https://127.0.0.1:{listener.getsockname()[1]}/a")
+        thread.join()
+    assert (failure.reason, failure.retryable) == (Reason.TLS, retryable)
+    assert failure.blame is (Blame.HOST if retryable else Blame.IMAGE)
+    assert text in failure.detail
 
 
 def _old_server(authority: trustme.CA, *, versions: tuple[Any, Any] | None, ciphers: str) -> ssl.SSLContext:

@@ -212,10 +212,13 @@ class Transport:
             elif not connection.usable:
                 connection.close()
             raise
-        if new:
-            self._closed_unused.forget(connection.origin)
         if isinstance(found, Hop):
             watch.close()
+        if new and connection.used:
+            self._closed_unused.forget(connection.origin)
+        elif new:  # Closed before it answered; only where redirects have led here is that no error.
+            self._closed_unused.note(connection.origin)
+        if isinstance(found, Hop):
             return Hop(found.url, found.redirects, found.cookies, watch.left)
         return found
 

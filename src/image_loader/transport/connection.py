@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from image_loader.errors import DownloadError
 from image_loader.transport.failures import exchange_error, lost
-from image_loader.transport.response import ClosedEarlyError, NoStatusLineError, Response
+from image_loader.transport.response import ClosedEarlyError, NoStatusLineError, Response, is_torn
 from image_loader.transport.watchdog import Watch
 
 if TYPE_CHECKING:
@@ -100,8 +100,11 @@ class Connection:
     def ask(self, request: bytes, watch: Watch) -> Response:
         """Send a request, read the head of its response and return it; the body is left to its reader.
 
-        Raises ``DownloadError``; ``StaleConnectionError`` where the request may well go over another connection.
+        Raises ``DownloadError``; ``StaleConnectionError`` where the request may well go over another connection, also
+        since the rest of the last response would be taken for this one.
         """
+        if self._asking or not (self._response is None or self._response.reusable):
+            raise StaleConnectionError
         # A used one may have been closed, or have brought something unasked, which would be taken for the answer.
         waited = self.used or time.monotonic() - self._stands_since > _SOON
         if waited and not self.alive:
@@ -110,9 +113,9 @@ class Connection:
         self._asking = True
         self._response = response = Response(self._stream)
         try:
-            self._stream.sendall(request)
+            self._send(request)
             response.read_head()
-        except (ClosedEarlyError, ConnectionError) as error:
+        except ClosedEarlyError as error:
             watch.check()
             if self.used:
                 raise StaleConnectionError from error
@@ -130,6 +133,16 @@ class Connection:
             raise exchange_error(TimeoutError() if late else error, answered=False) from error
         self._asking, self.used = False, True
         return response
+
+    def _send(self, request: bytes) -> None:
+        """Send a request. A server that closes meanwhile may have answered before: reading finds out."""
+        try:
+            self._stream.sendall(request)
+        except ConnectionError:
+            pass
+        except ssl.SSLError as error:
+            if not is_torn(error):
+                raise
 
     def rest(self) -> None:
         """Drop the last response until the next request."""

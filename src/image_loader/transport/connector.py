@@ -20,6 +20,7 @@ from image_loader.model import Reason
 from image_loader.transport import daemons, handshakes
 from image_loader.transport.connection import Connection
 from image_loader.transport.dial import Dial, Tools
+from image_loader.transport.failures import connect_error
 from image_loader.transport.names import LookUp, Names
 from image_loader.transport.routes import Route
 from image_loader.transport.watchdog import end_error
@@ -224,6 +225,9 @@ class Connector:
         else:
             try:
                 made = Connection(origin, dial.route.way, result, self._timeout)
+            except OSError as error:  # Some systems refuse options of a socket that the peer has reset.
+                result.close()
+                made = connect_error(error)
             except BaseException:
                 result.close()
                 raise  # The dial is not forgotten yet: it is told of with the others.

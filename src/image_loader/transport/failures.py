@@ -43,11 +43,15 @@ _CAUSES = {
     "TLSV1_ALERT_UNRECOGNIZED_NAME": "the server does not know the host name that it was asked for",
     "TLSV1_UNRECOGNIZED_NAME": "the server does not know the host name that it was asked for",
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the server asks for a client certificate, which is not supported",
+    "TLSV1_ALERT_INTERNAL_ERROR": "the server reports an internal error; it may have no certificate for this host name",
     "WRONG_VERSION_NUMBER": _NO_TLS,
     "HTTP_REQUEST": _NO_TLS,
     "RECORD_LAYER_FAILURE": _NO_TLS,
     "PACKET_LENGTH_TOO_LONG": _NO_TLS,
 }
+# An error within the server, or bytes that were changed on the way; neither side has to be set up anew (RFC 8446, 6).
+_PASSING = frozenset({"TLSV1_ALERT_INTERNAL_ERROR", "TLSV1_ALERT_USER_CANCELLED", "SSLV3_ALERT_BAD_RECORD_MAC",
+                      "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"})  # fmt: skip
 _UNKNOWN = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 # X509_V_ERR_…: no trusted authority has issued the certificate.
 _UNKNOWN_ISSUER = frozenset({18, 19, 20, 21})
@@ -107,8 +111,9 @@ def handshake_error(error: OSError) -> DownloadError:
 
 
 def tls_error(error: ssl.SSLError) -> DownloadError:
-    """Say what TLS objects to, and what could be done; another attempt changes nothing."""
-    return DownloadError(Reason.TLS, _detail(error))
+    """Say what TLS objects to, and what could be done; most often, another attempt changes nothing."""
+    passing = error.reason in _PASSING
+    return DownloadError(Reason.TLS, _detail(error), retryable=passing, blame=Blame.HOST if passing else Blame.IMAGE)
 
 
 def _detail(error: ssl.SSLError) -> str:
@@ -124,10 +129,11 @@ def exchange_error(error: Exception, *, answered: bool) -> DownloadError:
     if isinstance(error, TimeoutError):
         detail = "nothing more came within the timeout" if answered else "no answer within the timeout"
         return DownloadError(Reason.TIMEOUT, detail, retryable=True, blame=Blame.IMAGE if answered else Blame.HOST)
+    if isinstance(error, OSError) and answered:
+        detail = _detail(error) if isinstance(error, ssl.SSLError) else error.strerror or str(error)
+        return DownloadError(Reason.TRUNCATED, detail, retryable=True)
     if isinstance(error, ssl.SSLError):
         return tls_error(error)
-    if isinstance(error, OSError) and answered:
-        return DownloadError(Reason.TRUNCATED, error.strerror or str(error), retryable=True)
     if isinstance(error, OSError):
         return connect_error(error)
     return DownloadError(Reason.PROTOCOL, f"not understood: {type(error).__name__}")

@@ -38,7 +38,7 @@ def parse(text: str) -> Proxy:
     if text.lower().startswith("socks"):
         raise DownloadError(Reason.CONNECT, "SOCKS proxies are not supported; name an HTTP proxy, or unset ALL_PROXY")
     try:
-        url = requests.utils.prepend_scheme_if_needed(text, "http")  # type: ignore[no-untyped-call]
+        url = text if "://" in text else f"http://{text.removeprefix('//')}"
         manager = ProxyManager(url)
         headers = requests.adapters.HTTPAdapter().proxy_headers(url)
         parsed = parse_url(url)

@@ -95,13 +95,13 @@ class Race:
             sock.settimeout(0)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             code = sock.connect_ex(address.at(self._port))
+            if code == 0 or code in _UNDER_WAY:
+                self._selector.register(sock.fileno(), selectors.EVENT_WRITE, self._owner)
+                self._sockets[sock.fileno()] = sock
+                return code
         except OSError as error:
             code = error.errno or errno.EIO
-        if code == 0 or code in _UNDER_WAY:
-            self._sockets[sock.fileno()] = sock
-            self._selector.register(sock.fileno(), selectors.EVENT_WRITE, self._owner)
-        else:
-            sock.close()
+        sock.close()
         return code
 
     def _stands(self, descriptor: int) -> socket.socket:

@@ -9,6 +9,7 @@ import functools
 import re
 import ssl
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from image_loader.errors import DownloadError
@@ -152,7 +153,14 @@ class Response:
 
     def skip_buffered(self) -> None:
         """Pass over a body that has arrived already, so that its connection can be used again; never wait for one."""
-        if self.length is not None and not self.complete and len(self._buffer) - self._at >= self._left:
+        if self.complete:
+            return
+        if self._chunked:
+            self._recv = _nothing  # What is not here yet ends the body, and then the connection is used no more.
+            with suppress(DownloadError):
+                while self.read(_BUFFER):
+                    pass
+        elif self.length is not None and len(self._buffer) - self._at >= self._left:
             self._at += self._left
             self.complete = True
 
@@ -201,6 +209,8 @@ class Response:
     def _head_line(self) -> str:
         line = self._line()
         if not line.endswith(b"\n"):
+            if self._chunked:
+                raise DownloadError(Reason.TRUNCATED, "the connection ended inside the trailer", retryable=True)
             raise DownloadError(Reason.PROTOCOL, "the connection ended inside the head", retryable=True)
         return line.decode("latin-1")
 
@@ -232,7 +242,8 @@ class Response:
         if not self._left:
             self._left = self._chunk_size()
         if not self._left:
-            _fields(self._field_lines())
+            for _ in self._field_lines():
+                pass  # A trailer says nothing that is wanted here (RFC 9110, 6.5.1).
             self.complete = True
             return b""
         data = self._read_some(min(limit, self._left))
@@ -288,6 +299,10 @@ class Response:
         return line
 
 
+def _nothing(_limit: int) -> bytes:
+    return b""
+
+
 def is_torn(error: ssl.SSLError) -> bool:
     """Whether a connection ended without close_notify; Python 3.11.2 has no exception of its own for that."""
     return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
@@ -303,7 +318,7 @@ def _status(line: str) -> tuple[int, int] | None:
 @functools.lru_cache(64)
 def _options(connection: str) -> frozenset[str]:
     """Return the connection options (RFC 9110, 7.6.1)."""
-    return frozenset(connection.lower().replace(" ", "").split(","))
+    return frozenset(option.strip(_BLANKS) for option in connection.lower().split(","))
 
 
 @functools.lru_cache(256)
