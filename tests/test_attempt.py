@@ -27,6 +27,7 @@ from image_loader.errors import DirectoryError, DownloadError
 from image_loader.lists.naming import spares
 from image_loader.model import (
     BEING_SAVED,
+    SAVED_BEFORE,
     SAVED_MEANWHILE,
     Blame,
     Failure,
@@ -160,7 +161,7 @@ def test_an_image_that_another_run_has_saved_meanwhile_is_not_asked_for(house: H
     with Scripted(plays(whole(BODY))) as server:
         asked = known(server, house)._replace(validators=Validators()) if forced else job(server)
         save_elsewhere(house)
-        assert house.attempt(asked) == SAVED_MEANWHILE
+        assert house.attempt(asked) is SAVED_BEFORE
         assert server.requests == []
     assert house.content() == b"saved by another run"
 
@@ -183,7 +184,7 @@ def test_an_image_that_bears_its_extension_only_then_is_left_alone_as_well(house
         assert house.attempt(job(server, name=first)) == SAVED_MEANWHILE
         # By now, this one is likely to be a PNG as well.
         save_elsewhere(house, "b-1e.png")
-        assert house.attempt(job(server, name=second)) == SAVED_MEANWHILE
+        assert house.attempt(job(server, name=second)) is SAVED_BEFORE
         assert len(server.requests) == 1
     assert house.content("a-0f.png") == house.content("b-1e.png") == b"saved by another run"
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -14,9 +17,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from conftest import SETTINGS, in_another_process, leftovers, urls_of
+from conftest import SETTINGS, SOURCES, in_another_process, leftovers, urls_of
 from exchange import png
 from image_loader import batch, load, planner
+from image_loader.attempt import Downloader
 from image_loader.errors import (
     DirectoryError,
     IndexFileError,
@@ -26,11 +30,12 @@ from image_loader.errors import (
     OutOfThreadsError,
     UrlFileError,
 )
-from image_loader.model import Line, Outcome, Reason, Status
+from image_loader.model import Job, Line, Outcome, Reason, Result, Status
 from image_loader.scheduling.host import Task
 from image_loader.scheduling.scheduler import Scheduler
 from image_loader.settings import Settings
 from image_loader.store.directory import Directory, Partial
+from image_loader.transport import Connection
 from image_loader.url import parse
 from server import ALL_ADDRESSES, SIZE, Server, connections_to, refusing_port, silent_port
 
@@ -339,6 +344,55 @@ def restored(server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch) -
         os.utime(path)
     monkeypatch.setattr(planner, "_READ_MAX", 3 * SIZE - 1)
     return urls
+
+
+@pytest.mark.parametrize("surprises", [1, 2, 3])
+def test_whatever_workers_raise_every_line_that_was_read_is_told(
+    server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch, surprises: int
+) -> None:
+    attempt, at_once, told = Downloader.attempt, threading.Barrier(surprises), list[Outcome]()
+
+    def raises(self: Downloader, job: Job, connection: Connection) -> Result | Job:
+        if job.line <= surprises:
+            at_once.wait(60)
+            raise ZeroDivisionError(f"line {job.line}")
+        return attempt(self, job, connection)
+
+    monkeypatch.setattr(Downloader, "attempt", raises)
+    with pytest.raises(ZeroDivisionError):
+        told.extend(batch.run([lines_of(urls_of(server, 100))], settings_for(directory), threading.Event()))
+    assert sorted(each.line for each in told) == list(range(1, 101))
+
+
+THREAD = """
+import json, sys, threading
+from image_loader import load
+urls, directory = json.load(sys.stdin)
+told = []
+def run():
+    try:
+        for outcome in load(urls, directory, threads=2):
+            told.append(outcome.line)
+    except Exception as error:
+        print(sorted(told) == list(range(1, len(told) + 1)), error)
+threading.Thread(target=run).start()
+while not told:
+    pass
+"""
+
+
+def test_a_run_in_a_thread_that_the_main_thread_does_not_wait_for_ends(server: Server, directory: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", THREAD],
+        input=json.dumps([urls_of(server, 2000), str(directory)]),
+        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("True Python is ending"), "every line that was read is told"
 
 
 def test_files_that_have_to_be_read_in_several_parts_are_all_told(

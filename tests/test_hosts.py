@@ -61,3 +61,28 @@ def test_a_host_whose_delay_is_not_over_is_remembered() -> None:
     assert hosts.forget_if_idle(host, NOW)
     assert hosts.get("http://host", NOW + 1.0).opens_at == NOW + 2.0
     assert hosts.get("http://other", NOW).opens_at < NOW
+
+
+def test_hosts_whose_delay_is_not_over_push_out_none_that_is_down() -> None:
+    hosts = Hosts(POLICY._replace(delay=60.0), remembered=5)
+    down = hosts.get("http://down", NOW)
+    down.note(down.health.given_up(NOW))
+    assert hosts.forget_if_idle(down, NOW)
+    for number in range(10):
+        host = hosts.get(f"http://host{number}", NOW)
+        host.note(host.health.started(NOW))
+        assert hosts.forget_if_idle(host, NOW)
+    assert hosts.down_failure("http://down", NOW) is not None
+    opens_at = [hosts.get(f"http://host{number}", NOW).opens_at for number in range(10)]
+    assert opens_at == [0.0] * 5 + [NOW + 60.0] * 5
+
+
+def test_what_a_host_lets_through_is_counted_anew_when_it_is_met_again() -> None:
+    hosts = Hosts(POLICY)
+    host = hosts.get("http://host", NOW)
+    health = host.health.refused(NOW, NOW, None, 20).refused(NOW + 5.0, NOW + 4.0, None, 20)
+    host.note(health.answered(NOW + 9.0, NOW + 8.0, 22))
+    assert (host.health.successes, host.health.resumed_at) == (21, NOW + 9.0)
+    assert hosts.forget_if_idle(host, NOW + 9.0)
+    again = hosts.get("http://host", NOW + 100.0)
+    assert again.health == host.health._replace(successes=0, resumed_at=NOW + 100.0)

@@ -18,7 +18,19 @@ import pytest
 
 from conftest import SETTINGS
 from image_loader.errors import DirectoryError, DownloadError, OutOfThreadsError
-from image_loader.model import Blame, Failure, Hop, Job, Locked, Name, Reason, Result, Resume, Validators
+from image_loader.model import (
+    SAVED_BEFORE,
+    Blame,
+    Failure,
+    Hop,
+    Job,
+    Locked,
+    Name,
+    Reason,
+    Result,
+    Resume,
+    Validators,
+)
 from image_loader.scheduling.dispatch import Connected, Dispatch, close_delivered
 from image_loader.scheduling.host import Task
 from image_loader.scheduling.scheduler import Scheduler
@@ -132,7 +144,7 @@ class House:
         self.at_clock: Callable[[], None] = lambda: None
         self.inbox = Messages()
         dispatch = Dispatch(self, self._attempt, self, self.inbox, self.settings, clock=self._clock)
-        self.scheduler = Scheduler(dispatch, self.inbox, self.settings, chance=lambda: chance)
+        self.scheduler = Scheduler(dispatch, self.settings, chance=lambda: chance)
 
     def _clock(self) -> float:
         if threading.current_thread() in self.workers:
@@ -979,8 +991,8 @@ def test_what_ends_the_run_is_kept_and_the_other_results_are_not_lost() -> None:
 def test_a_surprise_in_a_worker_is_raised() -> None:
     house = House()
     house.add("http://one/a.jpg")
-    with pytest.raises(ZeroDivisionError):
-        house.answer(ZeroDivisionError())
+    house.answer(ZeroDivisionError())
+    assert isinstance(house.scheduler.error, ZeroDivisionError)
 
 
 def test_a_surprise_in_a_worker_loses_no_job() -> None:
@@ -988,9 +1000,21 @@ def test_a_surprise_in_a_worker_loses_no_job() -> None:
     house.add(*urls("host", 40))
     while house.answer() < 8:
         pass
-    with pytest.raises(ZeroDivisionError):
-        house.answer(ZeroDivisionError())
+    house.answer(ZeroDivisionError())
     house.finished += house.scheduler.abandon()
+    assert len(house.finished) == 40
+
+
+def test_what_a_worker_raises_after_the_end_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    house = House({"per_host": 2})
+    house.add(*urls("host", 40))
+    first, second = house.running
+    first.answer(ZeroDivisionError("first"))
+    second.answer(ZeroDivisionError("second"))
+    house.advance(0)
+    house.finished += house.scheduler.abandon()
+    assert str(house.scheduler.error) == "first"
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["second"]
     assert len(house.finished) == 40
 
 
@@ -1114,7 +1138,7 @@ def test_a_turn_does_not_go_on_with_a_host_that_failed_in_another_one_at_that_mo
 
 
 def test_a_turn_does_not_go_on_where_its_host_may_have_more_connections() -> None:
-    house = House({"per_host": 2}, pace=0.05)
+    house = House({"per_host": 2}, pace=0.03)
     house.add("http://far/first.jpg")
     house.silent.add("http://far")
     house.add(*urls("far", 10))
@@ -1334,6 +1358,46 @@ def asked_next(house: House) -> str:
         assert house.scheduler.pending
         house.advance(0.01)
     return house.running[0].job.url.path
+
+
+def test_refusals_of_two_hosts_are_counted_by_what_each_lets_through() -> None:
+    house = House({"retries": 0, "per_host": 2, "threads": 4})
+    house.add(*urls("home", 400))
+    asked_elsewhere = refused_at_home = let_through = 0
+    while not house.reasons():
+        while house.running:
+            job = house.running[0].job
+            is_bad = job.url.path == "/150.jpg"
+            if job.hop is not None:
+                asked_elsewhere += is_bad
+                house.step(BUSY if is_bad else ANSWER, "cdn")
+                let_through += 1
+                if let_through % 40 == 0:
+                    house.add(*(f"http://home/{let_through}-{number}.jpg" for number in range(40)))
+            elif is_bad and not refused_at_home:
+                refused_at_home = 1
+                house.step(BUSY, "home")
+            else:
+                house.step(to(f"http://cdn{job.url.path}", job), "home")
+            if house.reasons():
+                break
+        house.advance(0.05)
+    assert asked_elsewhere == 3
+    assert house.now < 60
+
+
+@pytest.mark.parametrize(("result", "pause"), [(ANSWER, 0.6), (SAVED_BEFORE, 8.0)])
+def test_what_was_saved_before_it_was_asked_for_says_nothing_of_its_host(result: Locked, pause: float) -> None:
+    house = House({"per_host": 1})
+    house.add(*urls("host", 20))
+    for each in (ANSWER, BUSY, BUSY, BUSY, BUSY, result, BUSY):
+        while not house.running:
+            house.advance(0.05)
+        house.step(each)
+    refused = house.now
+    while not house.running:
+        house.advance(0.05)
+    assert house.now - refused == pytest.approx(pause, abs=0.1)
 
 
 def test_refusals_while_the_host_refuses_all_do_not_count_against_an_image() -> None:
@@ -1618,6 +1682,18 @@ def test_no_more_of_the_connections_that_are_kept_are_taken_than_are_needed() ->
         house.answer()
     house.add(*urls("host", 2))
     assert (house.on("host"), len(house.kept), len(house.connected)) == (2, 1, 3)
+
+
+def test_a_host_that_had_its_share_gets_more_once_threads_are_idle() -> None:
+    house = House({"threads": 4, "per_host": 10})
+    house.silent.add("http://big")
+    house.add(*(url for host in "abcdefgh" for url in urls(host, 1)))
+    house.add(*urls("big", 50))
+    assert len(house.connecting) == 1
+    while house.running:
+        house.answer()
+    house.advance(0.25)
+    assert len(house.connecting) == 3, "as many as a new host may have at once"
 
 
 def test_hosts_that_did_not_answer_have_half_of_the_slots() -> None:

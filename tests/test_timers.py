@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from image_loader.model import Job, Name, Validators
@@ -38,6 +40,18 @@ def test_a_task_whose_timer_is_set_earlier_is_due_once(task: Task) -> None:
     timers.set_task(task, 2.0)
     timers.set_task(task, 1.0)
     assert list(timers.due(3.0)) == [task]
+
+
+def test_timers_that_hold_no_more_do_not_pile_up_behind_one_that_holds(host: Host, task: Task) -> None:
+    timers = Timers()
+    timers.set_host(host, 1.0)
+    for number in range(20_000):
+        forgotten = Host(f"http://{number}", host.health)
+        timers.set_host(forgotten, 2.0)
+        forgotten.wakes_at = None
+    timers.set_task(task, 3.0)
+    assert sum(isinstance(each, Host) for each in gc.get_objects()) < 3000
+    assert list(timers.due(5.0)) == [host, task]
 
 
 def test_a_host_is_looked_at_at_the_earliest_time_that_was_set(host: Host) -> None:

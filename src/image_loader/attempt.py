@@ -10,6 +10,7 @@ from image_loader import freshness
 from image_loader.errors import DownloadError, LoaderError, LockedError
 from image_loader.model import (
     BEING_SAVED,
+    SAVED_BEFORE,
     SAVED_MEANWHILE,
     Blame,
     Failure,
@@ -90,7 +91,7 @@ class Downloader:
         if not condition and not (job.hop and job.hop.redirects):
             likely = job.name.file(self._saver.likely_extension)
             if self._directory.saved_meanwhile(likely, job.inode):
-                return SAVED_MEANWHILE
+                return SAVED_MEANWHILE if job.is_unconditional else SAVED_BEFORE
         result = self._ask(job, condition, connection)
         if not isinstance(result, Job) or job.is_unconditional or not result.is_unconditional:
             return result

@@ -335,7 +335,7 @@ class _Downloads:
         self._downloader = Downloader(self.transport, directory, settings, processors)
         stack.callback(self._downloader.interrupt)
         dispatch = Dispatch(workers, self._downloader.attempt, self.transport, inbox, settings)
-        self.scheduler = Scheduler(dispatch, inbox, settings)
+        self.scheduler = Scheduler(dispatch, settings)
 
     def interrupt(self) -> None:
         """End all attempts within moments."""

@@ -307,6 +307,8 @@ class Locked:
 
 BEING_SAVED = Locked("another run is downloading it")
 SAVED_MEANWHILE = Locked("another run has just saved it")
+SAVED_BEFORE = Locked(SAVED_MEANWHILE.detail)
+"""The same, seen before anything was asked: it says nothing of the host."""
 
 
 class Failure(NamedTuple):

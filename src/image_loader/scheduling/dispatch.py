@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 
 
 class Dispatch:
-    """Queues hosts: one queue for a worker, two for a connection (first try, retry).
+    """Queues hosts: one queue for a worker, two for a connection (first try, retry); used by the scheduling thread.
 
     A host that cannot start leaves its queue.
     """
@@ -96,7 +96,8 @@ class Dispatch:
         self._workers = workers
         self.clock = clock
         self._connections = connections
-        self._inbox = inbox
+        self.inbox = inbox
+        """Messages of other threads."""
         self.ended: deque[Ended] = deque()
         """Attempts that have ended, for the scheduler to take out."""
         self._tools = Tools(attempt, clock, self.ended, inbox.put)
@@ -109,6 +110,8 @@ class Dispatch:
         self._for_connection: deque[Host] = deque()
         self._for_connection_again: deque[Host] = deque()
         """Hosts that did not answer before: they have fewer slots."""
+        self._over_share: dict[Host, None] = {}
+        """Hosts that would get another connection if a thread were idle."""
         self.timers = Timers()
         self.turns: set[Turn] = set()
         """Turns that workers have, or that are queued for them."""
@@ -137,6 +140,7 @@ class Dispatch:
 
     def line_up(self, host: Host, now: float) -> None:
         """Have a host wait for a worker or for a connection, as it needs; or for the end of its pause."""
+        self._over_share.pop(host, None)
         if host.opens_at > now:
             if host.waiting:
                 self.timers.set_host(host, host.opens_at)
@@ -157,6 +161,9 @@ class Dispatch:
 
     def start(self, now: float) -> None:
         """Begin the connections and the turns that there is room for."""
+        if self._over_share and self._has_idle(self._standing()):
+            for host in list(self._over_share):
+                self.line_up(host, now)
         self._connect(self._for_connection, now, retry=False)
         self._connect(self._for_connection_again, now, retry=True)
         if not self._for_worker:
@@ -199,7 +206,13 @@ class Dispatch:
         self._for_worker.clear()
         self._for_connection.clear()
         self._for_connection_again.clear()
+        self._over_share.clear()
         self.timers.clear()
+
+    def take_turns(self) -> set[Turn]:
+        """Take out all turns: nobody waits for them any more."""
+        turns, self.turns = self.turns, set()
+        return turns
 
     def end_turn(self, turn: Turn) -> bool:
         """Take note that a worker is done with its turn; False if nobody waits for it any more."""
@@ -256,22 +269,31 @@ class Dispatch:
             )
 
     def _connect(self, queue: deque[Host], now: float, *, retry: bool) -> None:
-        while queue and self._slots.has_room(now, standing := self._standing(), retry=retry):
+        if not queue:
+            return
+        # Once, and not for each host that waits: they change little meanwhile.
+        standing, share = self._standing(), self._fair_share()
+        while queue and self._slots.has_room(now, standing, retry=retry):
             host = queue.popleft()
             host.waits_for_connection = False
             if host.opens_at > now or host.startable <= host.spare_connections:
                 continue
-            idle = len(self.turns) + standing + self._slots.in_use < self.threads.current
-            if idle or host.connection_count < self._fair_share():
+            if self._has_idle(standing) or host.connection_count < share:
                 host.connecting.append(self._slots.begin(now, retry=retry))
                 self._connections.connect(host.origin)
                 self.line_up(host, now)
+            else:
+                self._over_share[host] = None
 
     def _fair_share(self) -> int:
         """Return how many connections each host needs to get its part of the workers."""
         hosts = {turn.host for turn in self.turns}
         hosts.update(self._for_worker)
         return max(1, self.threads.current // max(1, len(hosts)))
+
+    def _has_idle(self, standing: int) -> bool:
+        """Tell whether a thread has neither a turn nor a connection that is ``standing``, or being made, for it."""
+        return len(self.turns) + standing + self._slots.in_use < self.threads.current
 
     def _standing(self) -> int:
         """Return how many connections wait for a worker."""
@@ -286,4 +308,4 @@ class Dispatch:
         try:
             self._workers.submit(turn.work)
         except LoaderError as error:
-            self._inbox.put(TurnOver(turn, error))
+            self.inbox.put(TurnOver(turn, error))

@@ -202,6 +202,10 @@ class Health(NamedTuple):
         # Up to the last refusal, not up to now: the pause after it may have been long enough.
         return self.refusals > self.policy.failures and self.slowed_at - self.refused_since >= self.patience
 
+    def met_again(self, now: float) -> Self:
+        """Return what is known of a host that gets jobs again: what it lets through is counted from here on."""
+        return self._replace(resumed_at=now, successes=0)
+
     def started(self, now: float) -> Self:
         """Note that an attempt starts."""
         return self._replace(next_at=now + self.interval) if self.interval else self

@@ -51,9 +51,19 @@ class Task:
         self.finished = False
         """Whether its result is final."""
 
+    def __repr__(self) -> str:
+        """Return its line, and how far it is."""
+        state = "finished" if self.finished else f"{self.attempts} attempts"
+        return f"<Task of line {self.job.line}, at {self.host.origin}: {state}>"
+
 
 class Host:
-    """One origin: its jobs that wait, the number of those that run, and its connections."""
+    """One origin: its jobs that wait, the number of those that run, and its connections.
+
+    The scheduling thread alone writes here; a worker looks whether jobs wait. ``Dispatch`` keeps the connections, what
+    runs and where the host stands in queues, ``Jobs`` what is away or waits for its next attempt, ``Judge`` the
+    successes and the pace, ``Timers`` when it wakes.
+    """
 
     __slots__ = ("at_once", "away", "connecting", "connections", "guests", "health", "is_settled", "opens_at", "origin",
                  "own", "pace", "retrying", "running", "successes", "waits_for_connection", "waits_for_worker",
@@ -99,6 +109,10 @@ class Host:
         self.wakes_at: float | None = None
         """When its timer runs out; None if none is set."""
         self.note(health)
+
+    def __repr__(self) -> str:
+        """Return its origin, its state, and how many jobs it has."""
+        return f"<Host {self.origin}: {self.health.state.value}, {self.waiting} wait, {self.running} run>"
 
     def note(self, health: Health) -> None:
         """Take over what is known of it now."""

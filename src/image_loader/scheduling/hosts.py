@@ -9,7 +9,7 @@ from image_loader.scheduling.health import Health, Policy, State
 from image_loader.scheduling.host import Host
 
 _REMEMBERED = 10_000
-"""Hosts without jobs of which something is remembered, about 0.4 kB each; the oldest are forgotten first."""
+"""Hosts without jobs of which something is remembered, for either reason; about 0.4 kB each. The oldest go first."""
 
 
 class Hosts:
@@ -23,6 +23,9 @@ class Hosts:
         self._unknown = Health.unknown(policy, 0.0)
         self._active: dict[str, Host] = {}
         self._remembered: dict[str, Health] = {}
+        """Those that failed or were slowed down."""
+        self._paced: dict[str, Health] = {}
+        """The others whose next attempt has to wait for a moment."""
 
     def __iter__(self) -> Iterator[Host]:
         return iter(self._active.values())
@@ -31,7 +34,8 @@ class Hosts:
         """Return the host of an origin."""
         host = self._active.get(origin)
         if host is None:
-            health = self._remembered.pop(origin, None) or self._new(now)
+            known = self._remembered.pop(origin, None) or self._paced.pop(origin, None)
+            health = self._new(now) if known is None else known.met_again(now)
             host = self._active[origin] = Host(origin, health)
         return host
 
@@ -59,11 +63,16 @@ class Hosts:
             return False
         del self._active[host.origin]
         host.wakes_at = None
-        if host.health.state is not State.READY or host.health.misses or host.opens_at > now:
-            self._remembered[host.origin] = host.health
-            if len(self._remembered) > self._most_remembered:
-                del self._remembered[next(iter(self._remembered))]
+        if host.health.state is not State.READY or host.health.misses:
+            self._remember(host, self._remembered)
+        elif host.opens_at > now:
+            self._remember(host, self._paced)
         return True
+
+    def _remember(self, host: Host, kept: dict[str, Health]) -> None:
+        kept[host.origin] = host.health
+        if len(kept) > self._most_remembered:
+            del kept[next(iter(kept))]
 
 
 def host_down() -> Failure:

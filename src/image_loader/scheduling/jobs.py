@@ -89,8 +89,7 @@ class Jobs:
 
     def drop_running(self, now: float) -> None:
         """Wait for no worker any more: finish what each has begun."""
-        turns, self._dispatch.turns = self._dispatch.turns, set()
-        for turn in turns:
+        for turn in self._dispatch.take_turns():
             self.recall(turn, now)
             self.interrupt(turn, now)
             turn.drop()
@@ -133,6 +132,8 @@ class Jobs:
 
     def move(self, task: Task, host: Host, now: float) -> None:
         """Move a task to the host that is asked next. While that one answers, the host of the list counts it, too."""
+        if task.host is not host:
+            task.successes_seen = min(task.successes_seen, 0)  # They were those of the other host.
         task.host = host
         former_home, task.guest_of = task.guest_of, None
         if host.origin != task.job.url.origin and host.successes:

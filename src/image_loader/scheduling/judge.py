@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from image_loader.model import INTERRUPTED, Blame, Failure, Job, Reason
+from image_loader.model import INTERRUPTED, SAVED_BEFORE, Blame, Failure, Job, Reason
 from image_loader.scheduling import retry
 from image_loader.scheduling.dispatch import Dispatch
 from image_loader.scheduling.host import Host, Task
@@ -43,8 +43,9 @@ class Judge:
         if isinstance(result, Failure):
             self.judge(task, result, started, now)
             return
-        task.host.keep_pace(seconds)
-        self._answered(task.host, started, now)
+        if result is not SAVED_BEFORE:
+            task.host.keep_pace(seconds)
+            self._answered(task.host, started, now)
         self._jobs.finish(task, result, now)
         self._threads.note_end()
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 from queue import Empty
 
 from image_loader.errors import DownloadError, LoaderError
 from image_loader.model import Failure, Job
-from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, Message
+from image_loader.scheduling.dispatch import Connected, Dispatch, Message
 from image_loader.scheduling.health import Policy
 from image_loader.scheduling.host import Task
 from image_loader.scheduling.jobs import Jobs
 from image_loader.scheduling.judge import Judge
 from image_loader.scheduling.workers import Turn, TurnNearlyOver, TurnOver
 from image_loader.settings import Settings
+
+_LOG = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -23,19 +26,18 @@ class Scheduler:
     def __init__(
         self,
         dispatch: Dispatch,
-        inbox: Inbox,
         settings: Settings,
         *,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """``inbox`` has the messages of other threads; ``chance`` is the jitter of retries, from 0 to 1."""
+        """``chance`` is the jitter of retries, from 0 to 1."""
         self._clock = dispatch.clock
-        self._inbox = inbox
+        self._inbox = dispatch.inbox
         self._dispatch = dispatch
         self._ended = dispatch.ended
         self._jobs = Jobs(_policy(settings), self._dispatch)
         self._judge = Judge(settings, self._jobs, self._dispatch, chance)
-        self.error: LoaderError | None = None
+        self.error: BaseException | None = None
         """What is to end the run, once there is something."""
 
     @property
@@ -62,7 +64,7 @@ class Scheduler:
     def advance(self, timeout: float) -> list[Task]:
         """Start what can start, wait at most ``timeout`` seconds for something to end, and return what has ended.
 
-        A ``LoaderError`` becomes the ``error``; from then on nothing is started. Raises what else a worker has raised.
+        What should not have happened, and any ``LoaderError``, becomes the ``error``; from then on nothing is started.
         """
         now = self._clock()
         for turn in self._dispatch.slow_turns(now):
@@ -83,16 +85,13 @@ class Scheduler:
         return self._jobs.take_finished()
 
     def drop_running(self) -> list[Task]:
-        """Wait no longer for the jobs that run, after ``abandon``; return them as given up.
-
-        Raises as ``advance`` does.
-        """
+        """Wait no longer for the jobs that run, after ``abandon``; return them as given up."""
         self._collect(0.0)
         self._jobs.drop_running(self._clock())
         return self._jobs.take_finished()
 
     def settle(self, timeout: float) -> list[Task]:
-        """Wait at most ``timeout`` seconds for a turn to be over; return what has ended. Raises as ``advance`` does."""
+        """Wait at most ``timeout`` seconds for a turn to be over; return what has ended."""
         self._collect(timeout)
         return self._jobs.take_finished()
 
@@ -149,7 +148,8 @@ class Scheduler:
         if not self._dispatch.end_turn(turn):
             return
         if error is not None:
-            self._fail_turn(turn, error, now)
+            self._jobs.interrupt(turn, now)
+            self._fail_run(error, now)
         self._jobs.recall(turn, now)
         self._jobs.settle_host(turn.host, now)
 
@@ -167,16 +167,10 @@ class Scheduler:
             self._judge.judge(task, result.failure, connected.started, now, connecting=True)
         self._jobs.settle_host(host, now)
 
-    def _fail_turn(self, turn: Turn, error: BaseException, now: float) -> None:
-        """Have the run end with what ended a turn; raise what should not have happened."""
-        self._jobs.interrupt(turn, now)
-        if not isinstance(error, LoaderError):
-            self._jobs.recall(turn, now)
-            raise error
-        self._fail_run(error, now)
-
-    def _fail_run(self, error: LoaderError, now: float) -> None:
+    def _fail_run(self, error: BaseException, now: float) -> None:
         """Have the run end with an error, the first one; from here on nothing is started and nothing tried again."""
+        if self._jobs.is_ending and not isinstance(error, LoaderError):
+            _LOG.error("unexpected, please report", exc_info=error)  # Nobody else tells it.
         self.error = self.error or error
         self._jobs.end(now)
 

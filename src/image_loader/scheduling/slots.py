@@ -70,7 +70,7 @@ class Allowance:
 
 
 class Slots:
-    """Counts the connections that are being made; times are seconds of the scheduler's clock."""
+    """Counts the connections that are being made, for the scheduling thread; times are seconds of its clock."""
 
     def __init__(self, most: int, threads: int) -> None:
         """``most`` are made at once."""

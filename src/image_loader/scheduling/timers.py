@@ -8,24 +8,29 @@ from collections.abc import Iterator
 
 from image_loader.scheduling.host import Host, Task
 
+_FEW = 1000
+"""Entries that are not worth looking through."""
+
 
 class Timers:
-    """The timers of a run. Outdated entries stay in the heap and are skipped."""
+    """The timers of a run, for the scheduling thread. Outdated entries are skipped, and thrown away before long."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Task | Host]] = []
         self._numbers = itertools.count()
+        self._most = _FEW
+        """Entries at which those that are outdated are thrown away."""
 
     def set_task(self, task: Task, due: float) -> None:
         """Have a task come back at a time, in seconds of the scheduler's clock."""
         task.due = due
-        heapq.heappush(self._heap, (due, next(self._numbers), task))
+        self._push(due, task)
 
     def set_host(self, host: Host, at: float) -> None:
         """Have a host looked at then, or earlier."""
         if host.wakes_at is None or at < host.wakes_at:
             host.wakes_at = at
-            heapq.heappush(self._heap, (at, next(self._numbers), host))
+            self._push(at, host)
 
     def next_at(self) -> float | None:
         """Return when the next one is due; None where there is none."""
@@ -44,6 +49,13 @@ class Timers:
     def clear(self) -> None:
         """Forget all of them."""
         self._heap.clear()
+
+    def _push(self, at: float, which: Task | Host) -> None:
+        heapq.heappush(self._heap, (at, next(self._numbers), which))
+        if len(self._heap) > self._most:
+            self._heap = [entry for entry in self._heap if not _is_outdated(*entry)]
+            heapq.heapify(self._heap)
+            self._most = 2 * len(self._heap) + _FEW
 
 
 def _is_outdated(at: float, _: int, which: Task | Host) -> bool:

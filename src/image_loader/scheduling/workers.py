@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from image_loader.errors import OutOfThreadsError
+from image_loader.errors import LoaderError, OutOfThreadsError
 from image_loader.model import Failure, Job, Result
 from image_loader.scheduling.host import Host, Task
 from image_loader.transport import Connection
@@ -64,7 +64,8 @@ class Tools:
 class Turn:
     """Jobs of one host for one worker; those that it has not begun can be recalled at any time.
 
-    They stand in a deque: two threads can take from its ends without a lock.
+    They stand in a deque: two threads can take from its ends without a lock. ``begun`` and ``current`` are written by
+    the worker, and read by the scheduling thread.
     """
 
     __slots__ = ("_is_dropped", "_tools", "_waiting", "begun", "connection", "current", "host")
@@ -79,6 +80,10 @@ class Turn:
         self._waiting = deque(tasks)
         self._tools = tools
         self._is_dropped = False
+
+    def __repr__(self) -> str:
+        """Return its host, and how many jobs it has left."""
+        return f"<Turn at {self.host.origin}: {len(self._waiting)} wait>"
 
     def work(self) -> None:
         """Make an attempt at each job, until one fails or the connection is spent; the worker's part.
@@ -141,10 +146,14 @@ class Workers:
         self._short = False
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Have a thread do some work; ``OutOfThreadsError`` where there is not even one."""
+        """Have a thread do some work; ``OutOfThreadsError`` where there is not even one, ``LoaderError`` at exit."""
         try:
             self._executor.submit(work)
         except RuntimeError as error:
+            if "shutdown" in str(error):
+                raise LoaderError(
+                    "Python is ending: have the main thread wait for the thread that loads (Thread.join)"
+                ) from error
             # The work is queued before a thread for it is started (CPython 3.11 to 3.14): any thread will do it.
             if not self._begun:
                 raise OutOfThreadsError from error
