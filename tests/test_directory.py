@@ -25,14 +25,14 @@ from typing import TypeVar
 
 import pytest
 
-from conftest import CLOCK_STEP, ENVIRONMENT, limited
+from conftest import CLOCK_STEP, ENVIRONMENT, in_another_process, limited
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
 from image_loader.model import Blame, Image, Lifetime, Reason, Resume, Validators
 from image_loader.store import locks
 from image_loader.store import partial as partial_module
 from image_loader.store.directory import Directory, is_as_recorded, view
 from image_loader.store.partial import Partial
-from image_loader.store.root import Held
+from image_loader.store.root import Held, Root
 
 LIFETIME = Lifetime()
 HOLD = """
@@ -474,6 +474,72 @@ def test_directory_that_cannot_be_used_keeps_no_lock(tmp_path: Path) -> None:
         assert is_alone
 
 
+@pytest.mark.parametrize("folder", [".image_loader", ".image_loader/partial"])
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_is_in_the_place_of_a_folder_of_ours_is_an_error_at_the_start(
+    tmp_path: Path, folder: str, kind: str
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "thesis").write_bytes(b"victim")
+    place = tmp_path / "images" / folder
+    place.parent.mkdir(parents=True)
+    if kind == "link":
+        place.symlink_to(tmp_path / "outside")
+    else:
+        place.touch()
+    with pytest.raises(DirectoryError, match=rf"images/{folder}: Not a directory; move that file away"):
+        Directory(tmp_path / "images")
+    assert [path.name for path in (tmp_path / "outside").iterdir()] == ["thesis"]
+
+
+USE = """
+import sys
+from contextlib import suppress
+from pathlib import Path
+from image_loader.errors import DirectoryError
+from image_loader.store.directory import Directory
+with suppress(DirectoryError):
+    directory = Directory(Path(sys.argv[1]))
+    directory.note_layout("host")
+    directory.close()
+"""
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+@pytest.mark.parametrize("name", ["probe", 'probe"*:<>?|', "layout", "runs"])
+def test_what_is_in_the_place_of_a_file_of_ours_leads_nowhere_and_holds_up_nothing(
+    directory: Directory, tmp_path: Path, name: str, kind: str
+) -> None:
+    directory.close()
+    place = directory.path / ".image_loader" / ("partial" if name.startswith("probe") else ".") / name
+    place.unlink(missing_ok=True)
+    if kind == "link":
+        place.symlink_to(tmp_path / "outside")
+    else:
+        os.mkfifo(place)
+    run = in_another_process(USE, str(directory.path), seconds=30)
+    assert run.returncode == 0, run.stderr
+    assert not (tmp_path / "outside").exists()
+
+
+def test_error_of_a_call_on_a_descriptor_names_the_directory(tmp_path: Path) -> None:
+    error = Root(tmp_path).end_of_run(OSError(errno.EIO, "Input/output error", 7))
+    assert str(error) == f"{tmp_path}/: Input/output error; check the disk, or name another directory"
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_lack_of_descriptors_at_the_start_is_told_with_the_way_out(tmp_path: Path, code: int) -> None:
+    assert "; see ulimit -n" in str(Root(tmp_path).end_of_run(OSError(code, os.strerror(code), str(tmp_path))))
+
+
+def test_run_that_cannot_find_out_whether_it_is_alone_is_not(directory: Directory) -> None:
+    def alone() -> bool:
+        with directory.alone() as is_alone:
+            return is_alone
+
+    assert not refusing("flock", errno.ENOLCK, alone)
+
+
 def test_run_is_alone_where_no_other_is_under_way_and_shares_the_directory_again_afterwards(
     directory: Directory,
 ) -> None:
@@ -841,24 +907,32 @@ def test_image_without_a_name_that_can_be_had_fails(directory: Directory, files:
     assert is_old(directory)
 
 
-@pytest.mark.parametrize(("file", "text"), [("folder", "Is a directory"), ("a.jpg/b.jpg", "Not a directory")])
+@pytest.mark.parametrize(
+    ("file", "text"), [("folder", "folder: Is a directory"), ("a.jpg/b.jpg", "a.jpg: Not a directory")]
+)
 def test_image_gets_no_other_name_for_what_is_no_fault_of_its_name(directory: Directory, file: str, text: str) -> None:
     (directory.path / "folder").mkdir()
-    with pytest.raises(DownloadError, match=rf"{file}: {text}"), opened(directory) as partial:
+    with pytest.raises(DownloadError, match=text), opened(directory) as partial:
         partial.write(b"new")
         partial.commit(None, [file, "b.jpg"])
     assert directory.stat("b.jpg") is None
 
 
-def test_only_the_folders_of_the_image_are_made(directory: Directory) -> None:
-    save(directory, "one-1.a,b/two+2/a-b.jpg", b"new")
-    assert {path.name for path in directory.path.iterdir()} == {".image_loader", "a.jpg", "one-1.a,b"}
-    assert [path.name for path in (directory.path / "one-1.a,b").iterdir()] == ["two+2"]
-
-
 def test_file_is_read_for_its_digest_and_its_first_bytes(directory: Directory) -> None:
     assert directory.digest("a.jpg") == (hashlib.sha256(b"old").hexdigest(), directory.stat("a.jpg"))
     assert (directory.head("a.jpg", 2), directory.head("missing", 2)) == (b"ol", b"")
+
+
+def test_fifo_that_is_written_to_without_end_has_no_digest(directory: Directory) -> None:
+    fifo = directory.path / "fifo.jpg"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    os.write(writer, bytes(4096))
+    assert directory.digest("fifo.jpg") is None
+    assert len(os.read(reader, 5000)) == 4096, "nothing of it was read"
+    os.close(writer)
+    os.close(reader)
 
 
 @pytest.mark.parametrize("file", ["missing", "link", "folder", "fifo", "n" * 256])
@@ -917,6 +991,72 @@ def test_link_under_the_name_of_an_image_is_replaced_and_its_target_untouched(
     save(directory, "b.jpg", b"new")
     assert not (directory.path / "b.jpg").is_symlink()
     assert (tmp_path / "victim").read_bytes() == b"victim"
+
+
+@pytest.fixture
+def outside(directory: Directory, tmp_path: Path) -> Path:
+    """A folder with a file and an empty folder, to which a link in the place of a layout's folder leads."""
+    outside = tmp_path / "outside"
+    (outside / "empty").mkdir(parents=True)
+    (outside / "a.jpg").write_bytes(b"victim")
+    (directory.path / "host").symlink_to(outside)
+    return outside
+
+
+def is_untouched(outside: Path) -> bool:
+    """Whether that folder is as it was."""
+    found = sorted(path.name for path in outside.iterdir())
+    return found == ["a.jpg", "empty"] and (outside / "a.jpg").read_bytes() == b"victim"
+
+
+@pytest.mark.parametrize("file", ["host/a.jpg", "host/b.jpg", "host/new/b.jpg", "host/empty/b.jpg"])
+def test_link_in_the_place_of_a_folder_is_not_followed(directory: Directory, outside: Path, file: str) -> None:
+    with pytest.raises(DownloadError, match=r"images/host: Not a directory; a file or a link is in the place"):
+        save(directory, file, b"new")
+    with pytest.raises(DownloadError, match=r"host: Not a directory"):
+        directory.rename("a.jpg", file)
+    with pytest.raises(DownloadError, match=r"host: Not a directory"):
+        directory.remove(file)
+    directory.remove_folders(file)
+    assert is_untouched(outside)
+    assert is_old(directory)
+    assert partials(directory) == []
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["../b.jpg", "/b.jpg", "host/../../b.jpg", ".image_loader/index.sqlite3", ".b.jpg", "", "a//b.jpg", "./b.jpg"],
+)
+def test_name_that_no_image_has_is_refused(directory: Directory, file: str) -> None:
+    with pytest.raises(DownloadError, match="is not a name for an image"), opened(directory) as partial:
+        partial.write(b"new")
+        partial.commit(None, [file])
+    with pytest.raises(DownloadError, match="is not a name for an image"):
+        directory.rename("a.jpg", file)
+    with pytest.raises(DownloadError, match="is not a name for an image"):
+        directory.remove(file)
+    assert is_old(directory)
+
+
+def test_folder_that_others_remove_while_it_is_empty_is_made_again(directory: Directory) -> None:
+    stop = threading.Event()
+
+    def remove() -> None:
+        while not stop.is_set():
+            directory.remove("host/gone.jpg")
+
+    with ThreadPoolExecutor(1) as executor:
+        removing = executor.submit(remove)
+        try:
+            for number in range(3000):
+                with directory.partial("host/b.jpg", "host/b.jpg") as partial:
+                    partial.write(b"new")
+                    partial.commit(None, ["host/b.jpg", "host/spare.jpg"])
+                    assert partial.file == "host/b.jpg", number
+                (directory.path / "host" / "b.jpg").unlink()
+        finally:
+            stop.set()
+        removing.result(60)
 
 
 @pytest.mark.parametrize("within", [[], ["file"]])

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import resource
 import signal
 import sqlite3
 import stat
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ENVIRONMENT
+from conftest import ENVIRONMENT, limited
 from image_loader import freshness
 from image_loader.errors import IndexFileError
 from image_loader.model import Image, Lifetime, Name, NotModified, Record, Validators
@@ -324,6 +325,54 @@ def test_an_index_behind_a_symbolic_link_is_made_where_the_link_leads(tmp_path: 
     with Index(tmp_path / "link", NEVER):
         pass
     assert (tmp_path / "target").is_file()
+
+
+def test_a_link_to_what_is_no_index_leaves_it_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis").write_bytes(b"victim")
+    (tmp_path / "link").symlink_to("thesis")
+    with pytest.raises(IndexFileError, match="no index, but another file"):
+        Index(tmp_path / "link", NEVER)
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "thesis"}
+    assert (tmp_path / "thesis").read_bytes() == b"victim"
+
+
+def test_an_index_that_lacks_a_descriptor_is_told_with_the_way_out(path: Path) -> None:
+    spare = [os.open("/", os.O_RDONLY) for _ in range(3)]
+    with limited(resource.RLIMIT_NOFILE, max(spare) + 1), pytest.raises(IndexFileError, match="ulimit -n"):
+        Index(path, NEVER)
+    for each in spare:
+        os.close(each)
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+def test_a_link_in_the_place_of_a_file_beside_the_index_is_not_followed(path: Path, suffix: str) -> None:
+    fill(path, 1)
+    victim = path.with_name("victim")
+    victim.write_bytes(b"victim")
+    Path(f"{path}{suffix}").symlink_to(victim)
+    with pytest.raises(IndexFileError, match=f"index.sqlite3{suffix}: a link, which is not followed"):
+        Index(path, NEVER)
+    assert victim.read_bytes() == b"victim"
+
+
+@pytest.mark.parametrize("instead", ["another", "nothing"])
+@pytest.mark.parametrize("writing", ["claim", "flush", "close"])
+def test_an_index_that_is_moved_away_during_the_run_is_an_error(path: Path, instead: str, writing: str) -> None:
+    index = Index(path, NEVER)
+    claim(index, "u", "a.jpg")
+    index_file.move_aside(path)
+    if instead == "another":
+        fill(path, 1)
+    with pytest.raises(
+        IndexFileError, match=r"index.sqlite3: the index was moved away or deleted during the run; run again"
+    ):
+        if writing == "claim":
+            claim(index, "v", "b.jpg")
+        else:
+            record(index, "u", IMAGE)
+            index.flush() if writing == "flush" else index.close()
+    index.close()
+    assert path.exists() is (instead == "another")
 
 
 # What was seen in this run.
@@ -1080,6 +1129,39 @@ def test_a_copy_of_a_damaged_index_is_a_clear_error_and_the_index_stays(path: Pa
     with pytest.raises(IndexFileError, match="is damaged; a run moves it aside"):
         IndexCopy(path)
     assert (path.read_bytes(), list(path.parent.iterdir())) == (content, [path])
+
+
+def test_a_copy_of_an_index_that_lacks_a_column_is_a_clear_error(path: Path) -> None:
+    fill(path, 1)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("ALTER TABLE image RENAME COLUMN lifetime TO other")
+    with pytest.raises(IndexFileError, match="is damaged; a run moves it aside"):
+        IndexCopy(path)
+
+
+def test_a_copy_of_an_index_in_a_directory_whose_name_is_no_text(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/im\xff?#%20"))
+    folder.mkdir()
+    digests = fill(folder / "index", 3)
+    with IndexCopy(folder / "index") as copy:
+        assert len(copy.look_up(digests)) == 3
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_copy_has_what_is_in_the_log_of_a_run_that_was_killed(path: Path, exclusive: bool) -> None:
+    process = os.fork()
+    if not process:
+        index = Index(path, NEVER, exclusive=exclusive)
+        for number in range(200):
+            claim(index, str(number), f"{number}.jpg")
+        os._exit(0)
+    assert os.waitpid(process, 0)[1] == 0
+    Path(f"{path}-shm").unlink(missing_ok=True)
+    before = {each.name: each.read_bytes() for each in path.parent.iterdir()}
+    assert before[f"{path.name}-wal"]
+    with IndexCopy(path) as copy:
+        assert len(copy.look_up([digest(str(number)) for number in range(200)])) == 200
+    assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == before
 
 
 def test_a_copy_of_what_cannot_be_opened_is_a_clear_error(path: Path) -> None:

@@ -208,7 +208,7 @@ def _decoders(settings: Settings, processors: frozenset[int], directory: Directo
     """Return the decoders. They are imported only here, since most runs need none."""
     from image_loader.decoding.pool import Decoders
 
-    return Decoders(settings, directory.partials, processors)
+    return Decoders(settings, directory.partials_folder, processors)
 
 
 def _change(sha256: str, before: str | None) -> Change:

@@ -15,8 +15,17 @@ from pathlib import Path
 from image_loader.errors import DirectoryError, DownloadError, OutOfInodesError
 from image_loader.model import Image, Resume
 from image_loader.store import locks
-from image_loader.store.partial import Partial, Partials, make_folders
-from image_loader.store.root import HIDDEN, PARTIALS, PARTITIONS_NOTE, Held, Root, available_inodes, directory_error
+from image_loader.store.partial import Partial, Partials
+from image_loader.store.root import (
+    GUARDED,
+    HIDDEN,
+    PARTIALS,
+    PARTITIONS_NOTE,
+    Held,
+    Root,
+    available_inodes,
+    directory_error,
+)
 
 __all__ = ["Directory", "Partial", "is_as_recorded"]
 
@@ -24,11 +33,10 @@ _MAX_NAME_BYTES = 255
 """Bytes of a file name that are taken for granted where a file system takes more, or says nothing."""
 _READ_SIZE = 1 << 18
 """Bytes to read at a time."""
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_MAKE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+_READ = os.O_RDONLY | GUARDED
+_MAKE = os.O_RDWR | os.O_CREAT | GUARDED
 _LAYOUT = f"{HIDDEN}/layout"
 """The file that says which layout the last run had."""
-_OPEN_LAYOUT = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LAYOUT_SIZE = 64
 """Bytes to read of that file; no layout has a longer name."""
 _RESTRICTED = '"*:<>?|'
@@ -97,10 +105,12 @@ class View:
         """
         with suppress(OSError), self._reading(file) as descriptor:
             before, sha256 = os.fstat(descriptor), hashlib.sha256()
+            if not stat.S_ISREG(before.st_mode):
+                return None  # There may be no end of it.
             while chunk := os.read(descriptor, _READ_SIZE):
                 sha256.update(chunk)
             state = os.fstat(descriptor)
-            if stat.S_ISREG(state.st_mode) and _times(state) == _times(before):
+            if _times(state) == _times(before):
                 return sha256.hexdigest(), state
         return None
 
@@ -185,7 +195,7 @@ class Directory(View):
         if held is not None:
             self._root.check_place()
         self.hidden = Path(self._root.resolved) / HIDDEN
-        self.partials = Path(self._root.place(PARTIALS))
+        self.partials_folder = Path(self._root.place(PARTIALS))
         try:
             self.is_new = self._make_hidden()
             self._partials = Partials(self._root, shared=held is not None)
@@ -246,7 +256,7 @@ class Directory(View):
     def note_layout(self, layout: str) -> str:
         """Remember the layout of a run; return that of the last one, or nothing where it is not known."""
         with suppress(OSError):
-            descriptor = os.open(_LAYOUT, _OPEN_LAYOUT, 0o666, dir_fd=self._root.descriptor)
+            descriptor = os.open(_LAYOUT, _MAKE, 0o666, dir_fd=self._root.descriptor)
             try:
                 former = os.pread(descriptor, _LAYOUT_SIZE, 0).decode(errors="replace").strip()
                 if former != layout:
@@ -263,26 +273,25 @@ class Directory(View):
 
     def rename(self, file: str, new: str) -> os.stat_result:
         """Give an image another name, under which nothing stands; return its state there."""
-        root = self._root.descriptor
-        with self._root.translating():
-            make_folders(new, root)
-            os.rename(file.encode(), new.encode(), src_dir_fd=root, dst_dir_fd=root)
-            state = os.lstat(new.encode(), dir_fd=root)
+        root = self._root
+        with root.translating(), root.folder(new, making=True) as (there, name), root.folder(file) as (here, former):
+            os.rename(former, name, src_dir_fd=here, dst_dir_fd=there)
+            state = os.lstat(name, dir_fd=there)
         self.remove_folders(file)
         return state
 
     def remove(self, file: str) -> None:
         """Remove an image, if it is there, and the folders above it that are empty then."""
-        with self._root.translating(), suppress(FileNotFoundError):
-            os.unlink(file.encode(), dir_fd=self._root.descriptor)
+        with self._root.translating(), suppress(FileNotFoundError), self._root.folder(file) as (folder, name):
+            os.unlink(name, dir_fd=folder)
         self.remove_folders(file)
 
     def remove_folders(self, file: str) -> None:
         """Remove the folders above a file that is gone, as far as they are empty."""
         with suppress(OSError):
             while file := file.rpartition("/")[0]:
-                with suppress(FileNotFoundError):
-                    os.rmdir(file.encode(), dir_fd=self._root.descriptor)
+                with suppress(FileNotFoundError), self._root.folder(file) as (folder, name):
+                    os.rmdir(name, dir_fd=folder)
 
     def sweep(self) -> None:
         """Remove the partial files that nobody holds a lock on."""
@@ -305,6 +314,8 @@ class Directory(View):
                 os.mkdir(path, dir_fd=self._root.descriptor)
             except FileExistsError:
                 new = new and path != HIDDEN
+                if not stat.S_ISDIR(os.lstat(path, dir_fd=self._root.descriptor).st_mode):
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
         return new
 
     def _refused_characters(self) -> str:

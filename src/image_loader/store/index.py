@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Self
 from image_loader.errors import IndexFileError
 from image_loader.model import Image, Lifetime, Name, NotModified, Record, Validators
 from image_loader.store import index_file
+from image_loader.store.root import is_image_path
 from image_loader.store.seen import SeenRows
 
 FILE = "index.sqlite3"
@@ -26,6 +27,7 @@ _PENDING_MAX = 5000
 """Images recorded but not yet written, whatever the flush interval: bounds the memory."""
 _VARIABLES = 500
 """Digests in one query; SQLite before 3.32 takes no more than 999."""
+_WRITING = "BEGIN IMMEDIATE"
 _INTEGER_MAX = 2**63 - 1
 """The largest integer of SQLite."""
 
@@ -73,6 +75,9 @@ class Index:
     moved aside before, so that the next run begins anew.
     """
 
+    _inode: int | None = None
+    """That of the file; None for a copy."""
+
     def __init__(
         self,
         path: Path,
@@ -89,8 +94,9 @@ class Index:
         wait for other programs. While it is open ``exclusive``, no other program can read or write it.
         """
         self._begin(path, flush_interval, is_ending)
-        self._connection = index_file.connect(self.path, self._patience, named=named, exclusive=exclusive)
-        self._inode = index_file.inode(self.path)
+        # A link was made by the user, or by whoever wants another file written to.
+        named = named or path.is_symlink()
+        self._connection, self._inode = index_file.connect(self.path, self._patience, named=named, exclusive=exclusive)
 
     def _begin(self, path: Path, flush_interval: float, is_ending: Callable[[], bool]) -> None:
         # Absolute: SQLite gives a meaning of their own to names such as ":memory:" and "file:a?b".
@@ -137,7 +143,7 @@ class Index:
 
     def forget(self, rows: Sequence[int]) -> None:
         """Delete these rows; their names are free then. No other run may be under way: it may hold their numbers."""
-        with self._transaction("BEGIN IMMEDIATE"):
+        with self._transaction(_WRITING):
             self._connection.executemany("DELETE FROM image WHERE rowid = ?", [(row,) for row in rows])
 
     def look_up(self, digests: Sequence[bytes]) -> dict[bytes, Record]:
@@ -175,7 +181,7 @@ class Index:
     def reserve(self, wanted: Sequence[tuple[int, Name, str]]) -> set[int]:
         """Reserve another name for each of some rows, by its key; return the rows whose names no other URL has."""
         reserved = set()
-        with self._transaction("BEGIN IMMEDIATE"):
+        with self._transaction(_WRITING):
             for row, name, key in wanted:
                 own, first, last = _reserved(key, complete=name.complete)
                 if self._connection.execute(_RESERVE, (own, row, first, last, row)).rowcount == 1:
@@ -184,7 +190,7 @@ class Index:
 
     def rename(self, renamed: Sequence[tuple[int, Name, Image | None]]) -> None:
         """Give rows the names that were reserved for them, which their images, if any, have by now."""
-        with self._transaction("BEGIN IMMEDIATE"):
+        with self._transaction(_WRITING):
             for row, name, image in renamed:
                 times = (None, None) if image is None else _times(image)
                 self._connection.execute(_RENAME, (name.path, name.complete, *times, row))
@@ -219,7 +225,7 @@ class Index:
         touched, self._touched = self._touched, {}
         renewed, self._renewed = self._renewed, {}
         if (pending or touched or renewed) and not self._abandoned:
-            with self._transaction("BEGIN IMMEDIATE"):
+            with self._transaction(_WRITING):
                 now, many = time.time(), self._connection.executemany
                 many(_TOUCH, [_touch(row, image) for row, image in touched.items()])
                 many(_RECORD, [_values(row, image, key, now) for row, (image, key) in pending.items()])
@@ -257,7 +263,7 @@ class Index:
     def _insert(self, tries: Sequence[tuple[bytes, Name, str]]) -> dict[bytes, Record]:
         """Give each URL its name if that is free, or the one that it has by now; the others are missing."""
         records = {}
-        with self._transaction("BEGIN IMMEDIATE"):
+        with self._transaction(_WRITING):
             for digest, name, key in tries:
                 own, first, last = _reserved(key, complete=name.complete)
                 done = self._connection.execute(
@@ -274,6 +280,11 @@ class Index:
         try:
             with self._connection:
                 self._patience.out(lambda: self._connection.execute(begin))
+                if begin == _WRITING and self._inode not in (None, index_file.inode(self.path)):
+                    self._abandoned = True
+                    raise IndexFileError(
+                        f"{self.path}: the index was moved away or deleted during the run; run again (images stay)"
+                    )
                 yield
         except sqlite3.Error as error:
             if index_file.is_damage(error):
@@ -337,9 +348,7 @@ def _reserved(key: str, *, complete: bool) -> tuple[str, str, str]:
 
 def _record(row: tuple[Any, ...]) -> Record:
     """Return the record in a row. A row with values that this program never writes counts as damage."""
-    path = f"/{row[2]}/"
-    # A name stays below the directory, and is neither hidden nor of a hidden folder.
-    if not _are_sound(tuple(map(type, row))) or "/." in path or "//" in path or "\0" in path:
+    if not _are_sound(tuple(map(type, row))) or not is_image_path(row[2]):
         raise sqlite3.OperationalError("a row that makes no sense")
     (_, number, name, complete, size, mtime_ns, ctime_ns, media_type, sha256, etag, last_modified, target,
      lifetime, saved, checked) = row  # fmt: skip

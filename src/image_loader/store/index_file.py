@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from image_loader.errors import IndexFileError
+from image_loader.errors import IndexFileError, is_out_of_descriptors
 from image_loader.flock import ALONE, wait
 from image_loader.model import Lifetime
 
@@ -95,7 +95,8 @@ _HINTS = {
     sqlite3.SQLITE_FULL: "no space left, on its disk or on that of temporary files (SQLITE_TMPDIR names another)",
     sqlite3.SQLITE_IOERR: "it cannot be read or written; its disk, or that of temporary files, may be full or failing",
     sqlite3.SQLITE_READONLY: "it is read-only now; check its permissions and its disk, or use --index",
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check the permissions of the file and its directory, or use --index",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check the permissions of the file and its directory, and ulimit -n, "
+    "or use --index",
 }
 
 
@@ -173,11 +174,12 @@ class Patience:
         return time.monotonic() - begun > (_LAST_PATIENCE if self._is_ending() else _LOCK_PATIENCE)
 
 
-def connect(path: Path, patience: Patience, *, named: bool, exclusive: bool) -> sqlite3.Connection:
-    """Open the index, or make it; see ``Index``. Raises ``IndexFileError``."""
+def connect(path: Path, patience: Patience, *, named: bool, exclusive: bool) -> tuple[sqlite3.Connection, int | None]:
+    """Open the index, or make it; see ``Index``. Return the inode of its file, too. Raises ``IndexFileError``."""
     try:
         with alone(path.parent):
-            return patience.out(lambda: _connect_or_begin_anew(path, named=named, exclusive=exclusive))
+            connection = patience.out(lambda: _connect_or_begin_anew(path, named=named, exclusive=exclusive))
+            return connection, inode(path)
     except sqlite3.Error as error:
         raise failure(path, error) from error
 
@@ -198,7 +200,7 @@ def copied(path: Path, patience: Patience) -> sqlite3.Connection:
         raise IndexFileError(f"{path}: the index cannot be used: {_HINTS[sqlite3.SQLITE_BUSY]}") from error
     except (sqlite3.Error, UnicodeDecodeError) as error:
         connection.close()
-        if isinstance(error, sqlite3.Error) and not is_damage(error):
+        if isinstance(error, sqlite3.Error) and not _is_unusable(error):
             raise failure(path, error) from error
         raise damaged(path) from error
     except BaseException:
@@ -210,19 +212,34 @@ def copied(path: Path, patience: Patience) -> sqlite3.Connection:
 def _copy(path: Path, target: sqlite3.Connection, patience: Patience) -> None:
     # What is in the log of a run that was killed, or is under way, counts. Without a log, or where it cannot be read
     # with a file beside it being written, the index is read as it stands.
-    if all(os.path.exists(f"{path}{suffix}") for suffix in ("-wal", "-shm")):  # noqa: PTH110
+    log, memory = (Path(f"{path}{suffix}") for suffix in ("-wal", "-shm"))
+    if log.exists() and memory.exists():
         try:
-            _copy_with(path, "readonly_shm=1", target, patience)
+            _copy_with(path, "mode=ro&readonly_shm=1", target, patience)
         except sqlite3.OperationalError as error:
             if code(error) != sqlite3.SQLITE_CANTOPEN:
                 raise
         else:
             return
-    _copy_with(path, "immutable=1", target, patience)
+    if log.exists() and log.stat().st_size and not memory.exists():
+        _copy_with_log(path, log, target, patience)
+        return
+    _copy_with(path, "mode=ro&immutable=1", target, patience)
 
 
-def _copy_with(path: Path, parameter: str, target: sqlite3.Connection, patience: Patience) -> None:
-    address = f"file:{quote(os.fspath(path))}?mode=ro&{parameter}"
+def _copy_with_log(path: Path, log: Path, target: sqlite3.Connection, patience: Patience) -> None:
+    """Copy an index with its log. SQLite has to write to read one without ``-shm``: so both files are copied before."""
+    from shutil import copyfile
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        for file in (path, log):
+            copyfile(file, Path(folder, file.name))
+        _copy_with(Path(folder, path.name), "mode=rw", target, patience)
+
+
+def _copy_with(path: Path, parameters: str, target: sqlite3.Connection, patience: Patience) -> None:
+    address = f"file:{quote(os.fsencode(path))}?{parameters}"
     with closing(sqlite3.connect(address, timeout=_BUSY_TIMEOUT, uri=True)) as source:
         patience.copy(source, target)
 
@@ -231,7 +248,7 @@ def _connect_or_begin_anew(path: Path, *, named: bool, exclusive: bool) -> sqlit
     try:
         return _connect(path, exclusive=exclusive)
     except sqlite3.Error as error:
-        if not is_damage(error) and code(error) != sqlite3.SQLITE_ERROR:
+        if not _is_unusable(error):
             raise
         if named and not _was_database(path):
             raise IndexFileError(f"{path}: no index, but another file; name another one with --index") from error
@@ -281,14 +298,16 @@ def _require_file(path: Path) -> None:
     It is never opened here once it is there: closing it would drop the locks that another connection of this process
     holds on it (POSIX advisory locks belong to process and inode).
     """
+    for suffix in ("-wal", "-shm"):
+        if os.path.islink(f"{path}{suffix}"):  # noqa: PTH114
+            raise IndexFileError(f"{path}{suffix}: a link, which is not followed; remove it")
     try:
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _MODE))
         regular = stat.S_ISREG(path.stat().st_mode)
     except OSError as error:
-        raise IndexFileError(
-            f"{path}: the index cannot be made here ({error.strerror}); name another place with --index"
-        ) from error
+        advice = "see ulimit -n" if is_out_of_descriptors(error) else "name another place with --index"
+        raise IndexFileError(f"{path}: the index cannot be made here ({error.strerror}); {advice}") from error
     if not regular:
         raise IndexFileError(f"{path}: not a regular file, so no index")
     # SQLite opens what it may not write read-only, and in WAL mode fails only at the first row.
@@ -324,6 +343,11 @@ def _missing(version: int) -> Iterator[str]:
     """Yield the statements that make an index of ``version`` one of this program's."""
     for earlier in range(version, _VERSION):
         yield from _MIGRATIONS.get(earlier, ())
+
+
+def _is_unusable(error: sqlite3.Error) -> bool:
+    """Whether an error at the opening means that the file is damaged, or lacks what an index has."""
+    return is_damage(error) or code(error) == sqlite3.SQLITE_ERROR
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:

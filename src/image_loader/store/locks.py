@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 from image_loader.errors import LockedError
 from image_loader.flock import SHARED, takes, wait
+from image_loader.store.root import GUARDED
 
 _IMPORTING = threading.Lock()
 _PATIENCE = 30.0
@@ -63,12 +64,15 @@ class Presence:
         self.close()
         # Network file systems lock alone only what is open for writing.
         self._descriptor = _opened(self._path, self._folder, os.O_RDWR) if shared else None
-        is_alone = self._descriptor is not None and takes(self._descriptor)
+        is_alone = False
+        with suppress(OSError):
+            is_alone = self._descriptor is not None and takes(self._descriptor)
         try:
             yield is_alone
         finally:
             if is_alone and self._descriptor is not None:
-                takes(self._descriptor, SHARED)
+                with suppress(OSError):
+                    takes(self._descriptor, SHARED)
 
     def close(self) -> None:
         """Give the lock up."""
@@ -79,7 +83,7 @@ class Presence:
 
 def _opened(path: str, folder: int, access: int) -> int | None:
     with suppress(OSError):
-        return os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
+        return os.open(path, access | GUARDED, 0o666, dir_fd=folder)
     return None
 
 

@@ -18,7 +18,7 @@ from typing import Self
 from image_loader.errors import DirectoryError, DownloadError, LockedError, interrupted
 from image_loader.model import Reason, Resume, Validators
 from image_loader.store import locks
-from image_loader.store.root import NAME_REFUSED, PARTIALS, Root
+from image_loader.store.root import GUARDED, NAME_REFUSED, PARTIALS, Root
 
 _MODE = 0o666
 _LOCK_PATIENCE = 0.05
@@ -27,8 +27,10 @@ _LOCK_POLL = 0.005
 """Seconds between two tries."""
 _READ_SIZE = 1 << 18
 """Bytes to read at a time."""
-# O_NONBLOCK: the opening of a FIFO must not wait for its other end. O_APPEND: no seek after a resume or a truncation.
-_REOPEN = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FOLDER_TRIES = 100
+"""Times that the folders of an image are made while others remove them, since they are empty."""
+# O_APPEND: no seek after a resume or a truncation.
+_REOPEN = os.O_RDWR | os.O_APPEND | GUARDED
 _OPEN = _REOPEN | os.O_CREAT
 
 
@@ -79,7 +81,7 @@ class Partials:
         if self._shared:
             return
         with suppress(OSError):
-            folder = os.open(PARTIALS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root.descriptor)
+            folder = os.open(PARTIALS, os.O_RDONLY | os.O_DIRECTORY | GUARDED, dir_fd=self._root.descriptor)
             try:
                 for name in os.listdir(folder):
                     _remove_leftover(name, folder)
@@ -118,7 +120,7 @@ class Partials:
                 raise
         except OSError as error:
             raise self._root.fault(error) from error
-        partial = Partial(self._root, self, file, key, path, descriptor=descriptor, size=size)
+        partial = Partial(self._root, self, file, key, descriptor=descriptor, size=size)
         self._opened.add(partial)
         if self._is_given_up:  # Only now: what give_up() has not found among the open ones, finds this here.
             with partial:
@@ -139,15 +141,13 @@ class Partial:
     Its methods raise the errors of ``Directory``. ``size`` is in bytes.
     """
 
-    def __init__(
-        self, root: Root, partials: Partials, file: str, key: str, path: str, *, descriptor: int, size: int
-    ) -> None:
+    def __init__(self, root: Root, partials: Partials, file: str, key: str, *, descriptor: int, size: int) -> None:
         self.size = size
         self._root = root
         self._partials = partials
         self.file = file
         self._key = key
-        self._name = path
+        self._path = _path(key)
         self._descriptor = descriptor
         self._stays = False
         # Once this is over, the file's name may be another run's: nothing is done by that name any more. Each partial
@@ -158,7 +158,7 @@ class Partial:
     @property
     def path(self) -> str:
         """Where it is, as an absolute path."""
-        return self._root.place(self._name)
+        return self._root.place(self._path)
 
     def __enter__(self) -> Self:
         return self
@@ -232,7 +232,7 @@ class Partial:
     def _check_size(self) -> None:
         size = os.lseek(self._descriptor, 0, os.SEEK_END)
         if size != self.size:
-            detail = f"{self._root.path / self._name}: {self.size} bytes written, but it has {size}"
+            detail = f"{self._root.path / self._path}: {self.size} bytes written, but it has {size}"
             raise DownloadError(Reason.WRITE, f"{detail}; find out which other program writes to it")
 
     def _rename(self, files: Iterable[str]) -> None:
@@ -252,20 +252,24 @@ class Partial:
     def _is_name_refused(self, error: OSError) -> bool:
         if error.errno == errno.ENOENT:  # exfat-fuse's answer: all is there but the name.
             with suppress(OSError):
-                return os.lstat(self._name, dir_fd=self._root.descriptor).st_nlink > 0
+                return os.lstat(self._path, dir_fd=self._root.descriptor).st_nlink > 0
         return error.errno in NAME_REFUSED
 
     def _replace(self, file: str) -> None:
         """Give the file its image's name; the folders of the layout are made on demand."""
-        root, path = self._root.descriptor, file.encode()
+        root = self._root
         with self._gate:
             if self._is_over:
                 raise interrupted()
-            try:
-                os.replace(self._name, path, src_dir_fd=root, dst_dir_fd=root)
-            except FileNotFoundError:
-                make_folders(file, root)
-                os.replace(self._name, path, src_dir_fd=root, dst_dir_fd=root)
+            for tries in range(_FOLDER_TRIES):
+                try:
+                    with root.folder(file, making=tries > 0) as (folder, name):
+                        os.replace(self._path, name, src_dir_fd=root.descriptor, dst_dir_fd=folder)
+                except FileNotFoundError:
+                    if tries == _FOLDER_TRIES - 1:
+                        raise
+                else:
+                    return
 
     def _end(self, *, removing: bool) -> None:
         """Do nothing by the file's name from now on, apart from ``removing`` it, if it still has that name."""
@@ -275,17 +279,9 @@ class Partial:
             self._is_over = True
             if removing:
                 with suppress(FileNotFoundError):
-                    in_place = os.lstat(self._name, dir_fd=self._root.descriptor)
+                    in_place = os.lstat(self._path, dir_fd=self._root.descriptor)
                     if os.path.samestat(in_place, os.fstat(self._descriptor)):
-                        os.unlink(self._name, dir_fd=self._root.descriptor)
-
-
-def make_folders(file: str, root: int) -> None:
-    """Make the folders above ``file``, but not the directory itself: where that is gone, the run ends."""
-    for index, character in enumerate(file):
-        if character == "/":
-            with suppress(FileExistsError):
-                os.mkdir(file[:index].encode(), dir_fd=root)
+                        os.unlink(self._path, dir_fd=self._root.descriptor)
 
 
 def _path(key: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from image_loader.errors import DirectoryError
 from image_loader.flock import ALONE, takes, wait
-from image_loader.store.root import HIDDEN, PARTIALS, PARTITIONS_NOTE, Root, directory_error
+from image_loader.store.root import GUARDED, HIDDEN, PARTIALS, PARTITIONS_NOTE, Root, directory_error
 
 _DRIVER = f"{HIDDEN}/driver"
 """The file whose lock the driver holds."""
@@ -19,7 +19,7 @@ _NOTE_SIZE = 64
 """Bytes to read of ``PARTITIONS_NOTE``; no number is longer."""
 _PATIENCE = 2.0
 """Seconds to wait for the lock of the driver: a worker that tries it holds it for a moment."""
-_OPEN_LOCK = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_LOCK = os.O_RDWR | GUARDED
 _MAKE_LOCK = _OPEN_LOCK | os.O_CREAT
 
 

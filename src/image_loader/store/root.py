@@ -20,10 +20,13 @@ PARTIALS = HIDDEN + "/partial"
 PARTITIONS_NOTE = HIDDEN + "/partitions"
 """The file that says how many parts a cluster works on; no other directory has it."""
 
+GUARDED = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""Flags of all files that are opened here: no link is followed, and a FIFO's other end is not waited for."""
 NAME_REFUSED = frozenset({errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG})
 """What a file system answers to a name that it does not take."""
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OPEN_FOLDER = _OPEN | os.O_NOFOLLOW
 _OF_ONE_FILE = NAME_REFUSED | {
     errno.EACCES,
     errno.EBUSY,
@@ -41,13 +44,19 @@ _HINTS = {
     errno.EACCES: "grant the right to write there",
     errno.EDQUOT: "have the quota raised",
     errno.EEXIST: "move that file away",
+    errno.EMFILE: "see ulimit -n",
+    errno.ENFILE: "see ulimit -n",
     errno.ENOENT: "put the directory back",
     errno.ENOSPC: "free some space",
     errno.ENOTDIR: "move that file away",
+    errno.ETIMEDOUT: "wait for the end of that run, or end it",
     errno.EPERM: "grant the right to write there",
     errno.EROFS: "make the file system writable",
 }
+_NO_FOLDER = "a file or a link is in the place of this folder; move it away, or use it as a DIRECTORY of its own"
 _HINTS_OF_ONE_FILE = {
+    errno.ELOOP: _NO_FOLDER,
+    errno.ENOTDIR: _NO_FOLDER,
     errno.EXDEV: "its folder is on another file system than DIRECTORY; unmount it there, or use it as a DIRECTORY "
     "of its own",
 }
@@ -115,6 +124,35 @@ class Root:
             return OutOfInodesError(self.path, 1, 0)
         return directory_error(self._subject(error), error)
 
+    @contextmanager
+    def folder(self, file: str, *, making: bool = False) -> Iterator[tuple[int, bytes]]:
+        """Yield the folder of an image, as a descriptor, and the name of the image there.
+
+        ``making`` makes the folders that are missing. A link in the place of a folder is not followed, since it may
+        lead out of DIRECTORY. An ``OSError`` of the block names the image.
+        """
+        if not is_image_path(file):
+            raise DownloadError(Reason.WRITE, f"{file!r} is not a name for an image")
+        *folders, name = file.split("/")
+        descriptor, opened, path = self.descriptor, [], ""
+        try:
+            for each in folders:
+                path += each
+                if making:
+                    with suppress(FileExistsError):
+                        os.mkdir(each.encode(), dir_fd=descriptor)
+                descriptor = os.open(each.encode(), _OPEN_FOLDER, dir_fd=descriptor)
+                opened.append(descriptor)
+                path += "/"
+            path = file
+            yield descriptor, name.encode()
+        except OSError as error:
+            error.filename, error.filename2 = path, None
+            raise
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+
     def available_inodes(self) -> int | None:
         """Return how many files can still be made; None where the file system has no such limit."""
         return available_inodes(self.descriptor)
@@ -128,8 +166,20 @@ class Root:
         return f"{self.resolved}/{path}"
 
     def _subject(self, error: OSError) -> str:
-        path = os.fsdecode(error.filename2 or error.filename or "")
+        name = error.filename2 or error.filename or ""
+        # Of a call on a descriptor, Python gives its number.
+        path = "" if isinstance(name, int) else os.fsdecode(name)
         return os.path.join(self.path, path.removeprefix(self.place("")))
+
+
+def is_image_path(path: str) -> bool:
+    """Whether an image may have this path: below DIRECTORY, neither hidden nor in a hidden folder.
+
+    >>> [is_image_path(path) for path in ("a.jpg", "host/a.jpg", ".a.jpg", "host/../a.jpg", "/a.jpg", "a//b.jpg")]
+    [True, True, False, False, False, False]
+    """
+    bounded = f"/{path}/"
+    return "/." not in bounded and "//" not in bounded and "\0" not in bounded
 
 
 def available_inodes(place: str | int) -> int | None:
