@@ -100,3 +100,14 @@ def test_a_driver_that_closes_the_directory_twice_closes_nothing_else(tmp_path: 
     directory.close()
     os.close(other)
     assert not has_driver(directory.path)
+
+
+@pytest.mark.parametrize("name", ["", "cluster", "locks", "partitions", "driver"])
+def test_a_link_in_the_place_of_what_is_its_own_is_not_followed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside").mkdir()
+    place = tmp_path / "images" / ".image_loader" / name
+    place.parent.mkdir(parents=True)
+    place.symlink_to(tmp_path / "outside" / ("new" if name in ("partitions", "driver") else "."))
+    with pytest.raises(DirectoryError, match=f"images/.image_loader/?{name}: "):
+        Partitions(tmp_path / "images", 256)
+    assert list((tmp_path / "outside").iterdir()) == []

@@ -308,14 +308,8 @@ class Directory(View):
 
     def _make_hidden(self) -> bool:
         """Make the folders of ours; return whether there were none."""
-        new = True
-        for path in (HIDDEN, PARTIALS):
-            try:
-                os.mkdir(path, dir_fd=self._root.descriptor)
-            except FileExistsError:
-                new = new and path != HIDDEN
-                if not stat.S_ISDIR(os.lstat(path, dir_fd=self._root.descriptor).st_mode):
-                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+        new = self._root.make_folder(HIDDEN)
+        self._root.make_folder(PARTIALS)
         return new
 
     def _refused_characters(self) -> str:

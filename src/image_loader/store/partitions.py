@@ -50,7 +50,7 @@ class Partitions:
                     f"{path}: was filled without --cluster; leave --cluster out, or name another directory"
                 )
             for folder in (HIDDEN, _RUNS, _LOCKS):
-                Path(root.place(folder)).mkdir(exist_ok=True)
+                root.make_folder(folder)
             # Not resolved: a link on the way may lead elsewhere on another machine.
             self.path = Path(os.path.abspath(path))  # noqa: PTH100 (``Path.absolute`` keeps "..")
             self._driver: int | None = _locked(root)
@@ -72,7 +72,7 @@ class Partitions:
 def _check_count(path: Path, note: Path, count: int) -> None:
     """Write down how many parts there are, or compare it with what was written down; raises ``DirectoryError``."""
     try:
-        with note.open("a+", encoding="ascii", errors="replace") as file:
+        with open(note, "a+", encoding="ascii", errors="replace", opener=_guarded) as file:
             file.seek(0)
             former = file.read(_NOTE_SIZE).strip()
             if not former:
@@ -84,6 +84,10 @@ def _check_count(path: Path, note: Path, count: int) -> None:
             f"{path}: is divided into {former} parts, not {count}; set PARTITIONS in loader.py to {former}, "
             f"or name another directory"
         )
+
+
+def _guarded(path: str, flags: int) -> int:
+    return os.open(path, flags | GUARDED, 0o666)
 
 
 def _locked(root: Root) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -123,6 +124,16 @@ class Root:
         if error.errno == errno.ENOSPC and error.filename and self.available_inodes() == 0:
             return OutOfInodesError(self.path, 1, 0)
         return directory_error(self._subject(error), error)
+
+    def make_folder(self, path: str) -> bool:
+        """Make a folder of ours; return whether there was none. Raises ``OSError``, also for a link in its place."""
+        try:
+            os.mkdir(path, dir_fd=self.descriptor)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.lstat(path, dir_fd=self.descriptor).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+            return False
+        return True
 
     @contextmanager
     def folder(self, file: str, *, making: bool = False) -> Iterator[tuple[int, bytes]]:
