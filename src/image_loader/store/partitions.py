@@ -55,7 +55,7 @@ class Partitions:
             self.path = Path(os.path.abspath(path))  # noqa: PTH100 (``Path.absolute`` keeps "..")
             self._driver: int | None = _locked(root)
         except OSError as error:
-            raise directory_error(os.fspath(error.filename or path), error) from error
+            raise directory_error(str(path / (error.filename or "")), error) from error
         try:
             _check_count(path, Path(root.place(PARTITIONS_NOTE)), count)
         except BaseException:
