@@ -265,6 +265,11 @@ def test_a_status_other_than_200_fails_and_leaves_the_old_image(house: House, st
     assert_untouched(house)
 
 
+def test_what_to_do_about_a_proxy_that_wants_a_login_is_said(house: House) -> None:
+    with Scripted(plays(whole(BODY, status="407 No"))) as server:
+        assert "user and password into the proxy's URL" in house.failure(job(server)).detail
+
+
 @pytest.mark.parametrize(("status", "seconds"), [(429, 7.0), (503, 7.0), (500, None), (522, None), (404, None)])
 def test_retry_after_is_heeded_where_it_means_something(house: House, status: int, seconds: float | None) -> None:
     with Scripted(plays(head("Retry-After: 7", "Content-Length: 0", status=f"{status} No"))) as server:

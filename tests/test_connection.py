@@ -374,10 +374,11 @@ def test_a_redirect_leads_to_no_private_address_either(asking: Asking) -> None:
         assert refusal(careful, f"https://127.0.0.1:{server.port}/a").reason is Reason.PRIVATE_ADDRESS
 
 
-def test_a_proxy_is_refused_where_addresses_have_to_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_is_refused_where_addresses_have_to_be_checked(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     with Server() as proxy, transport(public_only=True) as asking:
-        monkeypatch.setenv("http_proxy", proxy.origin)
-        assert refusal(asking, "http://images.test/a").reason is Reason.PRIVATE_ADDRESS
+        monkeypatch.setenv(f"{scheme}_proxy", proxy.origin)
+        assert refusal(asking, f"{scheme}://images.test/a").reason is Reason.PRIVATE_ADDRESS
     assert proxy.connections == 0
 
 

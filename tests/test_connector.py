@@ -29,14 +29,16 @@ import requests
 from asking import BODY, Asking, get, refusal, served, transport
 from conftest import SETTINGS, limited
 from exchange import whole
-from image_loader.errors import DownloadError, LoaderError
+from image_loader.errors import DownloadError, LoaderError, OutOfThreadsError
 from image_loader.model import Blame, Reason
 from image_loader.transport import Connection, Transport, connector
 from image_loader.transport import tls as tls_module
 from image_loader.transport.connector import Connector
+from image_loader.transport.daemons import Daemons
 from image_loader.transport.dial import Dial
 from image_loader.transport.names import LookUp, Names
 from image_loader.transport.routes import Routes
+from server import Connection as ServerConnection
 from server import Scripted, Server, connections_to, plays, refusing_port, silent_port, unaccepting_port
 
 pytestmark = pytest.mark.usefixtures("own_environment")
@@ -91,8 +93,8 @@ def resolve(monkeypatch: pytest.MonkeyPatch, addresses: dict[str, list[str]]) ->
     """Have these names lead to these addresses."""
     look_up = socket.getaddrinfo
 
-    def resolver(host: str, port: int, **kwargs: Any) -> list[Any]:
-        return [found for ip in addresses.get(host, [host]) for found in look_up(ip, port, **kwargs)]
+    def resolver(host: str, *args: Any, **kwargs: Any) -> list[Any]:
+        return [found for ip in addresses.get(host, [host]) for found in look_up(ip, *args, **kwargs)]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolver)
 
@@ -376,6 +378,91 @@ def test_a_handshake_that_is_torn_may_be_tried_again(close: str) -> None:
     assert "during the TLS handshake" in failure.detail
 
 
+# Tunnels -----------------------------------------------------------------------------------------------------------
+
+
+def test_tunnels_share_the_look_up_of_their_proxy(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    look_up = socket.getaddrinfo
+
+    def resolver(host: str, *args: Any, **kwargs: Any) -> Any:
+        if host != "127.0.0.1":  # As the server's own connections have it.
+            asked.append(host)
+        return look_up("127.0.0.1", *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    with (
+        Server() as proxy,
+        Server(tls=tls) as server,
+        connecting(ca_bundle=bundle) as (made, told),
+        ExitStack() as stack,
+    ):
+        monkeypatch.setenv("https_proxy", f"http://proxy.test:{proxy.port}")
+        for number in range(1, 21):
+            made.connect(f"https://127.0.0.1:{server.port}" if number % 2 else f"https://localhost:{server.port}")
+        for _ in range(20):
+            result = told.next()[1]
+            assert isinstance(result, Connection)
+            stack.callback(result.close)
+    assert asked == ["proxy.test"]
+    assert (proxy.connections, server.connections) == (20, 20)
+
+
+@pytest.mark.parametrize("end", ["interrupt", "deadline"])
+def test_a_connect_to_a_proxy_is_ended(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    max_time = 120.0 if end == "interrupt" else 0.25
+    with connecting(timeout=60.0, max_time=max_time) as (made, told), unaccepting_port() as full:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{full}")
+        before = connections_to(full)
+        for number in range(100):
+            made.connect(f"https://{number}.test")
+        if end == "interrupt":
+            made.interrupt()
+        assert reasons(told, 100) == {Reason.INTERRUPTED if end == "interrupt" else Reason.DEADLINE: 100}
+        assert connections_to(full) == before
+
+
+def test_a_proxy_that_never_answers_takes_no_turn_to_shake_hands(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    asked = threading.Event()
+
+    def silent(*_: object) -> None:
+        asked.set()
+        gate.wait(30)
+
+    monkeypatch.setattr(ServerConnection, "_tunnel", silent)
+    with (
+        few_handshakes(bundle, 1, timeout=60.0, max_time=60.0) as (_, connect, told),
+        Server(tls=tls) as proxy,
+        Server(tls=tls) as server,
+    ):
+        monkeypatch.setenv("https_proxy", proxy.origin)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        connect("https://images.test")
+        assert asked.wait(30)
+        connect(server.origin)
+        result = told.next()[1]
+        gate.set()
+        assert isinstance(result, Connection)
+        result.close()
+
+
+def test_a_tunnel_without_a_thread_ends_the_run_and_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OutOfThreadsError
+
+    monkeypatch.setattr(Daemons, "submit", refused)
+    with connecting() as (made, told), silent_port() as port:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        made.connect("https://images.test")
+        assert isinstance(told.next()[1], OutOfThreadsError)
+        assert connections_to(port) == 0
+
+
 # Ends --------------------------------------------------------------------------------------------------------------
 
 
@@ -519,12 +606,18 @@ def test_no_dial_goes_on_in_another_thread_while_the_connector_ends(monkeypatch:
     assert threads == []
 
 
-def test_with_few_descriptors_some_connects_fail_for_want_of_them_and_nothing_is_left() -> None:
+@pytest.mark.parametrize("proxy", [False, True])
+def test_with_few_descriptors_some_connects_fail_for_want_of_them_and_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, proxy: bool
+) -> None:
     with connecting(timeout=60.0, max_time=120.0) as (made, told), unaccepting_port() as full:
         before = connections_to(full)
+        if proxy:
+            monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{full}")
+            made.connect("https://images.test")  # What is read with the first one is read.
         with few_descriptors(20):
             for _ in range(60):
-                made.connect(f"http://127.0.0.1:{full}")
+                made.connect("https://images.test" if proxy else f"http://127.0.0.1:{full}")
             lacking = [told.next()[1] for _ in range(30)]
         for each in lacking:
             assert isinstance(each, DownloadError)

@@ -8,19 +8,30 @@ import ssl
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
+import trustme
 
 from asking import BODY, SOON, assert_deadline, get, refusal, served, transport
 from conftest import in_another_process
 from exchange import PNG, End, head, whole
+from image_loader.errors import DownloadError
 from image_loader.model import Blame, Failure, Reason
-from server import Scripted, Server, plays, refusing_port, silent_port
+from image_loader.transport.tunnels import Tunnel
+from server import Connection as ServerConnection
+from server import Scripted, Server, connections_to, plays, refusing_port, silent_port
+from test_connector import resolve, swallowing
 
 pytestmark = pytest.mark.usefixtures("own_environment")
+
+
+@pytest.fixture(params=["in plain text", "in TLS"])
+def spoken(request: pytest.FixtureRequest, tls: ssl.SSLContext) -> ssl.SSLContext | None:
+    """How a proxy is spoken to: in both ways, one after the other."""
+    return tls if request.param == "in TLS" else None
 
 
 def test_plain_http_goes_through_its_proxy_with_the_whole_url(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,9 +96,17 @@ def test_a_socks_proxy_is_refused_in_plain_words(monkeypatch: pytest.MonkeyPatch
     assert "secret" not in failure.detail
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does soon."""
+    give_up = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
 @contextmanager
-def scripted_port(*steps: Any) -> Iterator[int]:
-    """Yield a port that takes one connection, waits for some bytes, and sends these steps, whatever is spoken."""
+def scripted_port(*steps: Any, received: list[bytes] | None = None) -> Iterator[int]:
+    """Yield a port that takes one connection after the other, waits for some bytes, and sends these steps."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         done = threading.Event()
 
@@ -96,7 +115,9 @@ def scripted_port(*steps: Any) -> Iterator[int]:
                 while True:
                     accepted, _ = listener.accept()
                     with accepted, suppress(OSError):
-                        accepted.recv(65536)
+                        request = accepted.recv(65536)
+                        if received is not None:
+                            received.append(request)
                         for step in steps:
                             if isinstance(step, bytes):
                                 accepted.sendall(step)
@@ -120,15 +141,18 @@ def scripted_port(*steps: Any) -> Iterator[int]:
         b"HTTP/1.1 502 Bad Gateway\r\n\r\n",
         b"",
         b"garbage\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 70_000 + b"\r\n\r\n",
-        b"HTTP/1.1 \xff\xfe\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 300_000 + b"\r\n\r\n",
+        b"HTTP/1.1 \xff\xfe\r\n\r\n", b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 30,
     ],
-)
+)  # fmt: skip
 def test_a_proxy_that_builds_no_tunnel_fails_the_attempt(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
     with scripted_port(answer) as port, transport() as asking:
         monkeypatch.setenv("https_proxy", f"http://user:hush@127.0.0.1:{port}")
         failure = refusal(asking, "https://images.test/a")
-    assert failure.reason in (Reason.CONNECT, Reason.PROTOCOL, Reason.TLS)
+        assert connections_to(port) == 0
+    assert failure.reason in (Reason.CONNECT, Reason.PROTOCOL)
+    assert failure.detail.startswith(f"the proxy 127.0.0.1:{port}: ")
     assert "address" not in failure.detail
     assert "hush" not in failure.detail
 
@@ -138,12 +162,14 @@ def test_a_proxy_that_builds_no_tunnel_fails_the_attempt(monkeypatch: pytest.Mon
     [
         ("403 Forbidden", True), ("407 Proxy Authentication Required", True), ("502 Bad Gateway", False),
         ("503 Service Unavailable", False), ("504 Gateway Timeout", False), ("429 Too Many Requests", False),
+        ("403 Not from here", True), ("599", False), ("302 Found", False),
     ],
 )  # fmt: skip
 def test_a_proxy_that_refuses_a_tunnel_is_named_and_quoted(
     monkeypatch: pytest.MonkeyPatch, status: str, final: bool
 ) -> None:
-    with scripted_port(f"HTTP/1.1 {status}\r\n\r\n".encode()) as port, transport() as asking:
+    answer = f"HTTP/1.1 {status}\r\nContent-Length: nonsense\r\n\r\n<html>"
+    with scripted_port(answer.encode()) as port, transport() as asking:
         monkeypatch.setenv("https_proxy", f"http://user:hush@127.0.0.1:{port}")
         failure = refusal(asking, "https://images.test/a")
     assert failure.detail.startswith(f"the proxy 127.0.0.1:{port}: no tunnel, {status}")
@@ -154,11 +180,86 @@ def test_a_proxy_that_refuses_a_tunnel_is_named_and_quoted(
     assert "hush" not in failure.detail
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n\x16\x03", ("there are bytes behind the head of its 200 to CONNECT", False)),
+        (head("Content-Length: 1") + b"x", ("there are bytes behind the head of its 200 to CONNECT", False)),
+        (b"HTTP/1.1 200 OK\r\nX: y", ("the connection ended inside the head", True)),
+        (b"HTTP/1.1 200 O", ("no HTTP/1.x status line", True)),
+        (b"\x15\x03\x01\x00\x02\x02\x28\n", ("no HTTP/1.x status line", False)),
+        (b"", ("it closed the connection without an answer", True)),
+    ],
+)  # fmt: skip
+def test_an_answer_to_connect_that_is_none_or_more_than_one_is_refused(
+    spoken: ssl.SSLContext | None, bundle: str, monkeypatch: pytest.MonkeyPatch, answer: bytes, told: tuple[str, bool]
+) -> None:
+    with Server() as server, Scripted(plays(), tls=spoken) as proxy:
+        monkeypatch.setattr(ServerConnection, "_tunnel", lambda self, port: self._socket.sendall(answer))
+        monkeypatch.setenv("https_proxy", proxy.origin)
+        with transport(ca_bundle=bundle) as asking:
+            failure = refusal(asking, f"https://127.0.0.1:{server.port}/a")
+            assert connections_to(proxy.port) == 0
+    detail, retryable = told
+    assert (failure.detail, failure.retryable) == (f"the proxy 127.0.0.1:{proxy.port}: {detail}", retryable)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        head(status="200 "), head(status="299 Tunnel"), head(version="HTTP/1.0"),
+        head("Content-Length: 5"), head("Content-Length: 5", "Content-Length: 6"), head("Content-Length: nonsense"),
+        head("Transfer-Encoding: chunked"), head("Transfer-Encoding: nonsense", "Connection: close"),
+        head(status="100 Continue") + head(status="103 Early Hints") + head(), b"HTTP/1.1 200 OK\n\n",
+    ],
+)  # fmt: skip
+def test_a_tunnel_begins_behind_the_head_of_a_2xx_whatever_else_that_says(
+    spoken: ssl.SSLContext | None, tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    with (
+        tunnelling(spoken, answer) as proxy,
+        Server(tls=tls) as server,
+        transport(ca_bundle=bundle) as asking,
+    ):
+        monkeypatch.setenv("https_proxy", proxy)
+        assert get(asking, server.url("/a")).body == server.image("/a")
+
+
+@pytest.mark.parametrize(
+    ("origin", "place"),
+    [
+        ("https://images.test", "images.test:443"), ("https://images.test:8443", "images.test:8443"),
+        ("https://[2001:db8::1]", "[2001:db8::1]:443"), ("https://b\u00fccher.test", "xn--bcher-kva.test:443"),
+    ],
+)  # fmt: skip
+def test_a_tunnel_is_asked_for_as_rfc_9110_has_it(monkeypatch: pytest.MonkeyPatch, origin: str, place: str) -> None:
+    received: list[bytes] = []
+    with scripted_port(head(status="403 Forbidden"), received=received) as port, transport() as asking:
+        monkeypatch.setenv("https_proxy", f"http://user:pass@127.0.0.1:{port}")
+        refusal(asking, f"{origin}/a?b=c")
+    credentials = b64encode(b"user:pass").decode()
+    assert received == [
+        f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\nProxy-Authorization: Basic {credentials}\r\n\r\n".encode()
+    ]
+
+
+def test_a_host_whose_name_is_not_taken_for_tls_within_tls_is_a_bad_url(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No URL has such a host; an error that is not expected would end the thread."""
+    with tunnelling(tls) as proxy, Server(tls=tls) as server, transport(ca_bundle=bundle) as asking:
+        monkeypatch.setenv("https_proxy", proxy)
+        with pytest.raises(DownloadError) as caught:
+            asking.connected(f"https://{'a' * 64}.test:{server.port}")
+    failure = caught.value.failure
+    assert (failure.reason, failure.detail, failure.retryable) == (Reason.BAD_URL, "bad host name", False)
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_proxy_whose_certificate_is_not_trusted_is_named(
     tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
-    with tls_proxy(tls) as proxy, transport() as asking:
+    with tunnelling(tls) as proxy, transport() as asking:
         monkeypatch.setenv(f"{scheme}_proxy", proxy)
         failure = refusal(asking, f"{scheme}://images.test/a")
     assert failure.detail.startswith(f"the proxy {proxy.removeprefix('https://')}: the certificate is not trusted")
@@ -172,16 +273,22 @@ def test_whom_to_trust_holds_for_a_proxy_that_is_spoken_to_by_tls(
     ways: dict[str, dict[str, Any]] = {"option": {"ca_bundle": bundle}, "insecure": {"insecure": True}}
     if way == "environment":
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", bundle)
-    with tls_proxy(tls) as proxy, Server(tls=tls) as server, transport(**ways.get(way, {})) as asking:
+    with tunnelling(tls) as proxy, Server(tls=tls) as server, transport(**ways.get(way, {})) as asking:
         monkeypatch.setenv("https_proxy", proxy)
         assert get(asking, server.url("/a")).body == server.image("/a")
 
 
 def test_a_host_behind_a_tunnel_whose_certificate_is_not_trusted_is_not_called_a_proxy(
-    tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+    spoken: ssl.SSLContext | None, tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Server() as proxy, Server(tls=tls) as server, transport() as asking:
-        monkeypatch.setenv("https_proxy", proxy.origin)
+    other = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(other)
+    with (
+        tunnelling(spoken) as proxy,
+        Server(tls=other) as server,
+        transport(ca_bundle=bundle) as asking,
+    ):
+        monkeypatch.setenv("https_proxy", proxy)
         failure = refusal(asking, server.url("/a"))
     assert failure.detail.startswith("the certificate is not trusted")
     assert failure.reason is Reason.TLS
@@ -232,6 +339,7 @@ def test_what_a_proxy_needs_and_no_descriptor_is_left_for_fails_one_attempt(modu
 
 
 def test_an_interrupt_ends_tunnels_that_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that wait for a thread among them; there are fewer threads."""
     with silent_port() as port, transport(timeout=60.0, max_time=120.0) as asking:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
         failures: list[Failure] = []
@@ -241,11 +349,21 @@ def test_an_interrupt_ends_tunnels_that_are_built(monkeypatch: pytest.MonkeyPatc
         ]
         for each in threads:
             each.start()
+        wait_until(lambda: connections_to(port) == 100)
         asking.interrupt()
         for each in threads:
             each.join(5)
             assert not each.is_alive()
         assert {failure.reason for failure in failures} == {Reason.INTERRUPTED}
+        wait_until(lambda: connections_to(port) == 0)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_whose_host_cannot_be_looked_up_is_named(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    monkeypatch.setenv(f"{scheme}_proxy", "http://user:hush@a..b:1")
+    with transport() as asking:
+        failure = refusal(asking, f"{scheme}://images.test/a")
+    assert (failure.detail, failure.retryable) == ("the proxy a..b:1: bad host name", False)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -268,6 +386,100 @@ def test_the_deadline_holds_while_a_tunnel_is_built(monkeypatch: pytest.MonkeyPa
         assert_deadline(asking, "https://images.test/a")
 
 
+def test_a_black_hole_at_the_first_address_of_a_proxy_costs_a_quarter_of_a_second(
+    spoken: ssl.SSLContext | None, tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve(monkeypatch, {"localhost": ["127.0.0.1", "::1"]})
+    with (
+        tunnelling(spoken) as proxy,
+        swallowing("::1", int(proxy.rpartition(":")[2])),
+        Server(tls=tls) as server,
+        transport(ca_bundle=bundle, timeout=20.0, max_time=60.0) as asking,
+    ):
+        monkeypatch.setenv("https_proxy", proxy.replace("127.0.0.1", "localhost"))
+        begun = time.monotonic()
+        asking.connected(server.origin).close()
+        assert 0.25 <= time.monotonic() - begun < 10
+
+
+def test_a_head_that_comes_bit_by_bit_has_the_timeout_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = [b"HTTP/1.1 200 OK\r\n", *[part for _ in range(400) for part in (b"X: y\r\n", 0.05)]]
+    with scripted_port(*endless) as port, transport(timeout=0.5, max_time=60.0) as asking:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        failure = refusal(asking, "https://images.test/a")
+        wait_until(lambda: connections_to(port) == 0)
+    assert failure.detail == f"the proxy 127.0.0.1:{port}: no answer within the timeout"
+    assert (failure.reason, failure.retryable, failure.blame) == (Reason.TIMEOUT, True, Blame.HOST)
+
+
+def test_a_proxy_that_never_answers_is_named(
+    spoken: ssl.SSLContext | None, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with silent_port() as port, transport(timeout=0.5, ca_bundle=bundle) as asking:
+        monkeypatch.setenv("https_proxy", f"{'https' if spoken else 'http'}://127.0.0.1:{port}")
+        failure = refusal(asking, "https://images.test/a")
+        wait_until(lambda: connections_to(port) == 0)
+    missing = "TLS handshake" if spoken else "answer"
+    assert failure.detail == f"the proxy 127.0.0.1:{port}: no {missing} within the timeout"
+    assert (failure.reason, failure.retryable, failure.blame) == (Reason.TIMEOUT, True, Blame.HOST)
+
+
+def test_a_host_behind_a_tunnel_that_never_shakes_hands_is_not_called_a_proxy(
+    spoken: ssl.SSLContext | None, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        silent_port() as port,
+        tunnelling(spoken) as proxy,
+        transport(timeout=1.0, ca_bundle=bundle) as asking,
+    ):
+        monkeypatch.setenv("https_proxy", proxy)
+        failure = refusal(asking, f"https://127.0.0.1:{port}/a")
+        wait_until(lambda: connections_to(int(proxy.rpartition(":")[2])) == 0)
+    assert (failure.reason, failure.detail) == (Reason.TIMEOUT, "no TLS handshake within the timeout")
+
+
+def test_each_step_to_a_tunnel_has_the_timeout(
+    spoken: ssl.SSLContext | None, tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up = socket.getaddrinfo
+
+    def slow_look_up(host: str, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(1.2 if host == "localhost" else 0)
+        return look_up("127.0.0.1", *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow_look_up)
+    with tunnelling(spoken, pause=1.2) as proxy, late_handshake(tls, 1.2) as port:
+        monkeypatch.setenv("https_proxy", proxy.replace("127.0.0.1", "localhost"))
+        with transport(ca_bundle=bundle, timeout=2.0) as asking:
+            assert get(asking, f"https://127.0.0.1:{port}/a").body == BODY
+
+
+def test_a_tunnel_that_is_built_after_the_end_is_closed(
+    spoken: ssl.SSLContext | None, tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, go_on = threading.Event(), threading.Event()
+    build = Tunnel.build
+
+    def held(tunnel: Tunnel, begin_step: Callable[[], None]) -> None:
+        build(tunnel, begin_step)
+        assert tunnel.error is None
+        built.set()
+        assert go_on.wait(30)
+
+    monkeypatch.setattr(Tunnel, "build", held)
+    with (
+        tunnelling(spoken) as proxy,
+        Server(tls=tls) as server,
+        transport(ca_bundle=bundle) as asking,
+    ):
+        monkeypatch.setenv("https_proxy", proxy)
+        asking.connect(server.origin)
+        assert built.wait(30)
+        asking.close()
+        go_on.set()
+        wait_until(lambda: connections_to(int(proxy.rpartition(":")[2])) == 0)
+
+
 @pytest.mark.parametrize(
     "proxy",
     [
@@ -288,8 +500,11 @@ def test_a_proxy_that_cannot_be_used_fails_the_attempt_and_tells_no_secret(
 
 
 @contextmanager
-def tls_proxy(tls: ssl.SSLContext) -> Iterator[str]:
-    """Yield the URL of a proxy that is spoken to by TLS, and builds tunnels to 127.0.0.1."""
+def tunnelling(tls: ssl.SSLContext | None, answer: bytes = head(), pause: float = 0.0) -> Iterator[str]:
+    """Yield the URL of a proxy, spoken to by TLS if there is a context; it builds tunnels to 127.0.0.1 and says so.
+
+    It takes ``pause`` seconds to answer.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept() -> None:
@@ -299,21 +514,23 @@ def tls_proxy(tls: ssl.SSLContext) -> Iterator[str]:
                     threading.Thread(target=serve, args=(accepted,), daemon=True).start()
 
         def serve(accepted: socket.socket) -> None:
-            with suppress(OSError), tls.wrap_socket(accepted, server_side=True) as client:
+            with suppress(OSError), tls.wrap_socket(accepted, server_side=True) if tls else accepted as client:
                 request = client.recv(65536).split()
+                time.sleep(pause)
                 with socket.create_connection(("127.0.0.1", int(request[1].rpartition(b":")[2]))) as beyond:
-                    client.sendall(head(status="200 Connection established"))
+                    client.sendall(answer)
                     while _shuttle(client, beyond):
                         pass
 
         threading.Thread(target=accept, daemon=True).start()
-        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def _shuttle(client: ssl.SSLSocket, beyond: socket.socket) -> bool:
+def _shuttle(client: socket.socket, beyond: socket.socket) -> bool:
     """Pass on what has come from either side; one thread for both, since TLS in Python takes no two at once."""
-    ready = [client] if client.pending() else select.select([client, beyond], [], [])[0]
+    pending = isinstance(client, ssl.SSLSocket) and client.pending()
+    ready = [client] if pending else select.select([client, beyond], [], [])[0]
     for source, sink in ((client, beyond), (beyond, client)):
         if source in ready:
             received = source.recv(65536)
@@ -324,7 +541,7 @@ def _shuttle(client: ssl.SSLSocket, beyond: socket.socket) -> bool:
 
 
 def test_a_proxy_may_be_spoken_to_by_tls(tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with tls_proxy(tls) as proxy, Server(tls=tls) as server, transport(ca_bundle=bundle) as asking:
+    with tunnelling(tls) as proxy, Server(tls=tls) as server, transport(ca_bundle=bundle) as asking:
         monkeypatch.setenv("https_proxy", proxy)
         assert get(asking, server.url("/a")).body == server.image("/a")
         assert get(asking, server.url("/b")).body == server.image("/b")
@@ -335,7 +552,7 @@ def test_a_proxy_may_be_spoken_to_by_tls(tls: ssl.SSLContext, bundle: str, monke
 def test_the_deadline_holds_through_a_proxy_that_is_spoken_to_by_tls(
     tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with tls_proxy(tls) as proxy, Scripted(plays(End.STALL), tls=tls) as server:
+    with tunnelling(tls) as proxy, Scripted(plays(End.STALL), tls=tls) as server:
         monkeypatch.setenv("https_proxy", proxy)
         with transport(ca_bundle=bundle, **SOON) as asking:
             assert_deadline(asking, server.url("/a"))
@@ -348,7 +565,7 @@ def test_more_than_its_response_within_tls_within_tls_keeps_a_connection_from_be
     start = len(response) - len(BODY)
     first = plays(response[:start], 0.05, response[start:] + whole(b"of nobody"))
     with (
-        tls_proxy(tls) as proxy,
+        tunnelling(tls) as proxy,
         transport(ca_bundle=bundle) as asking,
         Scripted(first, served(b"second"), tls=tls) as server,
     ):
@@ -361,7 +578,7 @@ def test_an_unframed_body_within_tls_within_tls_is_whole_only_after_close_notify
     tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
-        tls_proxy(tls) as proxy,
+        tunnelling(tls) as proxy,
         Scripted(plays(head(PNG) + BODY, End.CLOSE), tls=tls) as server,
         transport(ca_bundle=bundle) as asking,
     ):
@@ -423,7 +640,7 @@ def test_a_handshake_has_the_timeout_anew_after_a_slow_look_up(
 @contextmanager
 def led(way: str, tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have requests for https go through a proxy that is at localhost, and is spoken to in plain text or by TLS."""
-    with Server() as plain, tls_proxy(tls) as secure:
+    with Server() as plain, tunnelling(tls) as secure:
         if way != "directly":
             proxy = secure if way == "in TLS" else plain.origin
             monkeypatch.setenv("https_proxy", proxy.replace("127.0.0.1", "localhost"))

@@ -23,7 +23,7 @@ from exchange import chunked, head
 from image_loader.errors import DownloadError
 from image_loader.model import Failure, Reason
 from image_loader.transport import coding
-from image_loader.transport.response import ClosedEarlyError, Response, is_torn
+from image_loader.transport.response import ClosedEarlyError, ConnectResponse, Response, is_torn
 
 
 @contextmanager
@@ -425,6 +425,18 @@ def test_repeated_fields_are_joined_and_spaces_around_values_dropped() -> None:
     with response_to(head("A:\t x  y \t", "a: z", "B:", "C: \xe4")) as response:
         response.read_head()
         assert response.fields == {"a": "x  y, z", "b": "", "c": "\xe4"}
+
+
+@pytest.mark.parametrize("behind", [b"", b"behind"])
+@pytest.mark.parametrize("interim", [b"", head(status="103 Early Hints")])
+@pytest.mark.parametrize("field", ["Content-Length: 3", "Content-Length: nonsense", "Transfer-Encoding: nonsense"])
+def test_the_answer_to_connect_ends_with_its_head(behind: bytes, interim: bytes, field: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(interim + head(field, status="201 Built \xe4") + behind)
+        answer = ConnectResponse(ours)
+        answer.read_head()
+    assert (answer.status, answer.phrase, answer.overrun) == (201, "Built \xe4", bool(behind))
 
 
 class LineByLine(Response):

@@ -25,6 +25,7 @@ from image_loader.scheduling.retry import BUSY_STATUSES, TRANSIENT_STATUSES
 from image_loader.settings import Settings
 from image_loader.store.directory import Directory, is_as_recorded
 from image_loader.transport import Answer, Connection, Request, StaleConnectionError, Transport
+from image_loader.transport.failures import PROXY_LOGIN
 from image_loader.url import redacted
 
 _LOG = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ def _status_error(answer: Answer, *, ranged: bool) -> DownloadError:
     is_busy = answer.status in BUSY_STATUSES
     return DownloadError(
         Reason.HTTP_STATUS,
-        f"HTTP status {answer.status}",
+        f"HTTP status {answer.status}" + (PROXY_LOGIN if answer.status == 407 else ""),
         http_status=answer.status,
         # 416 answers the range: the next attempt asks for the whole.
         retryable=is_busy or answer.status in TRANSIENT_STATUSES or (ranged and answer.status == 416),

@@ -165,8 +165,7 @@ class Transport:
         try:
             route = self._routes.route(origin)
             self._routes.header_lines(origin, "", own=True)  # A fault in .netrc is an error before anything is sent.
-            needs_tls = route.tunnels or route.server_hostname is not None
-            context = self._tls_context() if needs_tls else None
+            context = self._tls_context() if route.server_hostname is not None else None
         except (DownloadError, LoaderError) as error:
             self._deliver(origin, error, time.monotonic())
         else:

@@ -27,6 +27,7 @@ from image_loader.transport.watchdog import end_error
 
 if TYPE_CHECKING:
     from image_loader.transport.response import Stream
+    from image_loader.transport.tunnels import Tunnel
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ Delivery = Callable[[str, Connection | DownloadError | LoaderError, float], None
 """Takes an origin, what came of connecting to it, and when that was begun; called from other threads, and quick."""
 
 _MOST_TUNNELS = 64
-"""Threads in which urllib3 has proxies build tunnels."""
+"""Threads in which proxies are asked for tunnels."""
 _JOIN_TIME = 2.0
 """Seconds that ``close`` waits for the thread to end."""
 
@@ -42,9 +43,10 @@ _JOIN_TIME = 2.0
 class Connector:
     """Makes connections for a run; what comes of each is handed to ``deliver``, once.
 
-    Each step (look-up, TCP connect, TLS handshake) may take ``timeout`` seconds, all of them ``max_time``. With
-    ``public_only``, a name is refused if one of its addresses is not public. ``most_handshakes`` are made at once.
-    Raises ``OutOfThreadsError``, and ``LoaderError`` where there are no descriptors for its own use.
+    Each step (look-up, TCP connect, CONNECT to a proxy, each TLS handshake) may take ``timeout`` seconds, all of them
+    ``max_time``. With ``public_only``, a name is refused if one of its addresses is not public. ``most_handshakes`` are
+    made at once, besides those within tunnels through TLS. Raises ``OutOfThreadsError``, and ``LoaderError`` where
+    there are no descriptors for its own use.
     """
 
     def __init__(
@@ -71,12 +73,11 @@ class Connector:
         self._fault = ""
         self._logs = _LOG.isEnabledFor(logging.DEBUG)
         self._selector, self._woken, self._wake = _waiting_room()
-        self._handshakes = handshakes.Handshakes(most_handshakes)
         self._tools = Tools(
             selector=self._selector,
             names=self._names,
             tunnels=self._tunnels,
-            handshakes=self._handshakes,
+            handshakes=handshakes.Handshakes(most_handshakes),
             timeout=timeout,
             max_time=max_time,
             public_only=public_only,
@@ -105,8 +106,6 @@ class Connector:
         """End what is under way, and the thread."""
         self._closed = True
         self.interrupt()
-        self._names.close()
-        self._tunnels.close()
         if self._thread is not threading.current_thread():
             self._thread.join(_JOIN_TIME)
 
@@ -122,15 +121,11 @@ class Connector:
             with suppress(OSError):  # Full: it is awake anyway.
                 self._wake.send(b"\0")
 
-    def _tell(
-        self, number: int, step: Callable[..., None], result: LookUp | Stream | DownloadError | None = None
-    ) -> None:
+    def _tell(self, number: int, step: Callable[..., None], result: LookUp | Tunnel | None = None) -> None:
         """Have a dial take a step, with a result if there is one. If the dial is done by then, the result is closed."""
         self._post(lambda: self._take_step(number, step, result))
 
-    def _take_step(
-        self, number: int, step: Callable[..., None], result: LookUp | Stream | DownloadError | None
-    ) -> None:
+    def _take_step(self, number: int, step: Callable[..., None], result: LookUp | Tunnel | None) -> None:
         dial = self._dials.get(number)
         if dial is None:
             if result is not None and hasattr(result, "close"):
@@ -232,8 +227,6 @@ class Connector:
                 result.close()
                 raise  # The dial is not forgotten yet: it is told of with the others.
         del self._dials[dial.number]
-        if (following := self._handshakes.leave(dial.number)) is not None:
-            self._tell(following, Dial.begin_handshake)
         if self._logs:
             _log(origin, made, time.monotonic() - dial.begun)
         self._done.append((origin, made, dial.begun))
@@ -258,6 +251,9 @@ class Connector:
         return LoaderError(self._fault) if self._fault else end_error(Reason.INTERRUPTED)
 
     def _clear_away(self) -> None:
+        # Not before all dials are ended: each one learns from them whether its own call has begun.
+        self._names.close()
+        self._tunnels.close()
         self._selector.close()
         self._woken.close()
         self._wake.close()

@@ -1,4 +1,4 @@
-"""One connection under way, step by step: look-up, TCP connect to one of the addresses, TLS handshake; or a tunnel."""
+"""One connection under way, step by step: look-up, TCP connect to one of the addresses, tunnel, TLS handshake."""
 
 from __future__ import annotations
 
@@ -110,11 +110,6 @@ class Dial:
 
     def begin(self) -> None:
         """Take the first step."""
-        if self.route.tunnels and self.route.proxy is not None and self._context is not None:
-            from image_loader.transport.tunnels import Tunnel
-
-            self._begin_tunnel(Tunnel(self.route.proxy, self.route.target, self._context, self._tools.timeout))
-            return
         self._begin_phase(Phase.LOOK_UP, self._tools.timeout)
         tell = self._tools.tell
         found = self._tools.names.look_up(
@@ -156,8 +151,9 @@ class Dial:
                 detail = "the name was not looked up within the timeout"
                 self._end_connect(DownloadError(Reason.DNS, detail, retryable=True, blame=Blame.HOST))
             case Phase.HANDSHAKE:
-                detail = "no TLS handshake within the timeout"
-                self._end_handshake(DownloadError(Reason.TIMEOUT, detail, retryable=True, blame=Blame.HOST))
+                self._end_handshake(handshake_error(TimeoutError()))
+            case Phase.TUNNEL:
+                self.end(self._tunnel.failure(TimeoutError()))
             case _:
                 self._end_connect(connect_error(TimeoutError()))
 
@@ -172,9 +168,11 @@ class Dial:
             case Phase.QUEUED | Phase.HANDSHAKE:
                 self._tools.selector.unregister(self._descriptor)
                 self._socket.close()
+                self._leave_handshakes()
+            case Phase.TUNNEL if self._tools.tunnels.withdraw(self.number):
+                self._tunnel.close()
             case Phase.TUNNEL:
-                self._tools.tunnels.withdraw(self.number)
-                self._tunnel.abort()
+                self._tunnel.abort()  # It is closed when its thread is through with it.
 
     # TCP and TLS -----------------------------------------------------------------------------------------------------
 
@@ -207,11 +205,17 @@ class Dial:
 
     def _connected(self, sock: socket.socket) -> None:
         """Go on with a connection that stands, and is registered with the selector."""
-        if self._context is None:
-            self._tools.selector.unregister(sock.fileno())
-            self._phase = Phase.DONE
-            self._tools.finish(self, sock)
+        if self._context is not None and (self.route.within_tls or not self.route.tunnels):
+            self._queue(sock)
             return
+        self._tools.selector.unregister(sock.fileno())
+        if self.route.tunnels:
+            self._begin_tunnel(sock)
+        else:
+            self._done(sock)
+
+    def _queue(self, sock: socket.socket) -> None:
+        """Shake hands, now or later, on a connection that stands, and is registered with the selector."""
         self._socket, self._descriptor = sock, sock.fileno()
         self._phase = Phase.QUEUED
         if self._tools.handshakes.enter(self.number):
@@ -232,10 +236,8 @@ class Dial:
                 do_handshake_on_connect=False,
                 suppress_ragged_eofs=SUPPRESS_RAGGED_EOFS,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._end_handshake(handshake_error(error))
-        except ValueError:
-            self.end(DownloadError(Reason.BAD_URL, "bad host name"))
         else:
             self._begin_phase(Phase.HANDSHAKE, self._tools.timeout)
             self._shake_hands()
@@ -251,42 +253,55 @@ class Dial:
             self._end_handshake(handshake_error(error))
         else:
             self._tools.selector.unregister(self._descriptor)
-            self._phase = Phase.DONE
-            self._tools.finish(self, self._tls)
+            self._leave_handshakes()
+            if self.route.within_tls:
+                self._begin_tunnel(self._tls)
+            else:
+                self._done(self._tls)
+
+    def _leave_handshakes(self) -> None:
+        following = self._tools.handshakes.leave(self.number)
+        if following is not None:
+            self._tools.tell(following, Dial.begin_handshake)
 
     # Tunnels ---------------------------------------------------------------------------------------------------------
 
-    def _begin_tunnel(self, tunnel: Tunnel) -> None:
-        self._tunnel = tunnel
-        # The time of this step runs from when a thread takes it on.
+    def _begin_tunnel(self, sock: socket.socket) -> None:
+        """Have the proxy asked, on a connection that stands, and that the selector no longer knows."""
+        from image_loader.transport.tunnels import Tunnel
+
+        sock.settimeout(self._tools.timeout)
+        tunnel = self._tunnel = Tunnel(sock, self.route, self._context if self.route.within_tls else None)
+        # The time of a step runs from when a thread takes it on.
         self._begin_phase(Phase.TUNNEL, self._tools.max_time)
         tell, number = self._tools.tell, self.number
 
         def build() -> None:
-            tell(number, Dial.tunnel_begun)
-            tell(number, Dial.tunnel_built, tunnel.build())
+            tunnel.build(lambda: tell(number, Dial.tunnel_step_begun))
+            tell(number, Dial.tunnel_built, tunnel)
 
         try:
             self._tools.tunnels.submit(number, build)
         except LoaderError as error:
+            tunnel.close()
             self.end(error)
 
-    def tunnel_begun(self) -> None:
-        """Note that a thread has taken it on."""
-        # Connecting to the proxy, its answer, and the handshakes through one of TLS take their time one by one.
-        self._begin_phase(Phase.TUNNEL, (4 if self.route.within_tls else 2) * self._tools.timeout)
+    def tunnel_step_begun(self) -> None:
+        """Note that the thread has begun a step: CONNECT, or the handshake within TLS."""
+        self._begin_phase(Phase.TUNNEL, self._tools.timeout)
 
-    def tunnel_built(self, built: Stream | DownloadError) -> None:
+    def tunnel_built(self, tunnel: Tunnel) -> None:
         """Take what came of the tunnel: a plain socket to shake hands on, TLS within TLS, or an error."""
-        if isinstance(built, DownloadError):
-            self.end(built)
-        elif self.route.within_tls or not isinstance(built, socket.socket):
-            self._phase = Phase.DONE
-            self._tools.finish(self, built)
+        stream = tunnel.stream
+        if tunnel.error is not None:
+            tunnel.close()
+            self.end(tunnel.error)
+        elif isinstance(stream, socket.socket):
+            stream.settimeout(0)
+            self._tools.selector.register(stream.fileno(), selectors.EVENT_WRITE, self)
+            self._queue(stream)
         else:
-            built.settimeout(0)
-            self._tools.selector.register(built.fileno(), selectors.EVENT_WRITE, self)
-            self._connected(built)
+            self._done(stream)
 
     # What several steps need -----------------------------------------------------------------------------------------
 
@@ -303,4 +318,9 @@ class Dial:
         self.end(at_proxy(self.route.proxy, error))
 
     def _end_handshake(self, error: DownloadError) -> None:
-        self.end(error if self.route.tunnels else at_proxy(self.route.proxy, error))
+        with_origin = self.route.tunnels and not self.route.within_tls
+        self.end(error if with_origin else at_proxy(self.route.proxy, error))
+
+    def _done(self, stream: Stream) -> None:
+        self._phase = Phase.DONE
+        self._tools.finish(self, stream)

@@ -14,6 +14,8 @@ from image_loader.transport.response import is_torn
 if TYPE_CHECKING:
     from image_loader.transport.proxies import Proxy
 
+PROXY_LOGIN = "; put user and password into the proxy's URL (http://user:password@host:port)"
+"""What to do where a proxy answers 407."""
 _OLD_PROTOCOL = (
     "the server offers only versions of TLS that this Python's OpenSSL refuses (1.2 is the oldest accepted); "
     "the server needs an update"
@@ -100,8 +102,13 @@ def lost(detail: str = "the server closed the connection without an answer") -> 
     return DownloadError(Reason.CONNECT, detail, retryable=True, blame=Blame.HOST)
 
 
-def handshake_error(error: OSError) -> DownloadError:
+def handshake_error(error: OSError | ValueError) -> DownloadError:
     """Say why there was no TLS handshake: what TLS objects to is final, a connection lost on the way is not."""
+    if isinstance(error, TimeoutError):
+        detail = "no TLS handshake within the timeout"
+        return DownloadError(Reason.TIMEOUT, detail, retryable=True, blame=Blame.HOST)
+    if not isinstance(error, OSError):
+        return DownloadError(Reason.BAD_URL, "bad host name")
     # Python up to 3.12 raises an OSError without a number where the connection ends within a handshake.
     if isinstance(error, (ssl.SSLZeroReturnError, ConnectionError)) or error.errno in (0, errno.ENOTCONN):
         return lost("the server closed the connection during the TLS handshake")

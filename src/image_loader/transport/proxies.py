@@ -1,4 +1,4 @@
-"""Proxies: what their URLs say, and the urllib3 objects that know how to speak to them."""
+"""Proxies: what their URLs say."""
 
 from __future__ import annotations
 

@@ -97,6 +97,7 @@ class Response:
     _buffer = b""
     _at = 0
     _minor_version = 1
+    _status_line = b""
     _chunked = False
     _left = 0
     _doubtful = False
@@ -182,6 +183,7 @@ class Response:
         if status is None:
             raise NoStatusLineError(retryable=not line.endswith(b"\n"))
         self._minor_version, self.status = status
+        self._status_line = line
 
     def _field_lines(self) -> Iterator[tuple[str, str]]:
         """Yield names and values line by line; a name is empty where the line continues the one before.
@@ -301,6 +303,26 @@ class Response:
 
 def _nothing(_limit: int) -> bytes:
     return b""
+
+
+class ConnectResponse(Response):
+    """The response to CONNECT: whatever its fields say, a tunnel begins behind the head of a 2xx (RFC 9110, 9.3.6)."""
+
+    @property
+    def phrase(self) -> str:
+        """What the status line says behind the status code."""
+        return self._status_line.decode("latin-1")[len("HTTP/1.1 200 ") :].rstrip()
+
+    @property
+    def overrun(self) -> bool:
+        """Whether bytes came behind the head, with it."""
+        return self._at < len(self._buffer)
+
+    def _read_usual_head(self) -> bool:
+        return False  # Read line by line, which keeps the status line.
+
+    def _frame(self) -> None:
+        pass
 
 
 def is_torn(error: ssl.SSLError) -> bool:

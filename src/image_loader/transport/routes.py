@@ -41,9 +41,9 @@ class Route(NamedTuple):
     """How one origin is reached.
 
     ``host`` and ``port`` are what is connected to: the origin's, or those of its ``proxy``. ``tunnels`` says whether
-    the proxy is to build a tunnel. ``server_hostname`` is the name in the certificate at the end of the connection,
-    None for plain text. ``prefix`` stands before the path in a request to a proxy, which wants the whole URL
-    (RFC 9112, 3.2.2); ``authority`` is the value of ``Host``.
+    the proxy is to build a tunnel. ``server_hostname`` is the name in the certificate of the first TLS handshake: that
+    of a proxy that is spoken to by TLS, else the origin's; None for plain text. ``prefix`` stands before the path in a
+    request to a proxy, which wants the whole URL (RFC 9112, 3.2.2); ``authority`` is the value of ``Host``.
     """
 
     origin: str
@@ -145,7 +145,8 @@ class _Environment:
         if scheme == "https":
             # Here, a lack of descriptors fails one attempt. In the connector's thread, it would end the run.
             importlib.import_module("image_loader.transport.tunnels")
-            return Route(origin, proxy.host, proxy.port, server_hostname(host), authority, proxy, tunnels=True)
+            name = server_hostname(proxy.host if proxy.scheme == "https" else host)
+            return Route(origin, proxy.host, proxy.port, name, authority, proxy, tunnels=True)
         name = server_hostname(proxy.host) if proxy.scheme == "https" else None
         return Route(origin, proxy.host, proxy.port, name, authority, proxy, prefix=f"{scheme}://{authority}")
 

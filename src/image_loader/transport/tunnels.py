@@ -1,107 +1,100 @@
-"""Tunnels through proxies (RFC 9110, 9.3.6), built by urllib3's connections, which block."""
+"""Tunnels through proxies (RFC 9110, 9.3.6): a thread asks the proxy for one, and waits for its answer."""
 
 from __future__ import annotations
 
-import http.client
-import re
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util.ssltransport import SSLTransport
 
 from image_loader.errors import DownloadError
 from image_loader.model import Blame, Reason
-from image_loader.transport.failures import at_proxy, connect_error, exchange_error, handshake_error, unknown_name
-from image_loader.transport.proxies import Proxy
-from image_loader.transport.tls import SUPPRESS_RAGGED_EOFS
+from image_loader.transport.failures import PROXY_LOGIN, at_proxy, exchange_error, handshake_error, lost
+from image_loader.transport.response import ClosedEarlyError, ConnectResponse
+from image_loader.transport.routes import Route, header_lines
+from image_loader.transport.tls import SUPPRESS_RAGGED_EOFS, server_hostname
 from image_loader.transport.watchdog import shut_down
 
 if TYPE_CHECKING:
     from image_loader.transport.response import Stream
 
-_REFUSAL = re.compile(r"Tunnel connection failed: ([0-9]{3}) ?(.*)", re.DOTALL)
 # What another attempt does not change: the proxy forbids it, or wants another user and password.
 _FINAL = frozenset({403, 407})
 _SHOWN = 80
-"""Characters of what it says that a message shows."""
+"""Characters of what the proxy says that a message shows."""
 
 
 class Tunnel:
-    """A tunnel through ``proxy`` to a host and port; another thread may end its building."""
+    """A tunnel to the origin of a route, on a connection to its proxy that stands.
 
-    def __init__(self, proxy: Proxy, target: tuple[str, int], context: ssl.SSLContext, timeout: float) -> None:
-        self._proxy = proxy
-        self._target = target
-        self._aborted = False
-        if proxy.scheme == "https":
-            manager = urllib3.ProxyManager(proxy.url, proxy_ssl_context=context)
-            self._connection: HTTPConnection = HTTPSConnection(
-                proxy.host,
-                proxy.port,
-                timeout=timeout,
-                ssl_context=context,
-                proxy=manager.proxy,
-                proxy_config=manager.proxy_config,
-            )
-        else:
-            self._connection = HTTPConnection(proxy.host, proxy.port, timeout=timeout)
+    When it is built, ``stream`` leads to the origin, or ``error`` says why nothing does. While one thread builds it,
+    another may abort that, but must not close it: that thread would go on with whatever gets its descriptor next.
+    """
 
-    def build(self) -> Stream | DownloadError:
-        """Return a socket that leads to the host, or the ``DownloadError`` that says why there is none.
+    def __init__(self, connected: socket.socket, route: Route, context: ssl.SSLContext | None) -> None:
+        """Take a socket with a timeout; ``context`` is that of TLS within TLS, None through a plain proxy."""
+        self.stream: Stream = connected
+        self.error: DownloadError | None = None
+        self._socket = connected
+        self._route = route
+        self._context = context
+        self._answered = False
 
-        Through a plain proxy, the TLS handshake with the host is still to be made; through a proxy of TLS, it is done.
-        """
-        proxy, connection = self._proxy, self._connection
-        host, port = self._target
+    def build(self, begin_step: Callable[[], None]) -> None:
+        """Ask the proxy; within TLS, shake hands with the origin, too. ``begin_step`` is told that a step begins."""
         try:
-            connection.set_tunnel(host.strip("[]"), port, proxy.headers, proxy.scheme)
-            if self._aborted:
-                raise TimeoutError
-            connection.connect()
-        except (OSError, urllib3.exceptions.HTTPError, http.client.HTTPException, ValueError) as error:
-            failure = self._failure(error)
-            connection.close()
-            return failure
-        built: Any = connection.sock
-        connection.sock = None
-        if proxy.scheme == "https":
-            built.suppress_ragged_eofs = SUPPRESS_RAGGED_EOFS
-        return cast("Stream", built)
+            begin_step()
+            self._ask()
+            self._answered = True
+            if self._context is not None:
+                begin_step()
+                self._shake_hands(self._context)
+        except (OSError, ValueError, ClosedEarlyError, DownloadError) as error:
+            self.error = self.failure(error)
 
     def abort(self) -> None:
-        """End the building: whatever it waits for on its socket returns soon."""
-        self._aborted = True
-        sock = self._connection.sock
-        if isinstance(sock, socket.socket):
-            shut_down(sock)
+        """End the building: whatever it waits for on its socket returns at once."""
+        shut_down(self._socket)
 
-    def _failure(self, error: Exception) -> DownloadError:
-        if refusal := _REFUSAL.fullmatch(str(error)):
-            return at_proxy(self._proxy, _refused(int(refusal[1]), refusal[2]))
-        reached = self._connection.has_connected_to_proxy
-        if isinstance(error, ssl.SSLError):
-            failure = handshake_error(error)
-            return failure if reached else at_proxy(self._proxy, failure)
-        return at_proxy(self._proxy, _reason(error))
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+    def failure(self, error: Exception) -> DownloadError:
+        """Say what an error means in the step that is under way."""
+        if self._answered and isinstance(error, (OSError, ValueError)):
+            return handshake_error(error)
+        if isinstance(error, ClosedEarlyError):
+            error = lost("it closed the connection without an answer")
+        elif not isinstance(error, DownloadError):
+            error = exchange_error(error, answered=False)
+        return at_proxy(self._route.proxy, error)
+
+    def _ask(self) -> None:
+        host, port = self._route.target
+        fields = {"Host": f"{host}:{port}", **(self._route.proxy.headers if self._route.proxy is not None else {})}
+        self._socket.sendall(f"CONNECT {host}:{port} HTTP/1.1\r\n{header_lines(fields)}\r\n".encode("latin-1"))
+        answer = ConnectResponse(self._socket)
+        answer.read_head()
+        if not 200 <= answer.status < 300:
+            raise _refused(answer.status, answer.phrase)
+        if answer.overrun:
+            # They would be taken for the origin's, which has been asked nothing yet.
+            raise DownloadError(Reason.PROTOCOL, f"there are bytes behind the head of its {answer.status} to CONNECT")
+
+    def _shake_hands(self, context: ssl.SSLContext) -> None:
+        name = server_hostname(self._route.target[0])
+        made = SSLTransport(self._socket, context, name, suppress_ragged_eofs=SUPPRESS_RAGGED_EOFS)
+        self.stream = cast("Stream", made)
 
 
-def _reason(error: Exception) -> DownloadError:
-    """Say why a proxy could not be reached, or did not answer."""
-    cause = error.__cause__
-    if isinstance(error, urllib3.exceptions.NameResolutionError):
-        return unknown_name(cause)
-    if isinstance(error, urllib3.exceptions.HTTPError) and isinstance(cause, OSError):
-        return connect_error(cause)
-    return exchange_error(error, answered=False)
-
-
-def _refused(status: int, reason: str) -> DownloadError:
+def _refused(status: int, phrase: str) -> DownloadError:
     final = status in _FINAL
-    detail = f"no tunnel, {status} {reason[:_SHOWN]}".rstrip()
+    detail = f"no tunnel, {status} {phrase[:_SHOWN]}".rstrip()
     if status == 407:
-        detail += "; put user and password into the proxy's URL (http://user:password@host:port)"
+        detail += PROXY_LOGIN
     return DownloadError(
         Reason.CONNECT, detail, http_status=status, retryable=not final, blame=Blame.IMAGE if final else Blame.HOST
     )
