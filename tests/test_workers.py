@@ -55,9 +55,10 @@ def test_the_threads_that_run_do_all_the_work_where_no_more_can_be_started(
 def test_a_pool_is_closed_without_waiting_and_does_nothing_more() -> None:
     workers = Workers(1)
     go_on, begun, over = (threading.Event() for _ in range(3))
-    done = []
+    done, threads = [], list[threading.Thread]()
 
     def work() -> None:
+        threads.append(threading.current_thread())
         begun.set()
         go_on.wait()
         over.set()
@@ -65,9 +66,8 @@ def test_a_pool_is_closed_without_waiting_and_does_nothing_more() -> None:
     workers.submit(work)
     workers.submit(lambda: done.append("late"))
     begun.wait()
-    (thread,) = (thread for thread in threading.enumerate() if thread.name.startswith("image_loader"))
     workers.close()
     go_on.set()
-    thread.join()
+    threads[0].join()
     assert over.is_set()
     assert done == []

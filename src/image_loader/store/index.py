@@ -94,6 +94,7 @@ class Index:
         wait for other programs. While it is open ``exclusive``, no other program can read or write it.
         """
         self._begin(path, flush_interval, is_ending)
+        self._named = named
         # A link was made by the user, or by whoever wants another file written to.
         named = named or path.is_symlink()
         self._connection, self._inode = index_file.connect(self.path, self._patience, named=named, exclusive=exclusive)
@@ -280,7 +281,7 @@ class Index:
         try:
             with self._connection:
                 self._patience.out(lambda: self._connection.execute(begin))
-                if begin == _WRITING and self._inode not in (None, index_file.inode(self.path)):
+                if begin == _WRITING and not self._is_in_place():
                     self._abandoned = True
                     raise IndexFileError(
                         f"{self.path}: the index was moved away or deleted during the run; run again (images stay)"
@@ -290,6 +291,11 @@ class Index:
             if index_file.is_damage(error):
                 self._abandon(error)
             raise index_file.failure(self.path, error) from error
+
+    def _is_in_place(self) -> bool:
+        found = index_file.inode(self.path)
+        # Where all of the directory was moved, its owner tells.
+        return self._inode in (None, found) or (found is None and not self._named and not self.path.parent.exists())
 
     def _abandon(self, error: sqlite3.Error) -> NoReturn:
         self._abandoned = True
