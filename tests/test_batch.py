@@ -217,6 +217,26 @@ def test_a_run_that_has_ended_leaves_no_thread_file_or_connection(server: Server
         gc.enable()
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError, LoaderError])
+def test_a_run_that_a_worker_ends_leaves_nothing_either(
+    server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def raises(*_: object) -> NoReturn:
+        raise error("it ends")
+
+    monkeypatch.setattr(Downloader, "attempt", raises)
+    before = _open_descriptors()
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(error):
+            run(directory, urls_of(server, 1))
+        server.wait_for(lambda: server.at_work == 0)
+        assert_nothing_left(before)
+    finally:
+        gc.enable()
+
+
 def test_an_iterator_that_is_closed_early_leaves_nothing_and_remembers_what_was_saved(
     server: Server, directory: Path
 ) -> None:
@@ -367,24 +387,31 @@ def test_whatever_workers_raise_every_line_that_was_read_is_told(
 THREAD = """
 import json, sys, threading
 from image_loader import load
-urls, directory = json.load(sys.stdin)
+urls, directory, wait = json.load(sys.stdin)
 told = []
+def given():
+    if wait:
+        threading.main_thread().join()
+    yield from urls
 def run():
     try:
-        for outcome in load(urls, directory, threads=2):
+        for outcome in load(given(), directory, threads=2):
             told.append(outcome.line)
     except Exception as error:
         print(sorted(told) == list(range(1, len(told) + 1)), error)
 threading.Thread(target=run).start()
-while not told:
+while not told and not wait:
     pass
 """
 
 
-def test_a_run_in_a_thread_that_the_main_thread_does_not_wait_for_ends(server: Server, directory: Path) -> None:
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_run_in_a_thread_that_the_main_thread_does_not_wait_for_ends(
+    server: Server, directory: Path, wait: bool
+) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", THREAD],
-        input=json.dumps([urls_of(server, 2000), str(directory)]),
+        input=json.dumps([urls_of(server, 2000), str(directory), wait]),
         env={**os.environ, "PYTHONPATH": str(SOURCES)},
         capture_output=True,
         text=True,

@@ -199,6 +199,22 @@ def test_a_connection_on_which_reading_failed_is_not_used_again(asking: Asking) 
     assert server.connections == 2
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"zz\r\n0\r\n\r\n",
+        b"3\r\nabcX\r\n0\r\n\r\n",
+        b"3\r\nabc\r\n-5\r\n0\r\n\r\n",
+        b"3\r\nabc\r\n0\r\nContent Length: 5\r\n0\r\n\r\n",
+    ],
+)
+def test_a_connection_whose_chunks_were_broken_is_not_used_again(asking: Asking, body: bytes) -> None:
+    with Scripted(plays(head(PNG, "Transfer-Encoding: chunked") + body), served()) as server:
+        refusal(asking, server.url("/a"))
+        assert get(asking, server.url("/b")).body == BODY
+    assert server.connections == 2
+
+
 @pytest.mark.parametrize("end", [End.CLOSE, End.RESET])
 def test_a_connection_that_went_stale_in_the_pool_costs_no_attempt(asking: Asking, end: End) -> None:
     # The server reads the second request before it ends the connection: that can be seen only afterwards.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 from base64 import b64encode
@@ -67,6 +68,12 @@ def test_a_tunnel_that_went_stale_is_built_again(
         assert get(asking, server.url("/a")).body == b"first"
         assert get(asking, server.url("/b")).body == b"third"
     assert len(proxy.requests) == 2
+
+
+def test_a_host_whose_name_begins_with_socks_is_no_socks_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "sockshop.invalid:3128")
+    with transport() as asking:
+        assert refusal(asking, "http://images.test/a").reason is Reason.DNS
 
 
 @pytest.mark.parametrize(
@@ -338,8 +345,79 @@ def test_what_a_proxy_needs_and_no_descriptor_is_left_for_fails_one_attempt(modu
     assert (finished.stdout, finished.stderr) == (expected, "")
 
 
+@pytest.mark.parametrize("end", ["reset", "close"])
+def test_a_proxy_of_tls_that_is_gone_before_it_is_asked_may_be_tried_again(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    gone, build = threading.Event(), Tunnel.build
+
+    def builds_later(self: Tunnel, begin_step: Any) -> None:
+        gone.wait(10)
+        time.sleep(0.1)
+        build(self, begin_step)
+
+    def serve() -> None:
+        accepted = tls.wrap_socket(listener.accept()[0], server_side=True)
+        if end == "reset":
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        accepted.close()
+        gone.set()
+
+    monkeypatch.setattr(Tunnel, "build", builds_later)
+    with socket.create_server(("127.0.0.1", 0)) as listener, transport(ca_bundle=bundle) as asking:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        monkeypatch.setenv("https_proxy", f"https://127.0.0.1:{listener.getsockname()[1]}")
+        failure = refusal(asking, "https://images.test/a")
+        thread.join()
+    assert (failure.reason, failure.retryable) == (Reason.CONNECT, True)
+    assert "it closed the connection without an answer" in failure.detail
+
+
+@pytest.mark.parametrize("way", ["in plain text", "in TLS"])
+def test_a_tunnel_that_waits_to_be_used_costs_no_other(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    with (
+        tunnelling(tls if way == "in TLS" else None) as proxy,
+        Server(tls=tls) as server,
+        transport(ca_bundle=bundle) as asking,
+    ):
+        monkeypatch.setenv("https_proxy", proxy)
+        assert get(asking, server.url("/a"), wait=1.3).status == 200
+        assert asking.connects == 1
+
+
+def test_a_proxy_that_waits_only_a_moment_for_a_request_is_connected_to_when_it_can_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = []
+
+    def serve(accepted: socket.socket) -> None:
+        with accepted, suppress(OSError):
+            told.append(bool(select.select([accepted], [], [], 0.5)[0]))
+            time.sleep(1.0)
+
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as listener, transport(timeout=30.0) as asking:
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        threads = [threading.Thread(target=refusal, args=(asking, f"https://{number}.test/a")) for number in range(100)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join(30)
+        listener.shutdown(socket.SHUT_RDWR)
+    assert told == [True] * 100
+
+
 def test_an_interrupt_ends_tunnels_that_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that wait for a thread among them; there are fewer threads."""
+    """Those that wait to be connected among them: fewer are at once."""
     with silent_port() as port, transport(timeout=60.0, max_time=120.0) as asking:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
         failures: list[Failure] = []
@@ -349,7 +427,7 @@ def test_an_interrupt_ends_tunnels_that_are_built(monkeypatch: pytest.MonkeyPatc
         ]
         for each in threads:
             each.start()
-        wait_until(lambda: connections_to(port) == 100)
+        wait_until(lambda: connections_to(port) == 64)
         asking.interrupt()
         for each in threads:
             each.join(5)

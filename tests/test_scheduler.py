@@ -847,6 +847,45 @@ def test_a_name_that_does_not_exist_is_remembered_without_jobs() -> None:
     assert house.reasons() == [Reason.DNS, Reason.HOST_DOWN]
 
 
+def _asked_again(house: House) -> None:
+    """Have a host given up, and let time pass until it is to be asked again."""
+    house.refusing["http://down"] = RESET
+    house.add(*urls("down", 5))
+    while not house.scheduler.down_failure("http://down"):
+        house.advance(0.5)
+    house.refusing.clear()
+    while house.scheduler.down_failure("http://down"):
+        house.advance(0.5)
+    house.finished.clear()
+    house.add("http://down/probe.jpg")
+
+
+@pytest.mark.parametrize("how", ["redirected", "stale", "stopped"])
+def test_the_job_that_asks_a_host_which_was_given_up_may_come_back_to_it(how: str) -> None:
+    house = House({"per_host": 1})
+    _asked_again(house)
+    job = house.running[0].job
+    results: dict[str, Result | Job] = {
+        "redirected": to("http://down/b.jpg", job),
+        "stale": job,
+        "stopped": STOPPED,
+    }
+    house.step(results[how])
+    house.advance(0.05)
+    assert house.on("down") == 1
+    house.step()
+    assert [end.result for end in house.finished] == [ANSWER]
+    assert house.scheduler.down_failure("http://down") is None
+
+
+def test_a_host_that_was_given_up_is_asked_by_the_next_job_where_the_first_one_had_not_to_ask() -> None:
+    house = House({"per_host": 1})
+    _asked_again(house)
+    house.step(SAVED_BEFORE)
+    house.add("http://down/next.jpg")
+    assert house.on("down") == 1
+
+
 def test_jobs_that_come_back_to_a_host_that_was_given_up_meanwhile_fail_at_once() -> None:
     house = House({"host_failures": 1, "retries": 1, "per_host": 4})
     house.add("http://target/first.jpg")
@@ -1358,6 +1397,31 @@ def asked_next(house: House) -> str:
         assert house.scheduler.pending
         house.advance(0.01)
     return house.running[0].job.url.path
+
+
+@pytest.mark.parametrize("outage", [10.0, 20.0, 40.0])
+def test_refusals_while_a_host_behind_redirects_refuses_all_do_not_count_against_an_image(outage: float) -> None:
+    house = House({"retries": 0, "per_host": 4, "threads": 4})
+    house.add(*urls("home", 8))
+    served, after, begun = 0, 0, None
+    while house.scheduler.pending:
+        while house.running:
+            job = house.running[0].job
+            if job.hop is None:
+                house.step(to(f"http://cdn{job.url.path}", job), "home")
+                continue
+            result: Result = ANSWER
+            if served < 4:
+                served += 1
+            elif begun is None or house.now - begun < outage:
+                begun = house.now if begun is None else begun
+                result = BUSY
+            else:
+                after += 1
+                result = BUSY if after == 2 else ANSWER
+            house.step(result, "cdn")
+        house.advance(0.05)
+    assert house.reasons() == []
 
 
 def test_refusals_of_two_hosts_are_counted_by_what_each_lets_through() -> None:

@@ -231,6 +231,28 @@ def _pass_on(one: socket.socket, other: socket.socket) -> None:
             other.sendall(data)
 
 
+@pytest.mark.parametrize(("sent", "reason"), [(b"", Reason.CONNECT), (whole(bytes(300_000))[:1000], Reason.TRUNCATED)])
+def test_a_connection_that_goes_on_without_tls_may_be_tried_again(
+    tls: ssl.SSLContext, bundle: str, sent: bytes, reason: Reason
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, transport(ca_bundle=bundle) as asking:
+
+        def serve() -> None:
+            accepted, _ = listener.accept()
+            plain = accepted.dup()
+            with plain, tls.wrap_socket(accepted, server_side=True) as secure:
+                secure.recv(65536)
+                secure.sendall(sent or b"")
+                plain.sendall(head(status="502 Bad Gateway"))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        failure = refusal(asking, f"https://127.0.0.1:{listener.getsockname()[1]}/a")
+        thread.join()
+    assert (failure.reason, failure.retryable) == (reason, True)
+    assert failure.detail == "the server went on without TLS"
+
+
 @pytest.mark.parametrize(
     ("alert", "retryable", "text"),
     [

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from image_loader import outcome
+from image_loader.errors import PythonEndsError
 from image_loader.model import (
     Failure,
     Job,
@@ -236,8 +237,12 @@ class Run:
             yield self._record(scheduler.advance(wait if self._has_room(room) else _WAIT))
             self._index.tick()
             self._tick(scheduler.waits())
-            if scheduler.error is not None:
-                raise scheduler.error
+            if (error := scheduler.error) is not None:
+                try:
+                    raise error
+                finally:
+                    # Its traceback refers to this frame, and to the scheduler: the directory would stay open.
+                    scheduler.error = error = None
             if self._has_room(room):
                 return
 
@@ -311,6 +316,8 @@ class _Downloads:
     def __init__(
         self, settings: Settings, directory: Directory, stack: ExitStack, processors: frozenset[int] | None
     ) -> None:
+        if not threading.main_thread().is_alive():
+            raise PythonEndsError  # concurrent.futures cannot even be imported now.
         from queue import SimpleQueue
 
         from image_loader.attempt import Downloader

@@ -106,6 +106,13 @@ class OutOfThreadsError(LoaderError):
         super().__init__("no thread can be started; see ulimit -u, ulimit -v, and the limits of the container")
 
 
+class PythonEndsError(LoaderError):
+    """The main thread has ended, and Python starts no more work."""
+
+    def __init__(self) -> None:
+        super().__init__("Python is ending: have the main thread wait for the thread that loads (Thread.join)")
+
+
 class ProcessError(LoaderError):
     """No process that downloads can be started."""
 

@@ -73,7 +73,7 @@ if TYPE_CHECKING:
         """What does work in other threads."""
 
         def submit(self, work: Callable[[], None]) -> None:
-            """Have a thread do some work. Raises ``OutOfThreadsError``."""
+            """Have a thread do some work. Raises ``LoaderError`` where none will do it."""
 
 
 class Dispatch:

@@ -259,6 +259,10 @@ class Health(NamedTuple):
         """Note that a host which is down is asked again by one job."""
         return self._replace(ask_at=now + self._rest)
 
+    def not_asked(self, now: float) -> Self:
+        """Note that the one job which was to ask it, although it is down, did not: the next one may."""
+        return self._replace(ask_at=now)
+
     def reached(self) -> Self:
         """Note that it answers, whatever the answer is; a pause that it asked for goes on."""
         if not self.misses and self.ask_at is None:

@@ -18,11 +18,14 @@ _PACE_WEIGHT = 1 / 4
 """Weight of the last answer in a host's average pace."""
 
 
+_NEVER: dict[str, int] = {}
+
+
 class Task:
     """A job on its way through the scheduler; only the scheduler's own thread writes here."""
 
-    __slots__ = ("attempts", "due", "failures", "finished", "guest_of", "host", "job", "refusals", "result", "seconds",
-                 "stopped", "successes_seen")  # fmt: skip
+    __slots__ = ("attempts", "due", "failures", "finished", "guest_of", "host", "job", "probed", "refusals", "result",
+                 "seconds", "stopped", "successes_seen")  # fmt: skip
 
     result: Result
     """That of the last attempt."""
@@ -42,8 +45,10 @@ class Task:
         """Attempts that use up its retries."""
         self.refusals = 0
         """Attempts that a busy host refused while it let other jobs through."""
-        self.successes_seen = -1
-        """The successes of its host when it was refused last; -1 if it never was."""
+        self.successes_seen: dict[str, int] = _NEVER
+        """The successes of each host that refused it, by origin, when it did so last."""
+        self.probed: Host | None = None
+        """A host that was down, and that this job was let through to: it may come back to it until it has ended."""
         self.stopped = False
         """Whether it was tried again since this process was stopped."""
         self.due = 0.0

@@ -9,7 +9,7 @@ from image_loader.scheduling.health import Health, Policy, State
 from image_loader.scheduling.host import Host
 
 _REMEMBERED = 10_000
-"""Hosts without jobs of which something is remembered, for either reason; about 0.4 kB each. The oldest go first."""
+"""Hosts without jobs that are remembered in each of two tables, about 0.4 kB each. The oldest are forgotten first."""
 
 
 class Hosts:

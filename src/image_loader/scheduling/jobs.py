@@ -45,11 +45,12 @@ class Jobs:
 
     def refuse_if_down(self, task: Task, host: Host, now: float) -> bool:
         """Finish a task whose host is down, and return True; let one through where the host is to be asked again."""
-        if host.health.ask_at is None:
+        if host.health.ask_at is None or task.probed is host:
             return False
         failure = self.hosts.down_failure(host.origin, now)
         if failure is None:
             host.note(host.health.asked(now))
+            task.probed = host
             return False
         self.finish(task, failure, now)
         return True
@@ -132,8 +133,6 @@ class Jobs:
 
     def move(self, task: Task, host: Host, now: float) -> None:
         """Move a task to the host that is asked next. While that one answers, the host of the list counts it, too."""
-        if task.host is not host:
-            task.successes_seen = min(task.successes_seen, 0)  # They were those of the other host.
         task.host = host
         former_home, task.guest_of = task.guest_of, None
         if host.origin != task.job.url.origin and host.successes:
@@ -186,10 +185,10 @@ class Jobs:
         self._recall_all(host, now)
         tasks = list(host.take_all())
         is_busy = host.health.state is State.PAUSED
-        if is_busy and tasks and all(task.successes_seen >= 0 for task in tasks):
+        if is_busy and tasks and all(host.origin in task.successes_seen for task in tasks):
             host.note(host.health.spared())
         else:
             host.note(host.health.given_up(now))
             _LOG.debug("%s: given up", host.origin)
         for task in tasks:
-            self.finish(task, task.result if is_busy and task.successes_seen >= 0 else failure, now)
+            self.finish(task, task.result if is_busy and host.origin in task.successes_seen else failure, now)

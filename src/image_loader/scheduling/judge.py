@@ -46,6 +46,8 @@ class Judge:
         if result is not SAVED_BEFORE:
             task.host.keep_pace(seconds)
             self._answered(task.host, started, now)
+        elif task.host.health.ask_at is not None:
+            task.host.note(task.host.health.not_asked(now))
         self._jobs.finish(task, result, now)
         self._threads.note_end()
 
@@ -122,8 +124,12 @@ class Judge:
     def _refused(self, task: Task, failure: Failure, started: float, now: float) -> None:
         """Slow down a host that is busy, and have the task wait for its turn again, behind some others."""
         host = task.host
-        if host.successes > task.successes_seen:
-            task.refusals, task.successes_seen = task.refusals + 1, host.successes
+        seen = task.successes_seen
+        # The first refusal counts in any case.
+        if not seen or host.successes > seen.get(host.origin, 0):
+            task.refusals += 1
+        # They may be fewer than before: the host was forgotten since.
+        task.successes_seen = {**seen, host.origin: host.successes}
         if task.refusals > retry.REFUSALS and not host.health.refusals:
             # The host lets all others through: this image is the problem.
             self._jobs.change(host, host.health.reached(), now)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from image_loader.errors import LoaderError, OutOfThreadsError
+from image_loader.errors import OutOfThreadsError, PythonEndsError
 from image_loader.model import Failure, Job, Result
 from image_loader.scheduling.host import Host, Task
 from image_loader.transport import Connection
@@ -146,14 +146,12 @@ class Workers:
         self._short = False
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Have a thread do some work; ``OutOfThreadsError`` where there is not even one, ``LoaderError`` at exit."""
+        """Have a thread do some work; ``OutOfThreadsError`` where there is not even one, ``PythonEndsError``."""
         try:
             self._executor.submit(work)
         except RuntimeError as error:
             if "shutdown" in str(error):
-                raise LoaderError(
-                    "Python is ending: have the main thread wait for the thread that loads (Thread.join)"
-                ) from error
+                raise PythonEndsError from error
             # The work is queued before a thread for it is started (CPython 3.11 to 3.14): any thread will do it.
             if not self._begun:
                 raise OutOfThreadsError from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from image_loader.errors import DownloadError
 from image_loader.transport.failures import exchange_error, lost
-from image_loader.transport.response import ClosedEarlyError, NoStatusLineError, Response, is_torn
+from image_loader.transport.response import ClosedEarlyError, NoStatusLineError, Response, send
 from image_loader.transport.watchdog import Watch
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Connection:
         """Whether the peer stays, and has said nothing unasked."""
         events = self._poll.poll(0)
         # After the handshake of TLS 1.3, session tickets wait to be read with the first response.
-        tickets = not self.used and isinstance(self._stream, ssl.SSLSocket)
+        tickets = not self.used and self._pending is not None
         return not events or (tickets and events[0][1] == select.POLLIN)
 
     @property
@@ -113,7 +113,7 @@ class Connection:
         self._asking = True
         self._response = response = Response(self._stream)
         try:
-            self._send(request)
+            send(self._stream, request)
             response.read_head()
         except ClosedEarlyError as error:
             watch.check()
@@ -133,16 +133,6 @@ class Connection:
             raise exchange_error(TimeoutError() if late else error, answered=False) from error
         self._asking, self.used = False, True
         return response
-
-    def _send(self, request: bytes) -> None:
-        """Send a request. A server that closes meanwhile may have answered before: reading finds out."""
-        try:
-            self._stream.sendall(request)
-        except ConnectionError:
-            pass
-        except ssl.SSLError as error:
-            if not is_torn(error):
-                raise
 
     def rest(self) -> None:
         """Drop the last response until the next request."""

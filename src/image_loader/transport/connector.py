@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from image_loader.errors import DownloadError, LoaderError, OutOfThreadsError
 from image_loader.model import Reason
-from image_loader.transport import daemons, handshakes
+from image_loader.transport import daemons
+from image_loader.transport.admission import Admission
 from image_loader.transport.connection import Connection
 from image_loader.transport.dial import Dial, Tools
 from image_loader.transport.failures import connect_error
@@ -34,6 +35,9 @@ _LOG = logging.getLogger(__name__)
 Delivery = Callable[[str, Connection | DownloadError | LoaderError, float], None]
 """Takes an origin, what came of connecting to it, and when that was begun; called from other threads, and quick."""
 
+_MOST_HANDSHAKES = 256
+"""TLS handshakes at once: more than the hosts that are likely to accept connections and never shake hands. Each takes
+40 kB, and a connection that waits for its turn hardly any."""
 _MOST_TUNNELS = 64
 """Threads in which proxies are asked for tunnels."""
 _JOIN_TIME = 2.0
@@ -56,7 +60,7 @@ class Connector:
         deliver: Delivery,
         *,
         public_only: bool,
-        most_handshakes: int = handshakes.MOST,
+        most_handshakes: int = _MOST_HANDSHAKES,
     ) -> None:
         self._timeout = timeout
         self._deliver = deliver
@@ -77,7 +81,8 @@ class Connector:
             selector=self._selector,
             names=self._names,
             tunnels=self._tunnels,
-            handshakes=handshakes.Handshakes(most_handshakes),
+            handshakes=Admission(most_handshakes),
+            proxies=Admission(_MOST_TUNNELS),
             timeout=timeout,
             max_time=max_time,
             public_only=public_only,

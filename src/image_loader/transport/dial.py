@@ -6,16 +6,16 @@ import selectors
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from image_loader.errors import DownloadError, LoaderError, was_stopped
 from image_loader.model import Blame, Reason
-from image_loader.transport.addresses import is_public
+from image_loader.transport.addresses import Address, is_public
+from image_loader.transport.admission import Admission
 from image_loader.transport.daemons import Daemons
 from image_loader.transport.failures import at_proxy, connect_error, copied, handshake_error
-from image_loader.transport.handshakes import Handshakes
 from image_loader.transport.names import LookUp, Names
 from image_loader.transport.race import Race, Raced
 from image_loader.transport.routes import Route
@@ -31,6 +31,7 @@ class Phase(Enum):
     """The step that a dial is at."""
 
     LOOK_UP = "looking the name up"
+    WAITING = "waiting to ask a proxy"
     CONNECT = "connecting"
     QUEUED = "waiting to shake hands"
     """The connection stands, and only a close by the server is noticed."""
@@ -49,7 +50,8 @@ class Tools:
         selector: selectors.BaseSelector,
         names: Names,
         tunnels: Daemons,
-        handshakes: Handshakes,
+        handshakes: Admission,
+        proxies: Admission,
         timeout: float,
         max_time: float,
         public_only: bool,
@@ -61,6 +63,9 @@ class Tools:
         self.names = names
         self.tunnels = tunnels
         self.handshakes = handshakes
+        """Those that shake hands."""
+        self.proxies = proxies
+        """Those that connect to a proxy, and ask it for a tunnel."""
         self.timeout = timeout
         """Seconds that each step may take."""
         self.max_time = max_time
@@ -83,11 +88,12 @@ class Dial:
     """
 
     __slots__ = (
-        "_context", "_deadline", "_descriptor", "_phase", "_phase_end", "_race", "_socket", "_tls", "_tools",
-        "_tunnel", "begun", "due", "number", "route",
+        "_addresses", "_context", "_deadline", "_descriptor", "_phase", "_phase_end", "_race", "_socket", "_tls",
+        "_tools", "_tunnel", "begun", "due", "number", "route",
     )  # fmt: skip
 
     # What each phase works with; only while it lasts.
+    _addresses: Sequence[Address]  # WAITING
     _race: Race  # CONNECT
     _socket: socket.socket  # QUEUED, HANDSHAKE
     _descriptor: int  # QUEUED, HANDSHAKE
@@ -159,6 +165,7 @@ class Dial:
 
     def _let_go(self) -> None:
         """Free what the phase works with."""
+        self._leave(self._tools.proxies, Dial.begin_connect)
         match self._phase:
             case Phase.LOOK_UP:
                 self._tools.names.forget(self.route.host, self.number)
@@ -168,7 +175,7 @@ class Dial:
             case Phase.QUEUED | Phase.HANDSHAKE:
                 self._tools.selector.unregister(self._descriptor)
                 self._socket.close()
-                self._leave_handshakes()
+                self._leave(self._tools.handshakes, Dial.begin_handshake)
             case Phase.TUNNEL if self._tools.tunnels.withdraw(self.number):
                 self._tunnel.close()
             case Phase.TUNNEL:
@@ -187,10 +194,19 @@ class Dial:
             host = self.route.host
             self.end(DownloadError(Reason.PRIVATE_ADDRESS, f"{host} has an address that is not public"))
         else:
-            tools = self._tools
-            self._race = Race(answer, self.route.port, tools.timeout, tools.selector, self)
-            self._begin_phase(Phase.CONNECT, tools.timeout)
-            self._raced(self._race.try_next(time.monotonic()))
+            self._addresses = answer
+            if not self.route.tunnels or self._tools.proxies.enter(self.number):
+                self.begin_connect()
+            else:
+                self._begin_phase(Phase.WAITING, self._tools.max_time)
+
+    def begin_connect(self) -> None:
+        """Begin to connect; to a proxy, once there is a thread to ask it: it waits for a request for some seconds."""
+        tools = self._tools
+        self._race = Race(self._addresses, self.route.port, tools.timeout, tools.selector, self)
+        del self._addresses
+        self._begin_phase(Phase.CONNECT, tools.timeout)
+        self._raced(self._race.try_next(time.monotonic()))
 
     def _raced(self, result: Raced) -> None:
         """Take what has come of connecting so far."""
@@ -253,16 +269,11 @@ class Dial:
             self._end_handshake(handshake_error(error))
         else:
             self._tools.selector.unregister(self._descriptor)
-            self._leave_handshakes()
+            self._leave(self._tools.handshakes, Dial.begin_handshake)
             if self.route.within_tls:
                 self._begin_tunnel(self._tls)
             else:
                 self._done(self._tls)
-
-    def _leave_handshakes(self) -> None:
-        following = self._tools.handshakes.leave(self.number)
-        if following is not None:
-            self._tools.tell(following, Dial.begin_handshake)
 
     # Tunnels ---------------------------------------------------------------------------------------------------------
 
@@ -292,6 +303,7 @@ class Dial:
 
     def tunnel_built(self, tunnel: Tunnel) -> None:
         """Take what came of the tunnel: a plain socket to shake hands on, TLS within TLS, or an error."""
+        self._leave(self._tools.proxies, Dial.begin_connect)
         stream = tunnel.stream
         if tunnel.error is not None:
             tunnel.close()
@@ -304,6 +316,11 @@ class Dial:
             self._done(stream)
 
     # What several steps need -----------------------------------------------------------------------------------------
+
+    def _leave(self, admission: Admission, step: Callable[[Dial], None]) -> None:
+        """Make room for another dial, which then takes its step."""
+        if (following := admission.leave(self.number)) is not None:
+            self._tools.tell(following, step)
 
     def _begin_phase(self, phase: Phase, seconds: float) -> None:
         self._phase = phase

@@ -54,6 +54,8 @@ _CAUSES = {
 # An error within the server, or bytes that were changed on the way; neither side has to be set up anew (RFC 8446, 6).
 _PASSING = frozenset({"TLSV1_ALERT_INTERNAL_ERROR", "TLSV1_ALERT_USER_CANCELLED", "SSLV3_ALERT_BAD_RECORD_MAC",
                       "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"})  # fmt: skip
+# What is no TLS: in a handshake, most likely the wrong port; after it, of somebody in between.
+_GARBLED = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"})
 _UNKNOWN = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 # X509_V_ERR_…: no trusted authority has issued the certificate.
 _UNKNOWN_ISSUER = frozenset({18, 19, 20, 21})
@@ -127,7 +129,7 @@ def _detail(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         advice = "; --ca-bundle names the authorities to trust" if error.verify_code in _UNKNOWN_ISSUER else ""
         return f"the certificate is not trusted: {error.verify_message}{advice}"
-    reason = error.reason or "TLS handshake failed"
+    reason = error.reason or "TLS failed"
     return _CAUSES.get(reason, reason.lower().replace("_", " "))
 
 
@@ -136,6 +138,9 @@ def exchange_error(error: Exception, *, answered: bool) -> DownloadError:
     if isinstance(error, TimeoutError):
         detail = "nothing more came within the timeout" if answered else "no answer within the timeout"
         return DownloadError(Reason.TIMEOUT, detail, retryable=True, blame=Blame.IMAGE if answered else Blame.HOST)
+    if isinstance(error, ssl.SSLError) and error.reason in _GARBLED:
+        detail = "the server went on without TLS"
+        return DownloadError(Reason.TRUNCATED, detail, retryable=True) if answered else lost(detail)
     if isinstance(error, OSError) and answered:
         detail = _detail(error) if isinstance(error, ssl.SSLError) else error.strerror or str(error)
         return DownloadError(Reason.TRUNCATED, detail, retryable=True)

@@ -143,7 +143,11 @@ class Response:
         if self.complete:
             return b""
         if self._chunked:
-            return self._read_chunked(limit)
+            try:
+                return self._read_chunked(limit)
+            except DownloadError:
+                self._doubtful = True  # Nobody knows where a broken frame ends.
+                raise
         if self.length is None:
             data = self._read_some(limit)
             self.complete = not data
@@ -299,6 +303,17 @@ class Response:
         line = self._buffer[self._at : end]
         self._at = end
         return line
+
+
+def send(stream: Stream, request: bytes) -> None:
+    """Send a request. A server that closes meanwhile may have answered before: reading finds out."""
+    try:
+        stream.sendall(request)
+    except ConnectionError:
+        pass
+    except ssl.SSLError as error:
+        if not is_torn(error):
+            raise
 
 
 def _nothing(_limit: int) -> bytes:

@@ -12,7 +12,7 @@ from urllib3.util.ssltransport import SSLTransport
 from image_loader.errors import DownloadError
 from image_loader.model import Blame, Reason
 from image_loader.transport.failures import PROXY_LOGIN, at_proxy, exchange_error, handshake_error, lost
-from image_loader.transport.response import ClosedEarlyError, ConnectResponse
+from image_loader.transport.response import ClosedEarlyError, ConnectResponse, send
 from image_loader.transport.routes import Route, header_lines
 from image_loader.transport.tls import SUPPRESS_RAGGED_EOFS, server_hostname
 from image_loader.transport.watchdog import shut_down
@@ -75,7 +75,7 @@ class Tunnel:
     def _ask(self) -> None:
         host, port = self._route.target
         fields = {"Host": f"{host}:{port}", **(self._route.proxy.headers if self._route.proxy is not None else {})}
-        self._socket.sendall(f"CONNECT {host}:{port} HTTP/1.1\r\n{header_lines(fields)}\r\n".encode("latin-1"))
+        send(self._socket, f"CONNECT {host}:{port} HTTP/1.1\r\n{header_lines(fields)}\r\n".encode("latin-1"))
         answer = ConnectResponse(self._socket)
         answer.read_head()
         if not 200 <= answer.status < 300:
