@@ -293,6 +293,14 @@ def test_layout_of_a_run_is_remembered_for_the_next_one(directory: Directory) ->
     assert note.stat().st_mtime_ns == before, "it is not written again"
 
 
+def test_note_of_the_layout_that_has_another_hard_link_is_written_anew(directory: Directory, tmp_path: Path) -> None:
+    directory.note_layout("flat")
+    note = directory.path / ".image_loader" / "layout"
+    (tmp_path / "snapshot").hardlink_to(note)
+    assert directory.note_layout("host") == ""
+    assert (note.read_text(), (tmp_path / "snapshot").read_text()) == ("host\n", "flat\n")
+
+
 def test_layout_is_not_known_where_its_note_cannot_be_read(directory: Directory) -> None:
     (directory.path / ".image_loader" / "layout").mkdir()
     assert directory.note_layout("flat") == ""
@@ -1021,6 +1029,21 @@ def test_link_in_the_place_of_a_folder_is_not_followed(directory: Directory, out
     assert is_untouched(outside)
     assert is_old(directory)
     assert partials(directory) == []
+
+
+def test_folder_that_may_be_searched_and_written_but_not_read_takes_images(directory: Directory) -> None:
+    (directory.path / "host").mkdir(mode=0o300)
+    unprivileged(lambda: save(directory, "host/b.jpg", b"new"))
+    (directory.path / "host").chmod(0o755)
+    assert (directory.path / "host" / "b.jpg").read_bytes() == b"new"
+
+
+def test_folder_that_is_a_link_is_named_where_an_image_is_renamed_from_there(
+    directory: Directory, outside: Path
+) -> None:
+    with pytest.raises(DownloadError, match=r"images/host: Not a directory"):
+        directory.rename("host/a.jpg", "b.jpg")
+    assert is_untouched(outside)
 
 
 @pytest.mark.parametrize(

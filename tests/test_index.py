@@ -12,6 +12,7 @@ import resource
 import signal
 import sqlite3
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -320,20 +321,23 @@ def test_any_file_name_is_just_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
-def test_an_index_behind_a_symbolic_link_is_made_where_the_link_leads(tmp_path: Path) -> None:
+def test_an_index_that_is_named_by_a_symbolic_link_is_made_where_the_link_leads(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("target")
-    with Index(tmp_path / "link", NEVER):
+    with Index(tmp_path / "link", NEVER, named=True):
         pass
     assert (tmp_path / "target").is_file()
 
 
-def test_a_link_to_what_is_no_index_leaves_it_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis").write_bytes(b"victim")
+@pytest.mark.parametrize("content", [None, b"", b"victim", b"SQLite format 3\0" + bytes(1000)])
+def test_a_link_in_the_place_of_the_index_is_not_followed(tmp_path: Path, content: bytes | None) -> None:
+    thesis = tmp_path / "thesis"
+    if content is not None:
+        thesis.write_bytes(content)
     (tmp_path / "link").symlink_to("thesis")
-    with pytest.raises(IndexFileError, match="no index, but another file"):
+    with pytest.raises(IndexFileError, match="a link, which is not followed; name the file that it leads to"):
         Index(tmp_path / "link", NEVER)
-    assert {path.name for path in tmp_path.iterdir()} == {"link", "thesis"}
-    assert (tmp_path / "thesis").read_bytes() == b"victim"
+    assert {path.name for path in tmp_path.iterdir()} == {"link", *([] if content is None else ["thesis"])}
+    assert content is None or thesis.read_bytes() == content
 
 
 def test_an_index_that_lacks_a_descriptor_is_told_with_the_way_out(path: Path) -> None:
@@ -344,15 +348,86 @@ def test_an_index_that_lacks_a_descriptor_is_told_with_the_way_out(path: Path) -
         os.close(each)
 
 
-@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
-def test_a_link_in_the_place_of_a_file_beside_the_index_is_not_followed(path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+@pytest.mark.parametrize("opened", [Index, IndexCopy])
+def test_what_is_no_file_beside_the_index_is_neither_followed_nor_waited_for(
+    path: Path, suffix: str, kind: str, opened: type[Index]
+) -> None:
     fill(path, 1)
-    victim = path.with_name("victim")
+    victim, place = path.with_name("victim"), Path(f"{path}{suffix}")
     victim.write_bytes(b"victim")
-    Path(f"{path}{suffix}").symlink_to(victim)
-    with pytest.raises(IndexFileError, match=f"index.sqlite3{suffix}: a link, which is not followed"):
+    if kind == "link":
+        place.symlink_to(victim)
+    elif kind == "fifo":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    with pytest.raises(IndexFileError, match=f"index.sqlite3{suffix}: a link, or no regular file; remove it"):
+        Index(path, NEVER) if opened is Index else IndexCopy(path)
+    assert victim.read_bytes() == b"victim"
+
+
+def test_a_copy_does_not_wait_for_a_fifo(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(IndexFileError, match="not a regular file"):
+        IndexCopy(path)
+
+
+def test_a_journal_that_names_another_file_deletes_nothing(path: Path) -> None:
+    """It is what SQLite leaves where a transaction over several databases was cut off."""
+    fill(path, 1)
+    victim, name = path.with_name("victim"), os.fsencode(path.with_name("victim"))
+    victim.write_bytes(b"victim")
+    header = bytes.fromhex("d9d505f920a163d7") + struct.pack(">5I", 0, 0, 0, 512, 4096)
+    trailer = struct.pack(">I", 0x40000000 // 4096 + 1) + name
+    trailer += struct.pack(">II", len(name), sum(name)) + bytes.fromhex("d9d505f920a163d7")
+    Path(f"{path}-journal").write_bytes(header.ljust(512, b"\0") + trailer)
+    with pytest.raises(IndexFileError, match="-journal: names another file, which SQLite would delete"):
         Index(path, NEVER)
     assert victim.read_bytes() == b"victim"
+
+
+def test_a_journal_that_a_killed_program_has_left_is_no_hindrance(path: Path) -> None:
+    digests = fill(path, 3)
+    Path(f"{path}-journal").write_bytes(bytes(600))
+    with Index(path, NEVER) as index:
+        assert len(index.look_up(digests)) == 3
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER slow BEFORE INSERT ON image BEGIN SELECT count(*) FROM image; END",
+        "CREATE VIEW other AS SELECT 1",
+        "CREATE VIRTUAL TABLE other USING fts5(text)",
+    ],
+)
+def test_a_schema_with_more_than_an_index_has_is_not_used(
+    path: Path, caplog: pytest.LogCaptureFixture, statement: str
+) -> None:
+    digests = fill(path, 3)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(statement)
+    with pytest.raises(IndexFileError, match="is damaged; a run moves it aside"):
+        IndexCopy(path)
+    with Index(path, NEVER) as index:
+        assert index.look_up(digests) == {}
+    assert "moved aside" in caplog.text
+
+
+def test_an_index_goes_along_where_its_folder_is_moved(path: Path) -> None:
+    folder = path.parent / "folder"
+    folder.mkdir()
+    index = Index(folder / "index", NEVER)
+    claim(index, "u", "a.jpg")
+    folder.rename(path.parent / "moved")
+    claim(index, "v", "b.jpg")
+    record(index, "u", IMAGE)
+    index.close()
+    with Index(path.parent / "moved" / "index", NEVER) as moved:
+        assert known_image(moved, "u") == IMAGE
+        assert claimed_path(moved, "v", "c.jpg") == "b.jpg"
 
 
 @pytest.mark.parametrize("instead", ["another", "nothing"])
@@ -1166,7 +1241,7 @@ def test_a_copy_has_what_is_in_the_log_of_a_run_that_was_killed(path: Path, excl
 
 def test_a_copy_of_what_cannot_be_opened_is_a_clear_error(path: Path) -> None:
     path.mkdir()
-    with pytest.raises(IndexFileError, match="the index cannot be used: it cannot be"):
+    with pytest.raises(IndexFileError, match="not a regular file, so no index"):
         IndexCopy(path)
 
 

@@ -102,6 +102,15 @@ def test_a_driver_that_closes_the_directory_twice_closes_nothing_else(tmp_path: 
     assert not has_driver(directory.path)
 
 
+def test_an_empty_note_with_another_hard_link_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "images" / ".image_loader").mkdir(parents=True)
+    (tmp_path / "victim").touch()
+    (tmp_path / "images" / ".image_loader" / "partitions").hardlink_to(tmp_path / "victim")
+    with pytest.raises(DirectoryError, match="has another hard link; remove it"):
+        Partitions(tmp_path / "images", 256)
+    assert (tmp_path / "victim").read_bytes() == b""
+
+
 @pytest.mark.parametrize("name", ["", "cluster", "locks", "partitions", "driver"])
 def test_a_link_in_the_place_of_what_is_its_own_is_not_followed(tmp_path: Path, name: str) -> None:
     (tmp_path / "outside").mkdir()

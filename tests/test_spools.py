@@ -240,6 +240,18 @@ def test_a_task_is_refused_where_it_cannot_be_done(driven: Spools, directory: Pa
     assert task.fault(good) == "ca_bundle: /nowhere/to/be.pem: no such file or directory"
 
 
+def test_a_link_in_the_place_of_a_parts_folder_is_not_followed(
+    driven: Spools, directory: Partitions, server: Server, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (directory.path / "3f").symlink_to(outside)
+    driven.add(63, _line(1, server.url("/image/a.png")))
+    driven.flush()
+    assert task.run(_task(directory)).fault == f"{directory.path}/3f: a link, which is not followed; move it away"
+    assert list(outside.iterdir()) == []
+
+
 def test_a_directory_whose_locks_do_not_reach_a_worker_is_refused(tmp_path: Path) -> None:
     directory = Partitions(tmp_path, 256)
     spools = Spools(runs(tmp_path), "run", OWN)

@@ -122,9 +122,10 @@ def _check(task: Task) -> Settings:
         from image_loader.decoding.pool import require_verify
 
         require_verify()
-    return settings._replace(
-        directory=task.directory / partitions.name(task.partition), cluster=None, one_processor=False, exclusive=True
-    )
+    directory = task.directory / partitions.name(task.partition)
+    if directory.is_symlink():
+        raise ClusterError(f"{directory}: a link, which is not followed; move it away")
+    return settings._replace(directory=directory, cluster=None, one_processor=False, exclusive=True)
 
 
 @contextmanager

@@ -257,6 +257,10 @@ class Directory(View):
         """Remember the layout of a run; return that of the last one, or nothing where it is not known."""
         with suppress(OSError):
             descriptor = os.open(_LAYOUT, _MAKE, 0o666, dir_fd=self._root.descriptor)
+            if os.fstat(descriptor).st_nlink > 1:  # Of a snapshot, or of a file elsewhere, which must not change.
+                os.close(descriptor)
+                os.unlink(_LAYOUT, dir_fd=self._root.descriptor)
+                descriptor = os.open(_LAYOUT, _MAKE | os.O_EXCL, 0o666, dir_fd=self._root.descriptor)
             try:
                 former = os.pread(descriptor, _LAYOUT_SIZE, 0).decode(errors="replace").strip()
                 if former != layout:

@@ -75,7 +75,7 @@ class Index:
     moved aside before, so that the next run begins anew.
     """
 
-    _inode: int | None = None
+    _place: index_file.Place | None = None
     """That of the file; None for a copy."""
 
     def __init__(
@@ -94,10 +94,9 @@ class Index:
         wait for other programs. While it is open ``exclusive``, no other program can read or write it.
         """
         self._begin(path, flush_interval, is_ending)
-        self._named = named
-        # A link was made by the user, or by whoever wants another file written to.
-        named = named or path.is_symlink()
-        self._connection, self._inode = index_file.connect(self.path, self._patience, named=named, exclusive=exclusive)
+        if not named and path.is_symlink():
+            raise IndexFileError(f"{path}: a link, which is not followed; name the file that it leads to with --index")
+        self._connection, self._place = index_file.connect(self.path, self._patience, named=named, exclusive=exclusive)
 
     def _begin(self, path: Path, flush_interval: float, is_ending: Callable[[], bool]) -> None:
         # Absolute: SQLite gives a meaning of their own to names such as ":memory:" and "file:a?b".
@@ -239,6 +238,9 @@ class Index:
             self.flush()
         finally:
             self._connection.close()
+            place, self._place = self._place, None
+            if place is not None:
+                place.close()
 
     def _following(self, digests: Sequence[bytes]) -> dict[bytes, Record]:
         """Select those that come next in the order of the rows: consecutive rows cost half as much."""
@@ -281,7 +283,7 @@ class Index:
         try:
             with self._connection:
                 self._patience.out(lambda: self._connection.execute(begin))
-                if begin == _WRITING and not self._is_in_place():
+                if begin == _WRITING and self._place is not None and not self._place.holds():
                     self._abandoned = True
                     raise IndexFileError(
                         f"{self.path}: the index was moved away or deleted during the run; run again (images stay)"
@@ -292,17 +294,12 @@ class Index:
                 self._abandon(error)
             raise index_file.failure(self.path, error) from error
 
-    def _is_in_place(self) -> bool:
-        found = index_file.inode(self.path)
-        # Where all of the directory was moved, its owner tells.
-        return self._inode in (None, found) or (found is None and not self._named and not self.path.parent.exists())
-
     def _abandon(self, error: sqlite3.Error) -> NoReturn:
         self._abandoned = True
         self._connection.close()
         with index_file.alone(self.path.parent):
             # Another process may have found the damage before us, and begun anew under the same name.
-            if index_file.inode(self.path) == self._inode:
+            if self._place is not None and self._place.holds():
                 index_file.move_aside(self.path)
         raise IndexFileError(
             f"{self.path}: the index is damaged and was moved aside; run again, and a new one is begun (images stay)"

@@ -25,6 +25,7 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
 _MAGIC = b"SQLite format 3\0"
+_SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
 _APPLICATION_ID = 0x696D6C64
 _VERSION = 3
 _MODE = 0o666
@@ -36,12 +37,16 @@ _BUSY_TIMEOUT = 0.5
 """Seconds of that patience which are SQLite's own: as long as it waits, no signal takes effect."""
 _LOCK_POLL = 0.02
 """Seconds between two tries."""
+_COPY_TRIES = 3
+"""Times to copy files that another program changes meanwhile."""
 
 _SETTINGS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = NORMAL",
     "PRAGMA cache_size = -4000",
+    "PRAGMA trusted_schema = OFF",
 )
+_FOREIGN = "SELECT 1 FROM sqlite_master WHERE type IN ('trigger', 'view') OR sql LIKE 'CREATE VIRTUAL%'"
 _NONE = type(None)
 COLUMNS: dict[str, tuple[type, ...]] = {
     "digest": (bytes,),
@@ -174,12 +179,39 @@ class Patience:
         return time.monotonic() - begun > (_LAST_PATIENCE if self._is_ending() else _LOCK_PATIENCE)
 
 
-def connect(path: Path, patience: Patience, *, named: bool, exclusive: bool) -> tuple[sqlite3.Connection, int | None]:
-    """Open the index, or make it; see ``Index``. Return the inode of its file, too. Raises ``IndexFileError``."""
+class Place:
+    """Where the file of an index is: its folder, with which it may be moved, and its inode."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the folder; raises ``OSError``."""
+        self._name = path.name
+        self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._inode = self._found()
+
+    def holds(self) -> bool:
+        """Whether the file is there, and no other one in its place."""
+        return self._found() == self._inode
+
+    def close(self) -> None:
+        """Close the folder."""
+        os.close(self._folder)
+
+    def _found(self) -> int | None:
+        with suppress(OSError):
+            return os.stat(self._name, dir_fd=self._folder).st_ino
+        return None
+
+
+def connect(path: Path, patience: Patience, *, named: bool, exclusive: bool) -> tuple[sqlite3.Connection, Place]:
+    """Open the index, or make it; see ``Index``. Return its place as well. Raises ``IndexFileError``."""
     try:
         with alone(path.parent):
             connection = patience.out(lambda: _connect_or_begin_anew(path, named=named, exclusive=exclusive))
-            return connection, inode(path)
+            try:
+                return connection, Place(path)
+            except OSError as error:
+                connection.close()
+                raise IndexFileError(f"{path}: the index cannot be used: {error.strerror}; see ulimit -n") from error
     except sqlite3.Error as error:
         raise failure(path, error) from error
 
@@ -198,6 +230,9 @@ def copied(path: Path, patience: Patience) -> sqlite3.Connection:
     except TimeoutError as error:
         connection.close()
         raise IndexFileError(f"{path}: the index cannot be used: {_HINTS[sqlite3.SQLITE_BUSY]}") from error
+    except OSError as error:
+        connection.close()
+        raise IndexFileError(f"{path}: the index cannot be copied: {error.strerror}") from error
     except (sqlite3.Error, UnicodeDecodeError) as error:
         connection.close()
         if isinstance(error, sqlite3.Error) and not _is_unusable(error):
@@ -213,6 +248,9 @@ def _copy(path: Path, target: sqlite3.Connection, patience: Patience) -> None:
     # What is in the log of a run that was killed, or is under way, counts. Without a log, or where it cannot be read
     # with a file beside it being written, the index is read as it stands.
     log, memory = (Path(f"{path}{suffix}") for suffix in ("-wal", "-shm"))
+    _require_safe_companions(path)
+    if not path.is_file():
+        raise IndexFileError(f"{path}: not a regular file, so no index")
     if log.exists() and memory.exists():
         try:
             _copy_with(path, "mode=ro&readonly_shm=1", target, patience)
@@ -232,10 +270,22 @@ def _copy_with_log(path: Path, log: Path, target: sqlite3.Connection, patience: 
     from shutil import copyfile
     from tempfile import TemporaryDirectory
 
+    files = (path, log)
     with TemporaryDirectory() as folder:
-        for file in (path, log):
-            copyfile(file, Path(folder, file.name))
+        for _ in range(_COPY_TRIES):
+            before = [_state(file) for file in files]
+            for file in files:
+                copyfile(file, Path(folder, file.name))
+            if [_state(file) for file in files] == before:
+                break
+        else:
+            raise TimeoutError
         _copy_with(Path(folder, path.name), "mode=rw", target, patience)
+
+
+def _state(file: Path) -> tuple[int, int, int]:
+    state = file.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _copy_with(path: Path, parameters: str, target: sqlite3.Connection, patience: Patience) -> None:
@@ -298,10 +348,8 @@ def _require_file(path: Path) -> None:
     It is never opened here once it is there: closing it would drop the locks that another connection of this process
     holds on it (POSIX advisory locks belong to process and inode).
     """
-    for suffix in ("-wal", "-shm"):
-        if os.path.islink(f"{path}{suffix}"):  # noqa: PTH114
-            raise IndexFileError(f"{path}{suffix}: a link, which is not followed; remove it")
     try:
+        _require_safe_companions(path)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _MODE))
         regular = stat.S_ISREG(path.stat().st_mode)
@@ -315,6 +363,20 @@ def _require_file(path: Path) -> None:
         raise IndexFileError(
             f"{path}: the index, or its directory, is not writable; change its permissions, or use --index"
         )
+
+
+def _require_safe_companions(path: Path) -> None:
+    """Refuse what SQLite would follow, wait for or delete, where the files that it keeps beside the index should be."""
+    for suffix in ("-wal", "-shm", "-journal"):
+        companion = f"{path}{suffix}"
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.lstat(companion).st_mode):
+                raise IndexFileError(f"{companion}: a link, or no regular file; remove it")
+    with suppress(FileNotFoundError), open(f"{path}-journal", "rb") as journal:  # noqa: PTH123
+        journal.seek(max(0, journal.seek(0, os.SEEK_END) - len(_SUPER_JOURNAL)))
+        # It ends like this where it names a journal of several databases, which is deleted after a rollback.
+        if journal.read() == _SUPER_JOURNAL:
+            raise IndexFileError(f"{path}-journal: names another file, which SQLite would delete; remove it")
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -336,6 +398,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             for statement in _missing(version) if schema else _SCHEMA:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
+    if connection.execute(_FOREIGN).fetchone():
+        raise sqlite3.OperationalError("triggers or views, which an index does not have")
     connection.execute(SELECT + "FALSE").fetchone()  # Fails where the schema is damaged.
 
 
@@ -377,13 +441,6 @@ def move_aside(path: Path) -> Path:
 def _was_database(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(_MAGIC)) == _MAGIC
-
-
-def inode(path: Path) -> int | None:
-    """Return the inode of the index, None where it is gone."""
-    with suppress(OSError):
-        return path.stat().st_ino
-    return None
 
 
 def code(error: sqlite3.Error) -> int | None:

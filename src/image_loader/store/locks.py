@@ -49,7 +49,7 @@ class Presence:
         self._descriptor = _opened(path, folder, os.O_RDONLY | os.O_CREAT)
         try:
             if self._descriptor is not None and not wait(self._descriptor, SHARED, _PATIENCE):
-                raise TimeoutError(errno.ETIMEDOUT, "another run deletes images there, and does not go on", path)
+                raise TimeoutError(errno.ETIMEDOUT, "another run deletes images there, and does not end; end it", path)
         except BaseException:
             self.close()
             raise

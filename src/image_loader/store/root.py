@@ -27,7 +27,8 @@ NAME_REFUSED = frozenset({errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG})
 """What a file system answers to a name that it does not take."""
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_OPEN_FOLDER = _OPEN | os.O_NOFOLLOW
+# To be passed through, a folder need not be readable.
+_OPEN_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OF_ONE_FILE = NAME_REFUSED | {
     errno.EACCES,
     errno.EBUSY,
@@ -46,17 +47,17 @@ _HINTS = {
     errno.EDQUOT: "have the quota raised",
     errno.EEXIST: "move that file away",
     errno.EMFILE: "see ulimit -n",
+    errno.ELOOP: "move that link away",
     errno.ENFILE: "see ulimit -n",
     errno.ENOENT: "put the directory back",
     errno.ENOSPC: "free some space",
     errno.ENOTDIR: "move that file away",
-    errno.ETIMEDOUT: "wait for the end of that run, or end it",
     errno.EPERM: "grant the right to write there",
     errno.EROFS: "make the file system writable",
 }
 _NO_FOLDER = "a file or a link is in the place of this folder; move it away, or use it as a DIRECTORY of its own"
 _HINTS_OF_ONE_FILE = {
-    errno.ELOOP: _NO_FOLDER,
+    errno.ELOOP: "a link is in its place; remove it",
     errno.ENOTDIR: _NO_FOLDER,
     errno.EXDEV: "its folder is on another file system than DIRECTORY; unmount it there, or use it as a DIRECTORY "
     "of its own",
@@ -158,7 +159,10 @@ class Root:
             path = file
             yield descriptor, name.encode()
         except OSError as error:
-            error.filename, error.filename2 = path, None
+            if error.errno == errno.ELOOP:  # What other systems than Linux say of a link.
+                error.errno, error.strerror = errno.ENOTDIR, os.strerror(errno.ENOTDIR)
+            if isinstance(error.filename2 or error.filename, bytes):  # Otherwise it is told already.
+                error.filename, error.filename2 = path, None
             raise
         finally:
             for descriptor in opened:
