@@ -50,6 +50,7 @@ TAG = '"strong"'
 KEPT = (f"ETag: {TAG}", "Accept-Ranges: bytes")
 CUT = plays(whole(BODY, *KEPT)[:-2000], End.CLOSE)
 MODIFIED = "Sun, 06 Nov 1994 08:49:37 GMT"
+BUSY = (429, 503)
 
 Script = Callable[[Request], Iterable[Any]]
 
@@ -250,7 +251,7 @@ def test_an_encoded_image_is_saved_decoded(house: House) -> None:
 @pytest.mark.parametrize(
     ("status", "retryable"),
     [
-        *[(status, True) for status in (408, 425, 429, 500, 502, 503, 504)],
+        *[(status, True) for status in (408, 425, 500, 502, 504, *BUSY)],
         *[(status, True) for status in (509, 520, 521, 522, 523, 524, 529, 530)],
         *[(status, False) for status in (201, 204, 205, 206, 226, 300, 304, 400, 401, 403, 404, 410, 416, 451)],
         *[(status, False) for status in (501, 505, 999)],
@@ -261,7 +262,7 @@ def test_a_status_other_than_200_fails_and_leaves_the_old_image(house: House, st
         failure = house.failure(known(server, house)._replace(validators=Validators()))
     assert failure.reason is (Reason.PROTOCOL if status == 304 else Reason.HTTP_STATUS)
     assert (failure.http_status, failure.retryable) == (status, retryable)
-    assert failure.blame is (Blame.HOST if status in (429, 503) else Blame.IMAGE)
+    assert failure.blame is (Blame.HOST if status in BUSY else Blame.IMAGE)
     assert_untouched(house)
 
 
@@ -270,7 +271,9 @@ def test_what_to_do_about_a_proxy_that_wants_a_login_is_said(house: House) -> No
         assert "user and password into the proxy's URL" in house.failure(job(server)).detail
 
 
-@pytest.mark.parametrize(("status", "seconds"), [(429, 7.0), (503, 7.0), (500, None), (522, None), (404, None)])
+@pytest.mark.parametrize(
+    ("status", "seconds"), [*[(busy, 7.0) for busy in BUSY], (500, None), (522, None), (404, None)]
+)
 def test_retry_after_is_heeded_where_it_means_something(house: House, status: int, seconds: float | None) -> None:
     with Scripted(plays(head("Retry-After: 7", "Content-Length: 0", status=f"{status} No"))) as server:
         assert house.failure(job(server)).retry_after == seconds

@@ -21,9 +21,10 @@ import pytest
 
 import image_loader
 from image_loader.cli.results import COLUMNS
+from image_loader.formats import EXTENSIONS
 from image_loader.lists.naming import candidates
 from image_loader.model import Layout, Outcome, Reason, Status
-from image_loader.scheduling.retry import TRANSIENT_STATUSES
+from image_loader.scheduling.retry import BUSY_STATUSES, TRANSIENT_STATUSES
 from image_loader.settings import all_options
 from image_loader.url import parse
 from server import Server
@@ -227,6 +228,21 @@ def test_the_statuses_that_are_retried_are_named(page: str) -> None:
     assert named is not None
     spans = [re.findall(r"\d+", part) for part in re.split(r",|and", named[1])]
     assert {status for span in spans for status in range(int(span[0]), int(span[-1]) + 1)} == TRANSIENT_STATUSES
+
+
+@pytest.mark.parametrize(
+    "page", ["decisions.rst", "reference/options.rst", "reference/reasons.rst", "understanding/scheduling.rst"]
+)
+def test_the_statuses_of_a_busy_host_are_named(page: str) -> None:
+    assert {status for status in BUSY_STATUSES if str(status) not in _page(page)} == set()
+
+
+@pytest.mark.parametrize(("page", "begin"), [("reference/options.rst", "   --sniff\n"), ("reference/answers.rst", "")])
+def test_the_formats_that_are_known_are_named(page: str, begin: str) -> None:
+    text = " ".join(_page(page).partition(begin)[2].split() if begin else _page(page).split())
+    names = {"APNG": "PNG", "JP2": "JPEG 2000", "JPG": "JPEG", "JXL": "JPEG XL", "TIF": "TIFF", "WEBP": "WebP"}
+    known = {extension.removeprefix(".").upper() for extension in EXTENSIONS.values()}
+    assert {name for each in known if (name := names.get(each, each)) not in text} == set()
 
 
 def test_every_layout_is_described() -> None:

@@ -118,7 +118,9 @@ def test_every_option_has_an_entry_of_its_own() -> None:
 
 def test_what_is_not_given_has_its_default() -> None:
     command = parse(["urls.txt", "images"], DEFAULTS, {})
-    assert command[1:] == ("urls.txt", None, None, None, 0, False, None)
+    _, urls, *others = command
+    assert urls == "urls.txt"
+    assert not any(others)
     assert not [value for value in (*command, *settings_of(command.settings)) if isinstance(value, Option)]
 
 

@@ -172,8 +172,8 @@ class Settings(NamedTuple):
         "where to store what is known of each image (default: DIRECTORY/.image_loader/index.sqlite3)",
     )
     one_processor: bool = False
+    """Whether this process stays on one processor once it downloads."""
     exclusive: bool = False
-    """Whether no other run may have the index meanwhile."""
     """Whether no other run may have the index meanwhile."""
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ _SLOW_START = 3
 _GROWTH = 4
 """Factor of the attempts at once with each answer, until the limit is reached."""
 
-# A host that refuses requests (429, 503) without a word about when to come back is slowed down: fewer at once, and a
+# A host that is busy, and refuses requests, without a word about when to come back is slowed down: fewer at once, and a
 # longer interval; while it refuses all, one at a time after pauses of 1, 2, 4 … s. Each success gives a little of that
 # back. The tests simulate it with fixed and sliding windows, token buckets and outages, at 1 and 50 ms: at most twice
 # the time that the limit allows, and 1.3 requests an image on average.
@@ -42,8 +42,8 @@ _KNOWN_PATIENCE = 2
 """Factor of the patience with a host that has let images through: many limits are those of a minute."""
 
 
-# What leads from one state to another. "Refused" is 429 or 503, "missed" is no connection or no answer, "answered" is
-# everything else. The caller gives a host up (``is_over``) or spares it.
+# What leads from one state to another. "Refused" is a busy status, "missed" is no connection or no answer, "answered"
+# is everything else. The caller gives a host up (``is_over``) or spares it.
 #
 # ========  ===================  ========================  ===========================  ==============================
 # State     answered             refused                   missed                       later
@@ -220,7 +220,7 @@ class Health(NamedTuple):
         return health._sped_up()
 
     def refused(self, now: float, started: float, pause: float | None, successes: int) -> Self:
-        """Note that the host is busy (429, 503), and the ``pause`` that it asked for, if it did."""
+        """Note that the host is busy, and the ``pause`` that it asked for, if it did."""
         health = self.reached()
         asked = None if pause is None else min(max(pause, _FIRST_PAUSE), self.policy.longest_pause)
         if started <= max(health.slowed_at, health.given_up_at):
