@@ -185,7 +185,7 @@ class Place:
     def __init__(self, path: Path) -> None:
         """Open the folder; raises ``OSError``."""
         self._name = path.name
-        self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._folder = os.open(path.parent, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
         self._inode = self._found()
 
     def holds(self) -> bool:
