@@ -847,7 +847,7 @@ def test_a_name_that_does_not_exist_is_remembered_without_jobs() -> None:
     assert house.reasons() == [Reason.DNS, Reason.HOST_DOWN]
 
 
-def _asked_again(house: House) -> None:
+def _given_up(house: House) -> None:
     """Have a host given up, and let time pass until it is to be asked again."""
     house.refusing["http://down"] = RESET
     house.add(*urls("down", 5))
@@ -857,6 +857,11 @@ def _asked_again(house: House) -> None:
     while house.scheduler.down_failure("http://down"):
         house.advance(0.5)
     house.finished.clear()
+
+
+def _asked_again(house: House) -> None:
+    """Have a host given up, and let it be asked again by one job."""
+    _given_up(house)
     house.add("http://down/probe.jpg")
 
 
@@ -876,6 +881,28 @@ def test_the_job_that_asks_a_host_which_was_given_up_may_come_back_to_it(how: st
     house.step()
     assert [end.result for end in house.finished] == [ANSWER]
     assert house.scheduler.down_failure("http://down") is None
+
+
+def test_the_job_that_asks_a_host_which_was_given_up_may_be_redirected_there_once_more() -> None:
+    house = House({"per_host": 1})
+    _given_up(house)
+    house.add("http://home/a.jpg")
+    house.step(to("http://down/a.jpg", house.running[0].job), "home")
+    house.step(STOPPED, "down")
+    while not house.on("home"):
+        house.advance(0.05)
+    house.step(to("http://down/a.jpg", house.running[0].job), "home")
+    house.step(ANSWER, "down")
+    assert [end.result for end in house.finished] == [ANSWER]
+
+
+def test_a_job_that_was_under_way_when_its_host_was_given_up_does_not_have_it_asked_again() -> None:
+    house = House({"per_host": 4, "host_failures": 1, "retries": 0})
+    house.add(*urls("down", 3))
+    house.step(Failure(Reason.DNS, "unknown", blame=Blame.HOST))
+    while house.running:
+        house.step(SAVED_BEFORE)
+    assert house.scheduler.down_failure("http://down") is not None
 
 
 def test_a_host_that_was_given_up_is_asked_by_the_next_job_where_the_first_one_had_not_to_ask() -> None:
@@ -1422,6 +1449,26 @@ def test_refusals_while_a_host_behind_redirects_refuses_all_do_not_count_against
             house.step(result, "cdn")
         house.advance(0.05)
     assert house.reasons() == []
+
+
+def test_refusals_of_a_host_behind_redirects_that_is_forgotten_in_between_are_counted() -> None:
+    house = House({"retries": 0, "per_host": 1, "threads": 2})
+    house.add("http://home/bad.jpg")
+    refused = 0
+    while house.scheduler.pending:
+        while house.running:
+            job = house.running[0].job
+            if job.hop is None:
+                house.step(to(f"http://cdn{job.url.path}", job), job.url.origin)
+            elif "bad" in job.url.path:
+                refused += 1
+                house.step(BUSY, "cdn")
+                house.add(f"http://other/{refused}.jpg")
+            else:
+                house.step(ANSWER, "cdn")
+        house.advance(0.05)
+        assert refused < 30
+    assert house.reasons() == [Reason.HTTP_STATUS]
 
 
 def test_refusals_of_two_hosts_are_counted_by_what_each_lets_through() -> None:

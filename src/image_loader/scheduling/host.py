@@ -18,14 +18,14 @@ _PACE_WEIGHT = 1 / 4
 """Weight of the last answer in a host's average pace."""
 
 
-_NEVER: dict[str, int] = {}
+_NEVER: dict[str, tuple[Host, int]] = {}
 
 
 class Task:
     """A job on its way through the scheduler; only the scheduler's own thread writes here."""
 
-    __slots__ = ("attempts", "due", "failures", "finished", "guest_of", "host", "job", "probed", "refusals", "result",
-                 "seconds", "stopped", "successes_seen")  # fmt: skip
+    __slots__ = ("asks_again", "attempts", "due", "failures", "finished", "guest_of", "host", "job", "refusals",
+                 "refused_by", "result", "seconds", "stopped")  # fmt: skip
 
     result: Result
     """That of the last attempt."""
@@ -45,10 +45,10 @@ class Task:
         """Attempts that use up its retries."""
         self.refusals = 0
         """Attempts that a busy host refused while it let other jobs through."""
-        self.successes_seen: dict[str, int] = _NEVER
-        """The successes of each host that refused it, by origin, when it did so last."""
-        self.probed: Host | None = None
-        """A host that was down, and that this job was let through to: it may come back to it until it has ended."""
+        self.refused_by: dict[str, tuple[Host, int]] = _NEVER
+        """The hosts that refused it, by origin, and the successes that each one had when it did so last."""
+        self.asks_again: tuple[str, float] | None = None
+        """The origin of a host that is down, and when it was given up: this job was let through to it."""
         self.stopped = False
         """Whether it was tried again since this process was stopped."""
         self.due = 0.0
@@ -170,6 +170,10 @@ class Host:
     def keep_pace(self, seconds: float) -> None:
         """Note how long an answer took."""
         self.pace = seconds if self.pace is None else self.pace + _PACE_WEIGHT * (seconds - self.pace)
+
+    def is_asked_again_by(self, task: Task) -> bool:
+        """Tell whether this is the job that was let through to it since it was given up."""
+        return task.asks_again == (self.origin, self.health.given_up_at)
 
     # The jobs that wait -----------------------------------------------------------------------------------------------
 

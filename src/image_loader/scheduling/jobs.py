@@ -45,12 +45,12 @@ class Jobs:
 
     def refuse_if_down(self, task: Task, host: Host, now: float) -> bool:
         """Finish a task whose host is down, and return True; let one through where the host is to be asked again."""
-        if host.health.ask_at is None or task.probed is host:
+        if host.health.ask_at is None or host.is_asked_again_by(task):
             return False
         failure = self.hosts.down_failure(host.origin, now)
         if failure is None:
             host.note(host.health.asked(now))
-            task.probed = host
+            task.asks_again = (host.origin, host.health.given_up_at)
             return False
         self.finish(task, failure, now)
         return True
@@ -185,10 +185,10 @@ class Jobs:
         self._recall_all(host, now)
         tasks = list(host.take_all())
         is_busy = host.health.state is State.PAUSED
-        if is_busy and tasks and all(host.origin in task.successes_seen for task in tasks):
+        if is_busy and tasks and all(host.origin in task.refused_by for task in tasks):
             host.note(host.health.spared())
         else:
             host.note(host.health.given_up(now))
             _LOG.debug("%s: given up", host.origin)
         for task in tasks:
-            self.finish(task, task.result if is_busy and host.origin in task.successes_seen else failure, now)
+            self.finish(task, task.result if is_busy and host.origin in task.refused_by else failure, now)

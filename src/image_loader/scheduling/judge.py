@@ -46,7 +46,7 @@ class Judge:
         if result is not SAVED_BEFORE:
             task.host.keep_pace(seconds)
             self._answered(task.host, started, now)
-        elif task.host.health.ask_at is not None:
+        elif task.host.health.ask_at is not None and task.host.is_asked_again_by(task):
             task.host.note(task.host.health.not_asked(now))
         self._jobs.finish(task, result, now)
         self._threads.note_end()
@@ -124,12 +124,11 @@ class Judge:
     def _refused(self, task: Task, failure: Failure, started: float, now: float) -> None:
         """Slow down a host that is busy, and have the task wait for its turn again, behind some others."""
         host = task.host
-        seen = task.successes_seen
-        # The first refusal counts in any case.
-        if not seen or host.successes > seen.get(host.origin, 0):
-            task.refusals += 1
-        # They may be fewer than before: the host was forgotten since.
-        task.successes_seen = {**seen, host.origin: host.successes}
+        # A host that was forgotten since counts its successes anew.
+        refused_by, seen = task.refused_by.get(host.origin, (host, 0))
+        if not task.refused_by or host.successes > (seen if refused_by is host else 0):
+            task.refusals += 1  # The first one counts in any case.
+        task.refused_by = {**task.refused_by, host.origin: (host, host.successes)}
         if task.refusals > retry.REFUSALS and not host.health.refusals:
             # The host lets all others through: this image is the problem.
             self._jobs.change(host, host.health.reached(), now)

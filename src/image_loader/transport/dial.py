@@ -139,6 +139,8 @@ class Dial:
         if now < self._phase_end:
             if self._phase is Phase.CONNECT:
                 self._raced(self._race.try_next(now))
+        elif self._phase is Phase.WAITING and not was_stopped(self._deadline):
+            self._end_connect(connect_error(TimeoutError()))
         elif now >= self._deadline:
             self.end(unanswered(end_error(Reason.DEADLINE, stopped=was_stopped(self._deadline))))
         else:
