@@ -297,7 +297,7 @@ def test_note_of_the_layout_that_has_another_hard_link_is_written_anew(directory
     directory.note_layout("flat")
     note = directory.path / ".image_loader" / "layout"
     (tmp_path / "snapshot").hardlink_to(note)
-    assert directory.note_layout("host") == ""
+    assert directory.note_layout("flat") == directory.note_layout("host") == "flat"
     assert (note.read_text(), (tmp_path / "snapshot").read_text()) == ("host\n", "flat\n")
 
 
@@ -1046,6 +1046,12 @@ def test_folder_that_is_a_link_is_named_where_an_image_is_renamed_from_there(
     assert is_untouched(outside)
 
 
+def test_what_is_in_the_way_of_a_new_name_is_named(directory: Directory) -> None:
+    (directory.path / "folder" / "b.jpg").mkdir(parents=True)
+    with pytest.raises(DownloadError, match=r"folder/b.jpg: Is a directory"):
+        directory.rename("a.jpg", "folder/b.jpg")
+
+
 @pytest.mark.parametrize(
     "file",
     ["../b.jpg", "/b.jpg", "host/../../b.jpg", ".image_loader/index.sqlite3", ".b.jpg", "", "a//b.jpg", "./b.jpg"],
@@ -1067,6 +1073,7 @@ def test_folder_that_others_remove_while_it_is_empty_is_made_again(directory: Di
     def remove() -> None:
         while not stop.is_set():
             directory.remove("host/gone.jpg")
+            time.sleep(0.0002)
 
     with ThreadPoolExecutor(1) as executor:
         removing = executor.submit(remove)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import json
 import logging
@@ -395,25 +396,56 @@ def test_a_journal_that_a_killed_program_has_left_is_no_hindrance(path: Path) ->
         assert len(index.look_up(digests)) == 3
 
 
+HIDDEN = """PRAGMA writable_schema = ON;
+CREATE TRIGGER slow BEFORE INSERT ON image BEGIN SELECT count(*) FROM image; END;
+UPDATE sqlite_master SET type = 'Trigger' WHERE type = 'trigger'"""
+
+
 @pytest.mark.parametrize(
-    "statement",
+    "script",
     [
         "CREATE TRIGGER slow BEFORE INSERT ON image BEGIN SELECT count(*) FROM image; END",
-        "CREATE VIEW other AS SELECT 1",
-        "CREATE VIRTUAL TABLE other USING fts5(text)",
+        "CREATE VIEW slow AS SELECT 1",
+        "CREATE VIRTUAL TABLE slow USING fts5(text)",
+        HIDDEN,
     ],
 )
-def test_a_schema_with_more_than_an_index_has_is_not_used(
-    path: Path, caplog: pytest.LogCaptureFixture, statement: str
-) -> None:
-    digests = fill(path, 3)
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_schema_that_may_run_code_is_refused_before_anything_is_done(path: Path, script: str, version: int) -> None:
+    fill(path, 3)
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute(statement)
-    with pytest.raises(IndexFileError, match="is damaged; a run moves it aside"):
+        connection.executescript(script)
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.commit()
+    with pytest.raises(IndexFileError, match=r"has a trigger, a view or a virtual table \('slow"):
+        Index(path, NEVER)
+    with pytest.raises(IndexFileError, match=r"has a trigger, a view or a virtual table \('slow"):
         IndexCopy(path)
-    with Index(path, NEVER) as index:
-        assert index.look_up(digests) == {}
-    assert "moved aside" in caplog.text
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM image").fetchone() == (3,)
+
+
+def test_an_index_that_is_dropped_leaves_no_file_open(path: Path) -> None:
+    for _ in range(5):
+        Index(path, NEVER)
+    gc.collect()
+    assert not [each for each in Path("/proc/self/fd").iterdir() if str(path.parent) in os.path.realpath(each)]
+
+
+def test_another_index_at_the_old_place_of_a_damaged_one_is_left_alone(path: Path) -> None:
+    folder = path.parent / "folder"
+    folder.mkdir()
+    index = Index(folder / "index", NEVER)
+    claim(index, "u", "a.jpg")
+    index.close()
+    index = Index(folder / "index", NEVER)
+    folder.rename(path.parent / "moved")
+    folder.mkdir()
+    fill(folder / "index", 1)
+    with pytest.raises(IndexFileError, match="is damaged"):
+        index._abandon(sqlite3.DatabaseError("damaged"))
+    assert [each.name for each in folder.iterdir()] == ["index"]
+    index.close()
 
 
 def test_an_index_goes_along_where_its_folder_is_moved(path: Path) -> None:

@@ -123,7 +123,7 @@ def _check(task: Task) -> Settings:
 
         require_verify()
     directory = task.directory / partitions.name(task.partition)
-    if directory.is_symlink():
+    if os.path.islink(directory):  # noqa: PTH114 (Path's raises)
         raise ClusterError(f"{directory}: a link, which is not followed; move it away")
     return settings._replace(directory=directory, cluster=None, one_processor=False, exclusive=True)
 

@@ -257,13 +257,13 @@ class Directory(View):
         """Remember the layout of a run; return that of the last one, or nothing where it is not known."""
         with suppress(OSError):
             descriptor = os.open(_LAYOUT, _MAKE, 0o666, dir_fd=self._root.descriptor)
-            if os.fstat(descriptor).st_nlink > 1:  # Of a snapshot, or of a file elsewhere, which must not change.
-                os.close(descriptor)
-                os.unlink(_LAYOUT, dir_fd=self._root.descriptor)
-                descriptor = os.open(_LAYOUT, _MAKE | os.O_EXCL, 0o666, dir_fd=self._root.descriptor)
             try:
                 former = os.pread(descriptor, _LAYOUT_SIZE, 0).decode(errors="replace").strip()
                 if former != layout:
+                    if os.fstat(descriptor).st_nlink > 1:  # Of a snapshot, or of a file elsewhere: that stays as it is.
+                        os.close(descriptor)
+                        os.unlink(_LAYOUT, dir_fd=self._root.descriptor)
+                        descriptor = os.open(_LAYOUT, _MAKE | os.O_EXCL, 0o666, dir_fd=self._root.descriptor)
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, f"{layout}\n".encode(), 0)
             finally:
@@ -278,7 +278,7 @@ class Directory(View):
     def rename(self, file: str, new: str) -> os.stat_result:
         """Give an image another name, under which nothing stands; return its state there."""
         root = self._root
-        with root.translating(), root.folder(new, making=True) as (there, name), root.folder(file) as (here, former):
+        with root.translating(), root.folder(file) as (here, former), root.folder(new, making=True) as (there, name):
             os.rename(former, name, src_dir_fd=here, dst_dir_fd=there)
             state = os.lstat(name, dir_fd=there)
         self.remove_folders(file)

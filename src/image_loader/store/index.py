@@ -299,7 +299,7 @@ class Index:
         self._connection.close()
         with index_file.alone(self.path.parent):
             # Another process may have found the damage before us, and begun anew under the same name.
-            if self._place is not None and self._place.holds():
+            if self._place is not None and self._place.is_at(self.path):
                 index_file.move_aside(self.path)
         raise IndexFileError(
             f"{self.path}: the index is damaged and was moved aside; run again, and a new one is begun (images stay)"

@@ -37,8 +37,6 @@ _BUSY_TIMEOUT = 0.5
 """Seconds of that patience which are SQLite's own: as long as it waits, no signal takes effect."""
 _LOCK_POLL = 0.02
 """Seconds between two tries."""
-_COPY_TRIES = 3
-"""Times to copy files that another program changes meanwhile."""
 
 _SETTINGS = (
     "PRAGMA journal_mode = WAL",
@@ -46,7 +44,9 @@ _SETTINGS = (
     "PRAGMA cache_size = -4000",
     "PRAGMA trusted_schema = OFF",
 )
-_FOREIGN = "SELECT 1 FROM sqlite_master WHERE type IN ('trigger', 'view') OR sql LIKE 'CREATE VIRTUAL%'"
+_FOREIGN = """SELECT name FROM sqlite_master WHERE sql NOT LIKE 'CREATE TABLE %'
+    AND sql NOT LIKE 'CREATE INDEX %' AND sql NOT LIKE 'CREATE UNIQUE INDEX %'"""
+"""Triggers, views and virtual tables run code of whoever made them."""
 _NONE = type(None)
 COLUMNS: dict[str, tuple[type, ...]] = {
     "digest": (bytes,),
@@ -165,6 +165,17 @@ class Patience:
                     raise
             time.sleep(_LOCK_POLL)
 
+    def with_files(self, copy: Callable[[], None]) -> None:
+        """Copy files that another program may remove or change meanwhile; raise ``TimeoutError`` at the end."""
+        begun = time.monotonic()
+        while True:
+            try:
+                return copy()
+            except FileNotFoundError as error:
+                if self._is_over(begun):
+                    raise TimeoutError from error
+            time.sleep(_LOCK_POLL)
+
     def copy(self, source: sqlite3.Connection, target: sqlite3.Connection) -> None:
         """Copy a database, once it is not locked any more; raise ``TimeoutError`` at the end."""
         begun = time.monotonic()
@@ -185,16 +196,28 @@ class Place:
     def __init__(self, path: Path) -> None:
         """Open the folder; raises ``OSError``."""
         self._name = path.name
+        self._folder: int | None = None
         self._folder = os.open(path.parent, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
         self._inode = self._found()
+
+    def __del__(self) -> None:
+        self.close()
 
     def holds(self) -> bool:
         """Whether the file is there, and no other one in its place."""
         return self._found() == self._inode
 
+    def is_at(self, path: Path) -> bool:
+        """Whether the file is the one that has this path."""
+        with suppress(OSError):
+            return path.stat().st_ino == self._inode
+        return False
+
     def close(self) -> None:
         """Close the folder."""
-        os.close(self._folder)
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            os.close(folder)
 
     def _found(self) -> int | None:
         with suppress(OSError):
@@ -211,7 +234,7 @@ def connect(path: Path, patience: Patience, *, named: bool, exclusive: bool) -> 
                 return connection, Place(path)
             except OSError as error:
                 connection.close()
-                raise IndexFileError(f"{path}: the index cannot be used: {error.strerror}; see ulimit -n") from error
+                raise _unusable(path, error) from error
     except sqlite3.Error as error:
         raise failure(path, error) from error
 
@@ -225,7 +248,7 @@ def copied(path: Path, patience: Patience) -> sqlite3.Connection:
     connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     try:
         if os.path.exists(path):  # noqa: PTH110 (Path's raises)
-            _copy(path, connection, patience)
+            patience.with_files(lambda: _copy(path, connection, patience))
         _prepare(connection, path)
     except TimeoutError as error:
         connection.close()
@@ -272,14 +295,11 @@ def _copy_with_log(path: Path, log: Path, target: sqlite3.Connection, patience: 
 
     files = (path, log)
     with TemporaryDirectory() as folder:
-        for _ in range(_COPY_TRIES):
-            before = [_state(file) for file in files]
-            for file in files:
-                copyfile(file, Path(folder, file.name))
-            if [_state(file) for file in files] == before:
-                break
-        else:
-            raise TimeoutError
+        before = [_state(file) for file in files]
+        for file in files:
+            copyfile(file, Path(folder, file.name))
+        if [_state(file) for file in files] != before:
+            raise FileNotFoundError  # What was copied is there no more.
         _copy_with(Path(folder, path.name), "mode=rw", target, patience)
 
 
@@ -354,8 +374,7 @@ def _require_file(path: Path) -> None:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _MODE))
         regular = stat.S_ISREG(path.stat().st_mode)
     except OSError as error:
-        advice = "see ulimit -n" if is_out_of_descriptors(error) else "name another place with --index"
-        raise IndexFileError(f"{path}: the index cannot be made here ({error.strerror}); {advice}") from error
+        raise _unusable(path, error) from error
     if not regular:
         raise IndexFileError(f"{path}: not a regular file, so no index")
     # SQLite opens what it may not write read-only, and in WAL mode fails only at the first row.
@@ -363,6 +382,11 @@ def _require_file(path: Path) -> None:
         raise IndexFileError(
             f"{path}: the index, or its directory, is not writable; change its permissions, or use --index"
         )
+
+
+def _unusable(path: Path, error: OSError) -> IndexFileError:
+    advice = "see ulimit -n" if is_out_of_descriptors(error) else "name another place with --index"
+    return IndexFileError(f"{path}: the index cannot be made here ({error.strerror}); {advice}")
 
 
 def _require_safe_companions(path: Path) -> None:
@@ -389,6 +413,11 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     for statement in _SETTINGS:
         connection.execute(statement)
+    if foreign := connection.execute(_FOREIGN).fetchone():
+        raise IndexFileError(
+            f"{path}: has a trigger, a view or a virtual table ({str(foreign[0])!r}), which no index has; "
+            f"drop that, or move the index away"
+        )
     if not schema or version < _VERSION:
         with connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -398,8 +427,6 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             for statement in _missing(version) if schema else _SCHEMA:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
-    if connection.execute(_FOREIGN).fetchone():
-        raise sqlite3.OperationalError("triggers or views, which an index does not have")
     connection.execute(SELECT + "FALSE").fetchone()  # Fails where the schema is damaged.
 
 

@@ -73,12 +73,11 @@ def _check_count(path: Path, note: Path, count: int) -> None:
     """Write down how many parts there are, or compare it with what was written down; raises ``DirectoryError``."""
     try:
         with open(note, "a+", encoding="ascii", errors="replace", opener=_guarded) as file:
-            state = os.fstat(file.fileno())
-            if not state.st_size and state.st_nlink > 1:
-                raise DirectoryError(f"{note}: has another hard link; remove it")
             file.seek(0)
             former = file.read(_NOTE_SIZE).strip()
             if not former:
+                if os.fstat(file.fileno()).st_nlink > 1:
+                    raise DirectoryError(f"{note}: has another hard link; remove it")
                 file.write(f"{count}\n")
     except OSError as error:
         raise directory_error(str(note), error) from error
