@@ -261,9 +261,10 @@ class Directory(View):
                 former = os.pread(descriptor, _LAYOUT_SIZE, 0).decode(errors="replace").strip()
                 if former != layout:
                     if os.fstat(descriptor).st_nlink > 1:  # Of a snapshot, or of a file elsewhere: that stays as it is.
-                        os.close(descriptor)
                         os.unlink(_LAYOUT, dir_fd=self._root.descriptor)
-                        descriptor = os.open(_LAYOUT, _MAKE | os.O_EXCL, 0o666, dir_fd=self._root.descriptor)
+                        own = os.open(_LAYOUT, _MAKE | os.O_EXCL, 0o666, dir_fd=self._root.descriptor)
+                        os.close(descriptor)
+                        descriptor = own
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, f"{layout}\n".encode(), 0)
             finally:
