@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import hashlib
@@ -425,9 +426,9 @@ def test_a_schema_that_may_run_code_is_refused_before_anything_is_done(path: Pat
         assert connection.execute("SELECT count(*) FROM image").fetchone() == (3,)
 
 
-def test_an_index_that_is_dropped_leaves_no_file_open(path: Path) -> None:
+def test_the_place_of_an_index_that_is_dropped_is_not_left_open(path: Path) -> None:
     for _ in range(5):
-        Index(path, NEVER)
+        index_file.Place(path)
     gc.collect()
     assert not [each for each in Path("/proc/self/fd").iterdir() if str(path.parent) in os.path.realpath(each)]
 
@@ -1269,6 +1270,17 @@ def test_a_copy_has_what_is_in_the_log_of_a_run_that_was_killed(path: Path, excl
     with IndexCopy(path) as copy:
         assert len(copy.look_up([digest(str(number)) for number in range(200)])) == 200
     assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == before
+
+
+def test_a_copy_that_has_no_place_for_temporary_files_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    fill(path, 1)
+    Path(f"{path}-wal").write_bytes(bytes(100))
+    monkeypatch.setattr(tempfile, "gettempdir", cannot)
+    with pytest.raises(IndexFileError, match="cannot be copied: No usable temporary directory found; see TMPDIR"):
+        IndexCopy(path)
 
 
 def test_a_copy_of_what_cannot_be_opened_is_a_clear_error(path: Path) -> None:

@@ -124,9 +124,12 @@ class Judge:
     def _refused(self, task: Task, failure: Failure, started: float, now: float) -> None:
         """Slow down a host that is busy, and have the task wait for its turn again, behind some others."""
         host = task.host
-        # A host that was forgotten since counts its successes anew.
         refused_by, seen = task.refused_by.get(host.origin, (host, 0))
-        if not task.refused_by or host.successes > (seen if refused_by is host else 0):
+        lets_others_through = host.successes > seen
+        if refused_by is not host:
+            # It was forgotten since, and counts anew; its refusals in a row are remembered.
+            lets_others_through = host.successes > 0 or not host.health.refusals
+        if not task.refused_by or lets_others_through:
             task.refusals += 1  # The first one counts in any case.
         task.refused_by = {**task.refused_by, host.origin: (host, host.successes)}
         if task.refusals > retry.REFUSALS and not host.health.refusals:

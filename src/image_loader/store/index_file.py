@@ -294,7 +294,11 @@ def _copy_with_log(path: Path, log: Path, target: sqlite3.Connection, patience: 
     from tempfile import TemporaryDirectory
 
     files = (path, log)
-    with TemporaryDirectory() as folder:
+    try:
+        temporary = TemporaryDirectory()
+    except FileNotFoundError as error:
+        raise IndexFileError(f"{path}: the index cannot be copied: {error.strerror}; see TMPDIR") from error
+    with temporary as folder:
         before = [_state(file) for file in files]
         for file in files:
             copyfile(file, Path(folder, file.name))
