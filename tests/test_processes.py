@@ -725,11 +725,13 @@ def _assert_whole(run: Run, servers: Sequence[Server], urls: Sequence[str]) -> N
 
 @pytest.mark.slow
 def test_runs_give_everything_back(servers: Sequence[Server], tmp_path: Path) -> None:
+    import gc
     import threading
 
     urls = lists_of(servers, 10)
 
     def held() -> tuple[int, int, dict[int, int]]:
+        gc.collect()
         return threading.active_count(), len(list(Path("/proc/self/fd").iterdir())), descendants(os.getpid())
 
     list(load(urls, tmp_path, processes=2))
