@@ -155,25 +155,15 @@ class Patience:
         self._is_ending = is_ending
 
     def out(self, attempt: Callable[[], T]) -> T:
-        """Return what ``attempt`` returns, once SQLite finds nothing locked any more; raise its error at the end."""
+        """Return what ``attempt`` returns, once nothing is locked or removed meanwhile; raise its error at the end."""
         begun = time.monotonic()
         while True:
             try:
                 return attempt()
-            except sqlite3.OperationalError as error:
-                if code(error) != sqlite3.SQLITE_BUSY or self._is_over(begun):
+            except (sqlite3.OperationalError, FileNotFoundError) as error:
+                passes = isinstance(error, FileNotFoundError) or code(error) == sqlite3.SQLITE_BUSY
+                if not passes or self._is_over(begun):
                     raise
-            time.sleep(_LOCK_POLL)
-
-    def with_files(self, copy: Callable[[], None]) -> None:
-        """Copy files that another program may remove or change meanwhile; raise ``TimeoutError`` at the end."""
-        begun = time.monotonic()
-        while True:
-            try:
-                return copy()
-            except FileNotFoundError as error:
-                if self._is_over(begun):
-                    raise TimeoutError from error
             time.sleep(_LOCK_POLL)
 
     def copy(self, source: sqlite3.Connection, target: sqlite3.Connection) -> None:
@@ -248,9 +238,9 @@ def copied(path: Path, patience: Patience) -> sqlite3.Connection:
     connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     try:
         if os.path.exists(path):  # noqa: PTH110 (Path's raises)
-            patience.with_files(lambda: _copy(path, connection, patience))
+            patience.out(lambda: _copy(path, connection, patience))
         _prepare(connection, path)
-    except TimeoutError as error:
+    except (TimeoutError, FileNotFoundError) as error:
         connection.close()
         raise IndexFileError(f"{path}: the index cannot be used: {_HINTS[sqlite3.SQLITE_BUSY]}") from error
     except OSError as error:
