@@ -329,6 +329,11 @@ def leftovers(directory: Path) -> list[str]:
     return sorted(path.name for path in (directory / ".image_loader" / "partial").glob("*"))
 
 
+def being_written(directory: Path) -> list[str]:
+    """Return the partial files of a run that is under way, without the one that it makes for a moment as it starts."""
+    return [name for name in leftovers(directory) if name != "probe"]
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     """One origin."""

@@ -24,7 +24,7 @@ import pytest
 import trustme
 
 from behaviours import BEHAVIOURS
-from conftest import IMPATIENT_FAILURES, MODULE, SOURCES, Loader, Row, Run, impatient, leftovers, urls_of
+from conftest import IMPATIENT_FAILURES, MODULE, SOURCES, Loader, Row, Run, being_written, impatient, leftovers, urls_of
 from exchange import etag
 from image_loader.url import part
 from server import Server, refusing_port, silent_port, unaccepting_port
@@ -1100,8 +1100,8 @@ def test_what_stands_under_the_name_of_a_partial_file_is_not_touched(
 ) -> None:
     first, second = server.url("/held/first.png"), server.url("/gated/second.png")
     running = loader.start([second])
-    server.wait_for(lambda: len(leftovers(loader.directory)) == 1)
-    partial = loader.directory / ".image_loader" / "partial" / leftovers(loader.directory)[0]
+    server.wait_for(lambda: len(being_written(loader.directory)) == 1)
+    partial = loader.directory / ".image_loader" / "partial" / being_written(loader.directory)[0]
     running.end()
     partial.unlink()
     running = loader.start([first, second], "--threads", "1", "--retries", "0")

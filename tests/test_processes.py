@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MODULE, SOURCES, Loader, Row, Run, Running, leftovers, targets, urls_of
+from conftest import MODULE, SOURCES, Loader, Row, Run, Running, being_written, leftovers, targets, urls_of
 from image_loader import load
 from image_loader.errors import (
     LoaderError,
@@ -265,7 +265,7 @@ def test_one_process_does_not_sweep_what_another_keeps(servers: Sequence[Server]
     target = "/resumable-closed/cut.png?size=500000"
     for server in (servers[0], servers[1]):
         os.write(writing, server.url(target).encode() + b"\n")
-    servers[0].wait_for(lambda: len(leftovers(loader.directory)) == 2)
+    servers[0].wait_for(lambda: len(being_written(loader.directory)) == 2)
     os.write(writing, servers[2].url("/a.png").encode() + b"\n")
     os.close(writing)
     assert running.finish().counts == (3, 0, 0, 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Loader, Run, leftovers, urls_of
+from conftest import Loader, Run, being_written, leftovers, urls_of
 from exchange import png
 from server import Server
 
@@ -227,7 +227,7 @@ def other_loader(loader: Loader, tmp_path_factory: pytest.TempPathFactory) -> It
 def test_what_another_run_is_at_is_skipped(server: Server, loader: Loader, other_loader: Loader) -> None:
     urls = urls_of(server, 3, "gated")
     first = loader.start(urls)
-    server.wait_for(lambda: len(leftovers(loader.directory)) == 3)
+    server.wait_for(lambda: len(being_written(loader.directory)) == 3)
     second = other_loader.run(urls, "-v")
     assert (second.status, second.counts) == (0, (0, 0, 3, 0))
     assert {row["reason"] for row in second.rows} == {"locked"}
@@ -255,7 +255,7 @@ def test_two_runs_share_the_work_and_agree_about_it(server: Server, loader: Load
     urls = [server.url(f"/gated/{number:04}") for number in range(300)]
     runs = [loader.start(urls), other_loader.start(urls)]
     # One alone begins with three of them: both are at work.
-    server.wait_for(lambda: len(leftovers(loader.directory)) > 3)
+    server.wait_for(lambda: len(being_written(loader.directory)) > 3)
     server.gate.set()
     ended = [running.finish() for running in runs]
     assert [(run.status, sum(run.counts), run.counts[3]) for run in ended] == [(0, 300, 0)] * 2
@@ -268,7 +268,9 @@ def test_after_a_kill_in_mid_write_the_next_run_cleans_up_and_completes(server: 
     urls = [*urls_of(server, 20), *urls_of(server, 5, "gated/more")]
     running = loader.start(urls)
     # The folder of the partial files, and the images that are whole.
-    server.wait_for(lambda: len(leftovers(loader.directory)) == 5 and len(list(loader.directory.iterdir())) == 1 + 20)
+    server.wait_for(
+        lambda: len(being_written(loader.directory)) == 5 and len(list(loader.directory.iterdir())) == 1 + 20
+    )
     running.end()
     assert len(leftovers(loader.directory)) == 5
     server.gate.set()
