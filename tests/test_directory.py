@@ -820,6 +820,15 @@ def test_no_inode_left_in_mid_run_ends_it_and_leaves_the_images_whole(mount: Cal
     assert all((directory.path / f"{number}.jpg").read_bytes() == b"whole" for number in range(count))
 
 
+def test_a_quota_is_told_as_such_also_where_no_inode_is_left(mount: Callable[[str], Path]) -> None:
+    directory = Directory(mount("size=640k,nr_inodes=12"))
+    for number in range(os.statvfs(directory.path).f_favail):
+        save(directory, f"{number}.jpg", b"whole")
+    with pytest.raises(DirectoryError, match="have the quota raised") as caught:
+        refusing("openat", errno.EDQUOT, lambda: opened(directory))
+    assert not isinstance(caught.value, OutOfInodesError)
+
+
 def test_no_inode_for_a_folder_of_the_layout_ends_the_run(mount: Callable[[str], Path]) -> None:
     directory = Directory(mount("size=640k,nr_inodes=12"))
     for number in range(os.statvfs(directory.path).f_favail - 1):
@@ -1036,6 +1045,13 @@ def test_folder_that_may_be_searched_and_written_but_not_read_takes_images(direc
     unprivileged(lambda: save(directory, "host/b.jpg", b"new"))
     (directory.path / "host").chmod(0o755)
     assert (directory.path / "host" / "b.jpg").read_bytes() == b"new"
+
+
+def test_image_that_is_gone_with_its_folder_is_not_renamed_and_no_folder_is_made(directory: Directory) -> None:
+    with pytest.raises(DownloadError, match="No such file or directory"):
+        directory.rename("from/a.jpg", "to/a.jpg")
+    assert not (directory.path / "from").exists()
+    assert not (directory.path / "to").exists()
 
 
 def test_folder_that_is_a_link_is_named_where_an_image_is_renamed_from_there(
