@@ -189,6 +189,12 @@ def save(directory: Directory, file: str, body: bytes, mtime: float | None = Non
         return partial.commit(mtime)
 
 
+def modes_below(place: Path) -> dict[Path, tuple[str, int]]:
+    """Return the modes of a folder and of all that is below."""
+    states = {path: path.lstat().st_mode for path in (place, *place.rglob("*"))}
+    return {path: ("folder" if stat.S_ISDIR(mode) else "file", stat.S_IMODE(mode)) for path, mode in states.items()}
+
+
 def size_and_time(state: os.stat_result | None) -> tuple[int, int] | None:
     """Return what is recorded of a file's state, in bytes and nanoseconds."""
     return state and (state.st_size, state.st_mtime_ns)
@@ -229,15 +235,19 @@ def test_directory_holds_when_the_working_directory_changes(tmp_path: Path, monk
     assert (tmp_path / "images" / "a.jpg").read_bytes() == b"new"
 
 
-@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
-def test_folders_of_ours_follow_the_umask(tmp_path: Path, umask: int) -> None:
+@pytest.mark.parametrize("umask", [0, 0o002, 0o022, 0o077])
+def test_folders_and_files_of_ours_follow_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         made = Directory(tmp_path / "images")
+        save(made, "host/a.jpg", b"new")
+        made.note_layout("host")
+        with opened(made):
+            modes = modes_below(made.path)
     finally:
         os.umask(before)
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in (made.path, made.hidden, made.hidden / "partial")}
-    assert modes == {0o777 & ~umask}
+    assert len(modes) == 8
+    assert set(modes.values()) == {("folder", 0o777 & ~umask), ("file", 0o666 & ~umask)}
 
 
 def test_directory_is_new_where_no_run_was_before(tmp_path: Path) -> None:
@@ -975,16 +985,6 @@ def test_attempt_that_fails_leaves_the_old_image_and_nothing_else(directory: Dir
         partial.write(b"ne")
         raise ZeroDivisionError
     assert is_old(directory)
-
-
-@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
-def test_file_mode_follows_the_umask(directory: Directory, umask: int) -> None:
-    before = os.umask(umask)
-    try:
-        save(directory, "b.jpg", b"new")
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((directory.path / "b.jpg").stat().st_mode) == 0o666 & ~umask
 
 
 def test_folders_of_the_layout_are_made_on_demand(directory: Directory) -> None:

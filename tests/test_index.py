@@ -302,7 +302,7 @@ def test_what_waits_to_be_written_is_bounded(
     assert changed == [position < len(kinds.split()) for position in range(4)]
 
 
-@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+@pytest.mark.parametrize("umask", [0, 0o002, 0o022, 0o077])
 def test_an_index_follows_the_umask_and_leaves_one_file_when_it_is_closed(path: Path, umask: int) -> None:
     mask = os.umask(umask)
     try:

@@ -12,7 +12,7 @@ from image_loader.errors import DirectoryError
 from image_loader.flock import takes
 from image_loader.store.directory import Directory, view
 from image_loader.store.partitions import Partitions, has_driver, open_lock, runs
-from test_directory import is_open, refusing
+from test_directory import is_open, modes_below, refusing
 
 
 def test_it_has_one_driver_at_a_time_as_seen_from_elsewhere(tmp_path: Path) -> None:
@@ -30,6 +30,20 @@ def test_it_is_made_with_its_parents_and_has_a_folder_for_the_runs(tmp_path: Pat
     Partitions(place, 256).close()
     assert runs(place) == place / ".image_loader" / "cluster"
     assert runs(place).is_dir()
+
+
+@pytest.mark.parametrize("umask", [0, 0o027])
+def test_all_of_it_follows_the_umask(tmp_path: Path, umask: int) -> None:
+    place = tmp_path / "images"
+    before = os.umask(umask)
+    try:
+        Partitions(place, 256).close()
+        os.close(open_lock(place, 1))
+    finally:
+        os.umask(before)
+    modes = modes_below(place)
+    assert len(modes) == 7
+    assert set(modes.values()) == {("folder", 0o777 & ~umask), ("file", 0o666 & ~umask)}
 
 
 def test_a_note_of_the_parts_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path) -> None:
