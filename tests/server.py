@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import ssl
@@ -240,13 +241,20 @@ def _pass_on(source: socket.socket, sink: socket.socket) -> None:
 
 
 def connections_to(port: int) -> int:
-    """Count the connections of this process to a port."""
-    ours = set()
+    """Count the connections of this process to a port, those that are being made among them."""
+    made, unmade = 0, set()
     for path in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # It was closed meanwhile.
-            ours.add(str(path.readlink()))
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(int(row[2].rpartition(":")[2], 16) == port and f"socket:[{row[9]}]" in ours for row in rows)
+            if not path.is_socket():
+                continue
+            with socket.socket(fileno=os.dup(int(path.name))) as each:
+                inode = os.fstat(each.fileno()).st_ino
+                unmade.add(str(inode))
+                made += each.getpeername()[1:2] == (port,)
+                unmade.discard(str(inode))
+    # A table that changes while it is read may have a row twice.
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return made + len({row[9] for row in rows if int(row[2].rpartition(":")[2], 16) == port} & unmade)
 
 
 ALL_ADDRESSES = "0.0.0.0"
