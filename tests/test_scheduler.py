@@ -1472,6 +1472,110 @@ def test_refusals_of_a_host_behind_redirects_that_is_forgotten_in_between_are_co
     assert house.reasons() == [Reason.HTTP_STATUS]
 
 
+def test_an_image_is_not_lost_to_a_host_behind_redirects_that_is_forgotten_while_it_is_busy() -> None:
+    house = House({"retries": 0})
+    house.add("http://home/a.jpg")
+    results: list[Result] = [*[BUSY] * 4, ANSWER, BUSY, ANSWER]
+    while house.scheduler.pending:
+        while house.running:
+            job = house.running[0].job
+            if job.url.origin == "http://home" and job.hop is None:
+                house.step(to("http://cdn/a.jpg", job), "home")
+                continue
+            result = results.pop(0)
+            house.step(result, "cdn")
+            if len(results) == 3:
+                house.add("http://cdn/other.jpg")
+        house.advance(0.05)
+    assert (results, house.reasons()) == ([], [])
+
+
+def test_a_refusal_counts_where_a_host_that_was_forgotten_lets_one_through_and_refuses_another() -> None:
+    house = House({"retries": 0})
+    house.add("http://home/bad.jpg")
+    redirect(house, "http://cdn/bad.jpg", "home")
+    house.answer(BUSY, "cdn")
+    house.add("http://cdn/0.jpg")
+    house.advance(0.5)
+    house.advance(0.5)
+    house.answer(ANSWER, "cdn")
+    house.add("http://cdn/1.jpg", "http://cdn/2.jpg")
+    redirect(house, "http://cdn/bad.jpg", "home")
+    house.advance(0.05)
+    assert [worker.job.url.path for worker in house.running] == ["/1.jpg", "/bad.jpg"]
+    house.advance(0.05)
+    house.step(ANSWER, "cdn")
+    assert [worker.job.url.path for worker in house.running] == ["/bad.jpg", "/2.jpg"]
+    house.running.reverse()
+    house.step(BUSY, "cdn")
+    house.step(BUSY, "cdn")
+    refused = 2
+    while house.scheduler.pending:
+        while house.running:
+            job = house.running[0].job
+            if job.url.origin == "http://home" and job.hop is None:
+                house.step(to("http://cdn/bad.jpg", job), "home")
+            elif job.url.origin == "http://home":
+                refused += 1
+                house.step(BUSY, "cdn")
+            else:
+                house.step(ANSWER, "cdn")
+        house.advance(0.05)
+    assert (refused, house.reasons()) == (3, [Reason.HTTP_STATUS])
+
+
+def test_an_image_that_three_hosts_refuse_which_let_others_through_fails_at_once() -> None:
+    house = House({"retries": 0, "threads": 10})
+    for number in range(5):
+        house.add(*urls(f"cdn{number}", 2))
+        house.step(ANSWER, f"cdn{number}")
+    house.add("http://home/bad.jpg")
+    refused = 0
+    while not house.reasons():
+        if house.on("home"):
+            redirect(house, f"http://cdn{refused}/bad.jpg", "home")
+        house.advance(0.05)
+        if any(worker.job.url.origin == "http://home" and worker.job.hop for worker in house.running):
+            house.running.reverse()
+            house.step(BUSY, f"cdn{refused}")
+            refused += 1
+    assert refused == 3
+
+
+def lead_to_new_hosts(house: House, busy: Failure, outage: float) -> int:
+    """Lead each attempt to another host, of which all are busy for so many seconds; return how many there were."""
+    house.add("http://home/a.jpg")
+    hosts = 0
+    while house.scheduler.pending:
+        while house.running:
+            job = house.running[0].job
+            if job.hop is None:
+                hosts += 1
+                house.step(to(f"http://cdn{hosts}/a.jpg", job), "home")
+            else:
+                house.step(busy if house.now < outage else ANSWER, f"cdn{hosts}")
+        house.advance(0.05)
+        assert house.now < 60.0
+    return hosts
+
+
+@pytest.mark.parametrize("busy", [BUSY, asks_for(5.0)])
+def test_an_image_is_not_lost_to_busy_hosts_of_which_redirects_lead_to_another_each_time(busy: Failure) -> None:
+    house = House({"retries": 0})
+    hosts = lead_to_new_hosts(house, busy, outage=SETTINGS.host_patience - 1)
+    assert house.reasons() == []
+    assert 5 < hosts < 40
+
+
+@pytest.mark.parametrize("busy", [BUSY, asks_for(5.0)])
+def test_an_image_that_ever_new_hosts_refuse_fails_after_the_patience(busy: Failure) -> None:
+    house = House({"retries": 1})
+    hosts = lead_to_new_hosts(house, busy, outage=3600.0)
+    assert house.reasons() == [Reason.HTTP_STATUS]
+    assert SETTINGS.host_patience < house.now
+    assert 5 < hosts < 40
+
+
 def test_refusals_of_two_hosts_are_counted_by_what_each_lets_through() -> None:
     house = House({"retries": 0, "per_host": 2, "threads": 4})
     house.add(*urls("home", 400))

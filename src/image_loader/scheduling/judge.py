@@ -124,13 +124,8 @@ class Judge:
     def _refused(self, task: Task, failure: Failure, started: float, now: float) -> None:
         """Slow down a host that is busy, and have the task wait for its turn again, behind some others."""
         host = task.host
-        refused_by, seen = task.refused_by.get(host.origin, (host, 0))
-        lets_others_through = host.successes > seen
-        if refused_by is not host:
-            # It was forgotten since, and counts anew; its refusals in a row are remembered.
-            lets_others_through = host.successes > 0 or not host.health.refusals
-        if not task.refused_by or lets_others_through:
-            task.refusals += 1  # The first one counts in any case.
+        task.refusals += _counts(task, now)
+        task.refused_since = min(task.refused_since, now)
         task.refused_by = {**task.refused_by, host.origin: (host, host.successes)}
         if task.refusals > retry.REFUSALS and not host.health.refusals:
             # The host lets all others through: this image is the problem.
@@ -138,7 +133,7 @@ class Judge:
             self._fail(task, failure, now)
             return
         self._jobs.change(host, host.health.refused(now, started, failure.retry_after, host.successes), now)
-        if self._jobs.is_ending or host.health.ask_at is not None:
+        if self._jobs.is_ending:
             self._jobs.finish(task, failure, now)
         elif host.origin == task.job.url.origin:
             task.job = task.job.anew(failure.resume)
@@ -166,3 +161,17 @@ class Judge:
             self._jobs.give_up_if_over(host, now)
         else:
             self._jobs.give_up(host, failure, now)  # Such as a name that does not exist.
+
+
+def _counts(task: Task, now: float) -> bool:
+    """Whether a refusal counts against the image: the host lets others through, or ever new hosts refuse this one."""
+    host = task.host
+    if not task.refused_by:
+        return True
+    if host.origin not in task.refused_by:
+        return host.successes > 0 or now - task.refused_since >= host.health.patience
+    refused_by, seen = task.refused_by[host.origin]
+    if refused_by is host:
+        return host.successes > seen
+    # It was forgotten since, and counts its successes anew; its refusals in a row are remembered.
+    return host.successes > 0 or not host.health.refusals
