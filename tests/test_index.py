@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -34,6 +34,7 @@ from image_loader.model import Image, Lifetime, Name, NotModified, Record, Valid
 from image_loader.store import index as index_module
 from image_loader.store import index_file
 from image_loader.store.index import Index, IndexCopy, Known
+from test_directory import unprivileged
 
 NEVER = 3600.0
 PRELUDE = """
@@ -117,6 +118,14 @@ def fill(path: Path, count: int) -> list[bytes]:
         for record in records.values():
             index.record(record.row, IMAGE._replace(file=record.name.path))
     return digests
+
+
+def open_index(path: Path) -> Index:
+    """Open an index that is not flushed in between."""
+    return Index(path, NEVER)
+
+
+OPENED = [open_index, IndexCopy]
 
 
 def start(script: str, *arguments: object) -> subprocess.Popen[str]:
@@ -325,19 +334,24 @@ def test_any_file_name_is_just_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_an_index_that_is_named_by_a_symbolic_link_is_made_where_the_link_leads(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("target")
-    with Index(tmp_path / "link", NEVER, named=True):
-        pass
+    with Index(tmp_path / "link", NEVER, named=True) as index:
+        claim(index, "u", "a.jpg")
     assert (tmp_path / "target").is_file()
+    with IndexCopy(tmp_path / "link", named=True) as copy:
+        assert digest("u") in copy.look_up([digest("u")])
 
 
 @pytest.mark.parametrize("content", [None, b"", b"victim", b"SQLite format 3\0" + bytes(1000)])
-def test_a_link_in_the_place_of_the_index_is_not_followed(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("opened", OPENED)
+def test_a_link_in_the_place_of_the_index_is_not_followed(
+    tmp_path: Path, content: bytes | None, opened: Callable[[Path], Index]
+) -> None:
     thesis = tmp_path / "thesis"
     if content is not None:
         thesis.write_bytes(content)
     (tmp_path / "link").symlink_to("thesis")
     with pytest.raises(IndexFileError, match="a link, which is not followed; name the file that it leads to"):
-        Index(tmp_path / "link", NEVER)
+        opened(tmp_path / "link")
     assert {path.name for path in tmp_path.iterdir()} == {"link", *([] if content is None else ["thesis"])}
     assert content is None or thesis.read_bytes() == content
 
@@ -351,29 +365,48 @@ def test_an_index_that_lacks_a_descriptor_is_told_with_the_way_out(path: Path) -
 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
-@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
-@pytest.mark.parametrize("opened", [Index, IndexCopy])
+@pytest.mark.parametrize("kind", ["link", "hard link", "fifo", "folder"])
+@pytest.mark.parametrize("opened", OPENED)
 def test_what_is_no_file_beside_the_index_is_neither_followed_nor_waited_for(
-    path: Path, suffix: str, kind: str, opened: type[Index]
+    path: Path, suffix: str, kind: str, opened: Callable[[Path], Index]
 ) -> None:
     fill(path, 1)
     victim, place = path.with_name("victim"), Path(f"{path}{suffix}")
     victim.write_bytes(b"victim")
     if kind == "link":
         place.symlink_to(victim)
+    elif kind == "hard link":
+        place.hardlink_to(victim)
     elif kind == "fifo":
         os.mkfifo(place)
     else:
         place.mkdir()
     with pytest.raises(IndexFileError, match=f"index.sqlite3{suffix}: a link, or no regular file; remove it"):
-        Index(path, NEVER) if opened is Index else IndexCopy(path)
+        opened(path)
     assert victim.read_bytes() == b"victim"
 
 
-def test_a_copy_does_not_wait_for_a_fifo(path: Path) -> None:
+@pytest.mark.parametrize("opened", OPENED)
+def test_an_index_that_is_a_fifo_is_not_waited_for(path: Path, opened: Callable[[Path], Index]) -> None:
     os.mkfifo(path)
     with pytest.raises(IndexFileError, match="not a regular file"):
-        IndexCopy(path)
+        opened(path)
+
+
+@pytest.mark.parametrize("opened", OPENED)
+def test_an_index_with_another_hard_link_is_refused(path: Path, opened: Callable[[Path], Index]) -> None:
+    """Such as that of a snapshot, whose index it would be as well."""
+    digests = fill(path, 3)
+    other = path.with_name("snapshot.sqlite3")
+    other.hardlink_to(path)
+    before = other.read_bytes()
+    with pytest.raises(IndexFileError, match=r"has another hard link, .*; put a copy of it in its place"):
+        opened(path)
+    assert other.read_bytes() == before
+    path.unlink()
+    path.write_bytes(before)
+    with opened(path) as index:
+        assert len(index.look_up(digests)) == 3
 
 
 def test_a_journal_that_names_another_file_deletes_nothing(path: Path) -> None:
@@ -408,22 +441,64 @@ UPDATE sqlite_master SET type = 'Trigger' WHERE type = 'trigger'"""
         "CREATE TRIGGER slow BEFORE INSERT ON image BEGIN SELECT count(*) FROM image; END",
         "CREATE VIEW slow AS SELECT 1",
         "CREATE VIRTUAL TABLE slow USING fts5(text)",
+        "CREATE INDEX slow ON image (length(name))",
+        "CREATE UNIQUE INDEX slow ON image (name) WHERE length(name) > 1",
+        "CREATE TABLE slow (a)",
         HIDDEN,
     ],
 )
 @pytest.mark.parametrize("version", [2, 3])
-def test_a_schema_that_may_run_code_is_refused_before_anything_is_done(path: Path, script: str, version: int) -> None:
+@pytest.mark.parametrize("opened", OPENED)
+def test_a_schema_that_may_run_code_is_refused_before_anything_is_done(
+    path: Path, script: str, version: int, opened: Callable[[Path], Index]
+) -> None:
     fill(path, 3)
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(script)
         connection.execute(f"PRAGMA user_version = {version}")
         connection.commit()
-    with pytest.raises(IndexFileError, match=r"has a trigger, a view or a virtual table \('slow"):
-        Index(path, NEVER)
-    with pytest.raises(IndexFileError, match=r"has a trigger, a view or a virtual table \('slow"):
-        IndexCopy(path)
+    with pytest.raises(IndexFileError, match=r"has 'slow.*', which no index has; drop that, or move the index away"):
+        opened(path)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT count(*) FROM image").fetchone() == (3,)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ", CHECK (instr(name, 'a'))",
+        ", more INTEGER CHECK (more > 0)",
+        ", more INTEGER DEFAULT (random())",
+        ", more INTEGER AS (length(name))",
+        ", more INTEGER UNIQUE ON CONFLICT REPLACE",
+        ", more TEXT COLLATE NOCASE",
+        ", more",
+        ", more ANY",
+        ", PRIMARY KEY (name)",
+        ", FOREIGN KEY (name) REFERENCES image (name)",
+        ") STRICT --",
+    ],
+)
+def test_a_table_that_may_run_code_counts_as_damage_before_anything_is_done(path: Path, more: str) -> None:
+    fill(path, 0)
+    with closing(sqlite3.connect(path)) as connection:
+        (sql,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'image'").fetchone()
+        connection.execute("DROP TABLE image")
+        connection.execute(f"{sql.removesuffix(')')}{more})")
+    with pytest.raises(IndexFileError, match="is damaged; a run moves it aside"):
+        IndexCopy(path)
+    with Index(path, NEVER) as index:
+        assert claim(index, "u", "a.jpg")
+    assert len(list(path.parent.glob("index.sqlite3.damaged-*"))) == 1
+
+
+def test_the_statistics_of_sqlite_are_no_hindrance(path: Path) -> None:
+    digests = fill(path, 3)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("ANALYZE")
+    for opened in OPENED:
+        with opened(path) as index:
+            assert len(index.look_up(digests)) == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="takes /proc")
@@ -1018,7 +1093,7 @@ def fill_old(path: Path, version: int, ends: Sequence[float | None]) -> list[byt
     return digests
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [-(2**31), 0, 1, 2])
 def test_an_index_of_an_earlier_version_is_taken_over(path: Path, version: int) -> None:
     now = IMAGE.checked
     digests = fill_old(path, version, [now + 60.5, now - 5, None, -1.0, 0.0])
@@ -1271,6 +1346,85 @@ def test_a_copy_has_what_is_in_the_log_of_a_run_that_was_killed(path: Path, excl
     with IndexCopy(path) as copy:
         assert len(copy.look_up([digest(str(number)) for number in range(200)])) == 200
     assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == before
+
+
+def test_a_copy_has_what_is_in_the_log_though_the_file_beside_it_cannot_be_read(path: Path) -> None:
+    process = os.fork()
+    if not process:
+        claim(Index(path, NEVER), "u", "a.jpg")
+        os._exit(0)
+    assert os.waitpid(process, 0)[1] == 0
+    Path(f"{path}-shm").chmod(0)
+    with unprivileged(lambda: IndexCopy(path)) as copy:
+        assert digest("u") in copy.look_up([digest("u")])
+    Path(f"{path}-wal").chmod(0)
+    with pytest.raises(IndexFileError, match="cannot be copied: Permission denied"):
+        unprivileged(lambda: IndexCopy(path))
+
+
+def test_a_copy_of_an_index_in_a_folder_that_cannot_be_searched_is_a_clear_error(path: Path) -> None:
+    fill(path, 1)
+    path.parent.chmod(0)
+    with pytest.raises(IndexFileError, match="cannot be copied: Permission denied"):
+        unprivileged(lambda: IndexCopy(path))
+
+
+@pytest.mark.parametrize("damaging", [False, True])
+def test_a_copy_is_made_anew_where_a_run_began_and_ended_meanwhile(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, damaging: bool
+) -> None:
+    copy, runs = index_file.Patience.copy, [1, 2, 3]
+
+    def copy_meanwhile(patience: index_file.Patience, source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+        copy(patience, source, target)
+        if runs:
+            with Index(path, NEVER) as index:
+                claim(index, f"later {runs.pop()}", f"{len(runs)}.jpg")
+            if damaging:
+                raise sqlite3.DatabaseError("torn")
+
+    fill(path, 3)
+    monkeypatch.setattr(index_file.Patience, "copy", copy_meanwhile)
+    wanted = [digest(f"later {number}") for number in (1, 2, 3)]
+    with IndexCopy(path) as found:
+        assert len(found.look_up(wanted)) == 3
+
+
+def test_a_copy_of_an_index_that_changes_all_the_time_is_a_clear_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(path, 3)
+    monkeypatch.setattr(index_file, "_LOCK_PATIENCE", 0.05)
+    monkeypatch.setattr(index_file.Patience, "copy", lambda *_: os.utime(path))
+    with pytest.raises(IndexFileError, match="cannot be copied: it changes all the time; run again"):
+        IndexCopy(path)
+
+
+def test_a_copy_ends_with_the_run_however_large_the_index_is(path: Path) -> None:
+    digests = fill(path, 30_000)
+    ends = iter([False])
+    with IndexCopy(path, lambda: next(ends, True)) as copy:
+        assert copy.look_up(digests) == {}
+
+
+@pytest.mark.parametrize("script", ["", "PRAGMA journal_mode = WAL", "CREATE TABLE a (b); DROP TABLE a"])
+def test_an_empty_database_is_an_empty_index(path: Path, script: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+    path.touch()
+    for opened in (IndexCopy, open_index, IndexCopy):
+        with opened(path) as index:
+            assert index.is_empty()
+
+
+@pytest.mark.parametrize("opened", OPENED)
+def test_a_database_of_another_program_is_known_by_its_tables(path: Path, opened: Callable[[Path], Index]) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE precious (a); PRAGMA schema_version = 0; PRAGMA user_version = 2")
+    before = path.read_bytes()
+    with pytest.raises(IndexFileError, match="a database of another program, not an index"):
+        opened(path)
+    assert path.read_bytes() == before
 
 
 def test_a_copy_that_has_no_place_for_temporary_files_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

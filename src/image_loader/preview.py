@@ -19,8 +19,8 @@ def run(
 ) -> Generator[Outcome, None, None]:
     """Yield the outcome of every line; see ``batch.run``."""
     directory = view(settings.directory)
-    path = settings.index_file or directory.hidden / FILE
-    with IndexCopy(path, stop.is_set) as index:
+    named = settings.index_file
+    with IndexCopy(named or directory.hidden / FILE, stop.is_set, named=named is not None) as index:
         known, planner = index.known(), Planner(settings, directory, index, beginning(directory, index))
         for group in lines:
             yield from _planned(planner, group or (), stop)

@@ -93,12 +93,12 @@ class Index:
         ``named`` it, a file that never was a database is left alone. ``is_ending`` says that there is no time left to
         wait for other programs. While it is open ``exclusive``, no other program can read or write it.
         """
-        self._begin(path, flush_interval, is_ending)
-        if not named and path.is_symlink():
-            raise IndexFileError(f"{path}: a link, which is not followed; name the file that it leads to with --index")
+        self._begin(path, flush_interval, is_ending, named=named)
         self._connection, self._place = index_file.connect(self.path, self._patience, named=named, exclusive=exclusive)
 
-    def _begin(self, path: Path, flush_interval: float, is_ending: Callable[[], bool]) -> None:
+    def _begin(self, path: Path, flush_interval: float, is_ending: Callable[[], bool], *, named: bool) -> None:
+        if not named and os.path.islink(path):  # noqa: PTH114 (Path's raises)
+            raise IndexFileError(f"{path}: a link, which is not followed; name the file that it leads to with --index")
         # Absolute: SQLite gives a meaning of their own to names such as ":memory:" and "file:a?b".
         self.path = Path(os.path.realpath(path))
         self.seen = SeenRows()
@@ -309,9 +309,9 @@ class Index:
 class IndexCopy(Index):
     """A copy of the index, empty where there is none; the file stays as it is. What a run finds out is not recorded."""
 
-    def __init__(self, path: Path, is_ending: Callable[[], bool] = lambda: False) -> None:
-        """Copy the index; ``is_ending`` says that there is no time left to wait for other programs."""
-        self._begin(path, 0.0, is_ending)
+    def __init__(self, path: Path, is_ending: Callable[[], bool] = lambda: False, *, named: bool = False) -> None:
+        """Copy the index, as it is opened by an ``Index``."""
+        self._begin(path, 0.0, is_ending, named=named)
         self._connection = index_file.copied(self.path, self._patience)
 
     def record(self, row: int, image: Image, key: str | None = None) -> None:

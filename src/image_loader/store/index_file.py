@@ -37,6 +37,8 @@ _BUSY_TIMEOUT = 0.5
 """Seconds of that patience which are SQLite's own: as long as it waits, no signal takes effect."""
 _LOCK_POLL = 0.02
 """Seconds between two tries."""
+_COPY_PAGES = 1000
+"""Pages to copy at a time: in between, the end of the run takes effect."""
 
 _SETTINGS = (
     "PRAGMA journal_mode = WAL",
@@ -44,9 +46,6 @@ _SETTINGS = (
     "PRAGMA cache_size = -4000",
     "PRAGMA trusted_schema = OFF",
 )
-_FOREIGN = """SELECT name FROM sqlite_master WHERE sql NOT LIKE 'CREATE TABLE %'
-    AND sql NOT LIKE 'CREATE INDEX %' AND sql NOT LIKE 'CREATE UNIQUE INDEX %'"""
-"""Triggers, views and virtual tables run code of whoever made them."""
 _NONE = type(None)
 COLUMNS: dict[str, tuple[type, ...]] = {
     "digest": (bytes,),
@@ -80,6 +79,9 @@ _SCHEMA = (
         saved REAL, checked REAL)""",
     f"PRAGMA application_id = {_APPLICATION_ID}",
 )
+_TABLE = "CREATE TABLE image ("
+_COLUMN_TYPES = ("BLOB", "INTEGER", "REAL", "TEXT")
+_CONSTRAINTS = ("", "NOT NULL", "NOT NULL UNIQUE")
 # How each version is made of the one before.
 _MIGRATIONS = {
     1: ("ALTER TABLE image ADD COLUMN target BLOB",),
@@ -148,6 +150,10 @@ def _lifetime_to(end: float | None, checked: float) -> bytearray:
     return pack(Lifetime(max_age, None, varies, checked))
 
 
+class _EndedError(Exception):
+    """The run is told to end."""
+
+
 class Patience:
     """Waits for what another program has locked."""
 
@@ -167,14 +173,15 @@ class Patience:
             time.sleep(_LOCK_POLL)
 
     def copy(self, source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-        """Copy a database, once it is not locked any more; raise ``TimeoutError`` at the end."""
-        begun = time.monotonic()
+        """Copy a database; leave the ``target`` empty and raise ``_EndedError`` when the run is told to end."""
 
-        def check(status: int, _remaining: int, _pages: int) -> None:
-            if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and self._is_over(begun):
-                raise TimeoutError
+        def check(_status: int, _remaining: int, _pages: int) -> None:
+            if self._is_ending():
+                raise _EndedError
 
-        source.backup(target, progress=check, sleep=_LOCK_POLL)
+        source.execute("BEGIN")  # Of what others write from now on, nothing is copied, so that it is all of one time.
+        source.execute("SELECT 1 FROM sqlite_master").fetchone()
+        source.backup(target, pages=_COPY_PAGES, progress=check)
 
     def _is_over(self, begun: float) -> bool:
         return time.monotonic() - begun > (_LAST_PATIENCE if self._is_ending() else _LOCK_PATIENCE)
@@ -230,19 +237,19 @@ def connect(path: Path, patience: Patience, *, named: bool, exclusive: bool) -> 
 
 
 def copied(path: Path, patience: Patience) -> sqlite3.Connection:
-    """Return a copy of the index, empty where there is none, that goes when it is closed.
+    """Return a copy of the index that goes when it is closed; empty where there is none, or the run is told to end.
 
     Nothing is written to the index, nor beside it; SQLite keeps a large copy in a temporary file. Raises
     ``IndexFileError``, also where the index is damaged.
     """
     connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     try:
-        if os.path.exists(path):  # noqa: PTH110 (Path's raises)
+        with suppress(_EndedError):
             patience.out(lambda: _copy(path, connection, patience))
         _prepare(connection, path)
-    except (TimeoutError, FileNotFoundError) as error:
+    except FileNotFoundError as error:
         connection.close()
-        raise IndexFileError(f"{path}: the index cannot be used: {_HINTS[sqlite3.SQLITE_BUSY]}") from error
+        raise IndexFileError(f"{path}: the index cannot be copied: it changes all the time; run again") from error
     except OSError as error:
         connection.close()
         raise IndexFileError(f"{path}: the index cannot be copied: {error.strerror}") from error
@@ -260,10 +267,11 @@ def copied(path: Path, patience: Patience) -> sqlite3.Connection:
 def _copy(path: Path, target: sqlite3.Connection, patience: Patience) -> None:
     # What is in the log of a run that was killed, or is under way, counts. Without a log, or where it cannot be read
     # with a file beside it being written, the index is read as it stands.
+    try:
+        _require_safe(path)
+    except FileNotFoundError:
+        return
     log, memory = (Path(f"{path}{suffix}") for suffix in ("-wal", "-shm"))
-    _require_safe_companions(path)
-    if not path.is_file():
-        raise IndexFileError(f"{path}: not a regular file, so no index")
     if log.exists() and memory.exists():
         try:
             _copy_with(path, "mode=ro&readonly_shm=1", target, patience)
@@ -272,10 +280,11 @@ def _copy(path: Path, target: sqlite3.Connection, patience: Patience) -> None:
                 raise
         else:
             return
-    if log.exists() and log.stat().st_size and not memory.exists():
+    if log.exists() and log.stat().st_size:
         _copy_with_log(path, log, target, patience)
         return
-    _copy_with(path, "mode=ro&immutable=1", target, patience)
+    with _unchanged(path, log):
+        _copy_with(path, "mode=ro&immutable=1", target, patience)
 
 
 def _copy_with_log(path: Path, log: Path, target: sqlite3.Connection, patience: Patience) -> None:
@@ -283,23 +292,36 @@ def _copy_with_log(path: Path, log: Path, target: sqlite3.Connection, patience: 
     from shutil import copyfile
     from tempfile import TemporaryDirectory
 
-    files = (path, log)
     try:
         temporary = TemporaryDirectory()
     except FileNotFoundError as error:
         raise IndexFileError(f"{path}: the index cannot be copied: {error.strerror}; see TMPDIR") from error
     with temporary as folder:
-        before = [_state(file) for file in files]
-        for file in files:
-            copyfile(file, Path(folder, file.name))
-        if [_state(file) for file in files] != before:
-            raise FileNotFoundError  # What was copied is there no more.
+        with _unchanged(path, log):
+            for file in (path, log):
+                copyfile(file, Path(folder, file.name))
         _copy_with(Path(folder, path.name), "mode=rw", target, patience)
 
 
-def _state(file: Path) -> tuple[int, int, int]:
-    state = file.stat()
-    return state.st_ino, state.st_size, state.st_mtime_ns
+@contextmanager
+def _unchanged(*files: Path) -> Iterator[None]:
+    """Raise ``FileNotFoundError`` where a file was changed meanwhile: what was read is not there any more."""
+    before = [_state(file) for file in files]
+    try:
+        yield
+    except sqlite3.Error as error:
+        if [_state(file) for file in files] != before:
+            raise FileNotFoundError from error
+        raise
+    if [_state(file) for file in files] != before:
+        raise FileNotFoundError
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
+    with suppress(FileNotFoundError):
+        state = file.stat()
+        return state.st_ino, state.st_size, state.st_mtime_ns
+    return None
 
 
 def _copy_with(path: Path, parameters: str, target: sqlite3.Connection, patience: Patience) -> None:
@@ -363,14 +385,13 @@ def _require_file(path: Path) -> None:
     holds on it (POSIX advisory locks belong to process and inode).
     """
     try:
-        _require_safe_companions(path)
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _MODE))
-        regular = stat.S_ISREG(path.stat().st_mode)
+        try:
+            _require_safe(path)
+        except FileNotFoundError:
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _MODE))
     except OSError as error:
         raise _unusable(path, error) from error
-    if not regular:
-        raise IndexFileError(f"{path}: not a regular file, so no index")
     # SQLite opens what it may not write read-only, and in WAL mode fails only at the first row.
     if not os.access(path, os.R_OK | os.W_OK) or not os.access(path.parent, os.W_OK | os.X_OK):
         raise IndexFileError(
@@ -383,23 +404,31 @@ def _unusable(path: Path, error: OSError) -> IndexFileError:
     return IndexFileError(f"{path}: the index cannot be made here ({error.strerror}); {advice}")
 
 
-def _require_safe_companions(path: Path) -> None:
-    """Refuse what SQLite would follow, wait for or delete, where the files that it keeps beside the index should be."""
+def _require_safe(path: Path) -> None:
+    """Refuse what SQLite would follow, wait for, change elsewhere or delete, in the place of the index or beside it."""
     for suffix in ("-wal", "-shm", "-journal"):
         companion = f"{path}{suffix}"
         with suppress(FileNotFoundError):
-            if not stat.S_ISREG(os.lstat(companion).st_mode):
+            state = os.lstat(companion)
+            if not stat.S_ISREG(state.st_mode) or state.st_nlink > 1:
                 raise IndexFileError(f"{companion}: a link, or no regular file; remove it")
     with suppress(FileNotFoundError), open(f"{path}-journal", "rb") as journal:  # noqa: PTH123
         journal.seek(max(0, journal.seek(0, os.SEEK_END) - len(_SUPER_JOURNAL)))
         # It ends like this where it names a journal of several databases, which is deleted after a rollback.
         if journal.read() == _SUPER_JOURNAL:
             raise IndexFileError(f"{path}-journal: names another file, which SQLite would delete; remove it")
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise IndexFileError(f"{path}: not a regular file, so no index")
+    if state.st_nlink > 1:
+        raise IndexFileError(
+            f"{path}: has another hard link, whose file would change with it; put a copy of it in its place"
+        )
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    schema, version = _pragma(connection, "schema_version"), _pragma(connection, "user_version")
-    if schema and _pragma(connection, "application_id") != _APPLICATION_ID:
+    version = _pragma(connection, "user_version")
+    if not _is_empty(connection) and _pragma(connection, "application_id") != _APPLICATION_ID:
         raise IndexFileError(f"{path}: a database of another program, not an index; name another file with --index")
     if version > _VERSION:
         raise IndexFileError(
@@ -407,27 +436,47 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     for statement in _SETTINGS:
         connection.execute(statement)
-    if foreign := connection.execute(_FOREIGN).fetchone():
-        raise IndexFileError(
-            f"{path}: has a trigger, a view or a virtual table ({str(foreign[0])!r}), which no index has; "
-            f"drop that, or move the index away"
-        )
-    if not schema or version < _VERSION:
+    for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"):
+        if not _is_ours(sql) and name == "image":
+            raise sqlite3.OperationalError("a table with other columns")
+        if not _is_ours(sql):
+            raise IndexFileError(f"{path}: has {name!r}, which no index has; drop that, or move the index away")
+    if version < _VERSION or _is_empty(connection):
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             # Another run may have done it meanwhile.
-            schema, version = _pragma(connection, "schema_version"), _pragma(connection, "user_version")
+            version = _pragma(connection, "user_version")
             connection.create_function("lifetime_to", 2, _lifetime_to)
-            for statement in _missing(version) if schema else _SCHEMA:
+            for statement in _SCHEMA if _is_empty(connection) else _missing(version):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
     connection.execute(SELECT + "FALSE").fetchone()  # Fails where the schema is damaged.
 
 
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
+
+
+def _is_ours(sql: str) -> bool:
+    """Whether that is the table of an index, or the statistics of SQLite's ANALYZE.
+
+    All else may run code of whoever made it: triggers, views, virtual tables, and the expressions in constraints,
+    defaults, generated columns and indexes.
+    """
+    if not sql.startswith(_TABLE):
+        return sql.startswith("CREATE TABLE sqlite_stat")
+    columns = sql.removeprefix(_TABLE).removesuffix(")").split(",")
+    return all(_is_column(*column.split(maxsplit=2)) for column in columns)
+
+
+def _is_column(name: str = "", kind: str = "", constraint: str = "") -> bool:
+    return name.isidentifier() and kind in _COLUMN_TYPES and constraint.strip() in _CONSTRAINTS
+
+
 def _missing(version: int) -> Iterator[str]:
     """Yield the statements that make an index of ``version`` one of this program's."""
-    for earlier in range(version, _VERSION):
-        yield from _MIGRATIONS.get(earlier, ())
+    for earlier in range(max(version, 1), _VERSION):
+        yield from _MIGRATIONS[earlier]
 
 
 def _is_unusable(error: sqlite3.Error) -> bool:
