@@ -54,6 +54,29 @@ def test_timers_that_hold_no_more_do_not_pile_up_behind_one_that_holds(host: Hos
     assert list(timers.due(5.0)) == [host, task]
 
 
+class Watched(Task):
+    """A task that counts how often one looks whether it is finished."""
+
+    __slots__ = ()
+    looks = 0
+
+    @property
+    def finished(self) -> bool:
+        Watched.looks += 1
+        return False
+
+    @finished.setter
+    def finished(self, _: bool) -> None:
+        """Leave it unfinished."""
+
+
+def test_timers_that_hold_are_not_looked_through_again_and_again(host: Host, task: Task) -> None:
+    timers = Timers()
+    for number in range(10_000):
+        timers.set_task(Watched(task.job, host), number)
+    assert Watched.looks < 20_000
+
+
 def test_a_host_is_looked_at_at_the_earliest_time_that_was_set(host: Host) -> None:
     timers = Timers()
     timers.set_host(host, 3.0)
