@@ -492,6 +492,19 @@ def test_a_table_that_may_run_code_counts_as_damage_before_anything_is_done(path
     assert len(list(path.parent.glob("index.sqlite3.damaged-*"))) == 1
 
 
+@pytest.mark.parametrize("sql", ["CAST(sql AS BLOB)", "CAST(x'ff' AS TEXT)", "5", "replace(sql, 'image', 'other')"])
+def test_a_schema_that_is_not_text_of_ours_counts_as_damage(path: Path, sql: str) -> None:
+    fill(path, 1)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(f"UPDATE sqlite_master SET sql = {sql} WHERE name = 'image'")
+        connection.commit()
+    with pytest.raises(IndexFileError, match="is damaged; a run moves it aside"):
+        IndexCopy(path)
+    with Index(path, NEVER) as index:
+        assert index.is_empty()
+
+
 def test_the_statistics_of_sqlite_are_no_hindrance(path: Path) -> None:
     digests = fill(path, 3)
     with closing(sqlite3.connect(path)) as connection:

@@ -437,10 +437,11 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     for statement in _SETTINGS:
         connection.execute(statement)
     for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"):
-        if not _is_ours(sql) and name == "image":
+        if isinstance(sql, str) and _is_ours(sql):
+            continue
+        if name == "image":
             raise sqlite3.OperationalError("a table with other columns")
-        if not _is_ours(sql):
-            raise IndexFileError(f"{path}: has {name!r}, which no index has; drop that, or move the index away")
+        raise IndexFileError(f"{path}: has {name!r}, which no index has; drop that, or move the index away")
     if version < _VERSION or _is_empty(connection):
         with connection:
             connection.execute("BEGIN IMMEDIATE")
