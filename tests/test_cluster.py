@@ -219,13 +219,16 @@ def test_the_library_runs_on_a_cluster_as_well(cluster: Cluster, servers: list[S
     cluster.worker("--no-nanny")
     urls = [url for server in servers for url in urls_of(server, 2)]
     code = (
-        "import json, logging, sys\nimport distributed\nfrom image_loader import load\n"
+        "import gc, json, logging, sys\nimport distributed\nfrom image_loader import load\n"
         "names = [n for n in logging.root.manager.loggerDict if n.startswith('distributed')]\n"
         "levels = lambda: [logging.getLogger(name).getEffectiveLevel() for name in names]\n"
         "given = levels()\n"
         "urls, directory, address = json.load(sys.stdin)\n"
         "assert [o.status for o in load(urls, directory, cluster=address)] == ['saved'] * len(urls)\n"
-        "run = load(urls, directory, cluster=address)\nnext(run)\nduring = levels()\nrun.close()\n"
+        "run = load(urls, directory, cluster=address)\nnext(run)\nduring = levels()\n"
+        "loop = next(each for each in gc.get_objects() if type(each) is distributed.Client).loop\n"
+        "fail = lambda: loop.asyncio_loop.create_future().set_exception(TimeoutError('that nobody waits for'))\n"
+        "loop.add_callback(fail)\nrun.close()\n"
         "assert set(during) == {logging.CRITICAL} and levels() == given\n"
         "assert {o.status for o in load(urls, directory, cluster=address)} == {'fresh'}\n"
     )

@@ -66,6 +66,8 @@ class Dask:
                 )
             )
             if self._client is not None:
+                # It is this client's own, on which nobody waits any more for what fails while it leaves.
+                self._client.loop.asyncio_loop.set_exception_handler(lambda *_: None)
                 self._completed = distributed.as_completed(
                     loop=self._client.loop, with_results=True, raise_errors=False
                 )
