@@ -26,7 +26,7 @@ class Task:
     """A job on its way through the scheduler; only the scheduler's own thread writes here."""
 
     __slots__ = ("asks_again", "attempts", "due", "failures", "finished", "guest_of", "host", "job", "refusals",
-                 "refused_by", "refused_since", "result", "seconds", "stopped")  # fmt: skip
+                 "refused_by", "refused_elsewhere", "result", "seconds", "stopped")  # fmt: skip
 
     result: Result
     """That of the last attempt."""
@@ -48,8 +48,8 @@ class Task:
         """Attempts that a busy host refused while it let other jobs through."""
         self.refused_by: dict[str, tuple[Host, int]] = _NEVER
         """The hosts that refused it, by origin, and the successes that each one had when it did so last."""
-        self.refused_since = math.inf
-        """When it was refused first."""
+        self.refused_elsewhere = math.inf
+        """When a host that redirects have led to refused it first."""
         self.asks_again: tuple[str, float] | None = None
         """The origin of a host that is down, and when it was given up: this job was let through to it."""
         self.stopped = False

@@ -125,7 +125,8 @@ class Judge:
         """Slow down a host that is busy, and have the task wait for its turn again, behind some others."""
         host = task.host
         task.refusals += _counts(task, now)
-        task.refused_since = min(task.refused_since, now)
+        if host.origin != task.job.url.origin:
+            task.refused_elsewhere = min(task.refused_elsewhere, now)
         task.refused_by = {**task.refused_by, host.origin: (host, host.successes)}
         if task.refusals > retry.REFUSALS and not host.health.refusals:
             # The host lets all others through: this image is the problem.
@@ -169,7 +170,8 @@ def _counts(task: Task, now: float) -> bool:
     if not task.refused_by:
         return True
     if host.origin not in task.refused_by:
-        return host.successes > 0 or now - task.refused_since >= host.health.patience
+        is_over = now - task.refused_elsewhere >= host.health.patience
+        return host.successes > 0 or (is_over and len(task.refused_by) > host.health.policy.failures)
     refused_by, seen = task.refused_by[host.origin]
     if refused_by is host:
         return host.successes > seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import operator
 import os
 import sqlite3
@@ -281,6 +282,7 @@ class Index:
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
         try:
+            self._patience.reading_since = math.inf if begin == _WRITING else time.monotonic()
             with self._connection:
                 self._patience.out(lambda: self._connection.execute(begin))
                 if begin == _WRITING and self._place is not None and not self._place.holds():
@@ -312,7 +314,7 @@ class IndexCopy(Index):
     def __init__(self, path: Path, is_ending: Callable[[], bool] = lambda: False, *, named: bool = False) -> None:
         """Copy the index, as it is opened by an ``Index``."""
         self._begin(path, 0.0, is_ending, named=named)
-        self._connection = index_file.copied(self.path, self._patience)
+        self._connection = index_file.copied(self.path, self._patience, named=named)
 
     def record(self, row: int, image: Image, key: str | None = None) -> None:
         """Do nothing."""

@@ -13,18 +13,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 from image_loader.errors import IndexFileError, is_out_of_descriptors
 from image_loader.flock import ALONE, wait
 from image_loader.model import Lifetime
 
+if TYPE_CHECKING:
+    from tempfile import TemporaryDirectory
+
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 
 _MAGIC = b"SQLite format 3\0"
+_COMPANIONS = ("-wal", "-shm", "-journal")
+"""What the names of the files end with that SQLite keeps beside a database."""
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
 _APPLICATION_ID = 0x696D6C64
 _VERSION = 3
@@ -39,6 +44,10 @@ _LOCK_POLL = 0.02
 """Seconds between two tries."""
 _COPY_PAGES = 1000
 """Pages to copy at a time: in between, the end of the run takes effect."""
+_COPY_SIZE = 1 << 22
+"""Bytes to copy at a time."""
+_STEPS = 100_000
+"""Steps of SQLite's virtual machine, some milliseconds: in between, signals take effect, and the end of the run."""
 
 _SETTINGS = (
     "PRAGMA journal_mode = WAL",
@@ -46,6 +55,10 @@ _SETTINGS = (
     "PRAGMA cache_size = -4000",
     "PRAGMA trusted_schema = OFF",
 )
+_LIMITS = {sqlite3.SQLITE_LIMIT_LENGTH: 10_000, sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 0}
+"""What an expression may do before the schema is looked at: SQLite evaluates those of the table of its statistics."""
+_UNLIMITED = 2**31 - 1
+"""As far as SQLite was built for it."""
 _NONE = type(None)
 COLUMNS: dict[str, tuple[type, ...]] = {
     "digest": (bytes,),
@@ -79,9 +92,6 @@ _SCHEMA = (
         saved REAL, checked REAL)""",
     f"PRAGMA application_id = {_APPLICATION_ID}",
 )
-_TABLE = "CREATE TABLE image ("
-_COLUMN_TYPES = ("BLOB", "INTEGER", "REAL", "TEXT")
-_CONSTRAINTS = ("", "NOT NULL", "NOT NULL UNIQUE")
 # How each version is made of the one before.
 _MIGRATIONS = {
     1: ("ALTER TABLE image ADD COLUMN target BLOB",),
@@ -98,6 +108,7 @@ _LIFETIME = struct.Struct("<6d")
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _HINTS = {
+    sqlite3.SQLITE_INTERRUPT: "the run was ended while it was read",
     sqlite3.SQLITE_BUSY: "another program keeps it locked; end that, or use --index",
     sqlite3.SQLITE_FULL: "no space left, on its disk or on that of temporary files (SQLITE_TMPDIR names another)",
     sqlite3.SQLITE_IOERR: "it cannot be read or written; its disk, or that of temporary files, may be full or failing",
@@ -155,10 +166,12 @@ class _EndedError(Exception):
 
 
 class Patience:
-    """Waits for what another program has locked."""
+    """Waits for what another program has locked, and for SQLite."""
 
     def __init__(self, is_ending: Callable[[], bool]) -> None:
         self._is_ending = is_ending
+        self.reading_since = time.monotonic()
+        """When the statement began that may be broken off; ``math.inf`` where it must not be."""
 
     def out(self, attempt: Callable[[], T]) -> T:
         """Return what ``attempt`` returns, once nothing is locked or removed meanwhile; raise its error at the end."""
@@ -172,16 +185,14 @@ class Patience:
                     raise
             time.sleep(_LOCK_POLL)
 
-    def copy(self, source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-        """Copy a database; leave the ``target`` empty and raise ``_EndedError`` when the run is told to end."""
+    def check(self) -> None:
+        """Raise ``_EndedError`` when the run is told to end."""
+        if self._is_ending():
+            raise _EndedError
 
-        def check(_status: int, _remaining: int, _pages: int) -> None:
-            if self._is_ending():
-                raise _EndedError
-
-        source.execute("BEGIN")  # Of what others write from now on, nothing is copied, so that it is all of one time.
-        source.execute("SELECT 1 FROM sqlite_master").fetchone()
-        source.backup(target, pages=_COPY_PAGES, progress=check)
+    def breaks_off(self) -> bool:
+        """Whether what SQLite reads takes too long, since the run was told to end."""
+        return time.monotonic() - self.reading_since > _LAST_PATIENCE and self._is_ending()
 
     def _is_over(self, begun: float) -> bool:
         return time.monotonic() - begun > (_LAST_PATIENCE if self._is_ending() else _LOCK_PATIENCE)
@@ -222,11 +233,23 @@ class Place:
         return None
 
 
+def _opened(database: str | Path, patience: Patience) -> sqlite3.Connection:
+    """Open a database, and have nothing in it take memory or time, until ``_prepare`` has looked at its schema."""
+    # An iterator that loads images may be handed from thread to thread.
+    connection = sqlite3.connect(
+        database, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, uri=isinstance(database, str)
+    )
+    for limit, most in _LIMITS.items():
+        connection.setlimit(limit, most)
+    connection.set_progress_handler(patience.breaks_off, _STEPS)
+    return connection
+
+
 def connect(path: Path, patience: Patience, *, named: bool, exclusive: bool) -> tuple[sqlite3.Connection, Place]:
     """Open the index, or make it; see ``Index``. Return its place as well. Raises ``IndexFileError``."""
     try:
         with alone(path.parent):
-            connection = patience.out(lambda: _connect_or_begin_anew(path, named=named, exclusive=exclusive))
+            connection = patience.out(lambda: _connect_or_begin_anew(path, patience, named=named, exclusive=exclusive))
             try:
                 return connection, Place(path)
             except OSError as error:
@@ -236,42 +259,52 @@ def connect(path: Path, patience: Patience, *, named: bool, exclusive: bool) -> 
         raise failure(path, error) from error
 
 
-def copied(path: Path, patience: Patience) -> sqlite3.Connection:
+def copied(path: Path, patience: Patience, *, named: bool) -> sqlite3.Connection:
     """Return a copy of the index that goes when it is closed; empty where there is none, or the run is told to end.
 
     Nothing is written to the index, nor beside it; SQLite keeps a large copy in a temporary file. Raises
     ``IndexFileError``, also where the index is damaged.
     """
-    connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     try:
-        with suppress(_EndedError):
-            patience.out(lambda: _copy(path, connection, patience))
-        _prepare(connection, path)
+        connection = patience.out(lambda: _copy(path, patience))
+        try:
+            _prepare(connection, path)
+        except BaseException:
+            connection.close()
+            raise
     except FileNotFoundError as error:
-        connection.close()
         raise IndexFileError(f"{path}: the index cannot be copied: it changes all the time; run again") from error
     except OSError as error:
-        connection.close()
         raise IndexFileError(f"{path}: the index cannot be copied: {error.strerror}") from error
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        connection.close()
         if isinstance(error, sqlite3.Error) and not _is_unusable(error):
             raise failure(path, error) from error
+        _require_database(path, error, named=named)
         raise damaged(path) from error
-    except BaseException:
-        connection.close()
-        raise
     return connection
 
 
-def _copy(path: Path, target: sqlite3.Connection, patience: Patience) -> None:
+def _copy(path: Path, patience: Patience) -> sqlite3.Connection:
+    target = _opened("", patience)
+    try:
+        _copy_to(target, path, patience)
+    except _EndedError:
+        target.close()
+        return _opened("", patience)
+    except BaseException:
+        target.close()
+        raise
+    return target
+
+
+def _copy_to(target: sqlite3.Connection, path: Path, patience: Patience) -> None:
     # What is in the log of a run that was killed, or is under way, counts. Without a log, or where it cannot be read
     # with a file beside it being written, the index is read as it stands.
     try:
         _require_safe(path)
     except FileNotFoundError:
         return
-    log, memory = (Path(f"{path}{suffix}") for suffix in ("-wal", "-shm"))
+    log, memory, journal = (Path(f"{path}{suffix}") for suffix in _COMPANIONS)
     if log.exists() and memory.exists():
         try:
             _copy_with(path, "mode=ro&readonly_shm=1", target, patience)
@@ -280,27 +313,32 @@ def _copy(path: Path, target: sqlite3.Connection, patience: Patience) -> None:
                 raise
         else:
             return
-    if log.exists() and log.stat().st_size:
-        _copy_with_log(path, log, target, patience)
-        return
-    with _unchanged(path, log):
-        _copy_with(path, "mode=ro&immutable=1", target, patience)
+    with _unchanged(path, log, journal):
+        left = [file for file in (log, journal) if file.exists() and file.stat().st_size]
+        if not left:
+            _copy_with(path, "mode=ro&immutable=1", target, patience)
+            return
+        # SQLite has to write to read an index with a log, but without ``-shm``, or with a journal.
+        with _temporary_folder(path) as folder:
+            for file in (path, *left):
+                _copy_file(file, Path(folder, file.name), patience)
+            _copy_with(Path(folder, path.name), "mode=rw", target, patience)
 
 
-def _copy_with_log(path: Path, log: Path, target: sqlite3.Connection, patience: Patience) -> None:
-    """Copy an index with its log. SQLite has to write to read one without ``-shm``: so both files are copied before."""
-    from shutil import copyfile
+def _temporary_folder(path: Path) -> TemporaryDirectory[str]:
     from tempfile import TemporaryDirectory
 
     try:
-        temporary = TemporaryDirectory()
+        return TemporaryDirectory()
     except FileNotFoundError as error:
         raise IndexFileError(f"{path}: the index cannot be copied: {error.strerror}; see TMPDIR") from error
-    with temporary as folder:
-        with _unchanged(path, log):
-            for file in (path, log):
-                copyfile(file, Path(folder, file.name))
-        _copy_with(Path(folder, path.name), "mode=rw", target, patience)
+
+
+def _copy_file(file: Path, target: Path, patience: Patience) -> None:
+    with file.open("rb") as source, target.open("wb") as copy:
+        while chunk := source.read(_COPY_SIZE):
+            copy.write(chunk)
+            patience.check()
 
 
 @contextmanager
@@ -325,22 +363,28 @@ def _state(file: Path) -> tuple[int, int, int] | None:
 
 
 def _copy_with(path: Path, parameters: str, target: sqlite3.Connection, patience: Patience) -> None:
-    address = f"file:{quote(os.fsencode(path))}?{parameters}"
-    with closing(sqlite3.connect(address, timeout=_BUSY_TIMEOUT, uri=True)) as source:
-        patience.copy(source, target)
+    with closing(_opened(f"file:{quote(os.fsencode(path))}?{parameters}", patience)) as source:
+        source.execute("BEGIN")  # Of what others write from now on, nothing is copied, so that it is all of one time.
+        source.execute("SELECT 1 FROM sqlite_master").fetchone()
+        source.backup(target, pages=_COPY_PAGES, progress=lambda *_: patience.check())
 
 
-def _connect_or_begin_anew(path: Path, *, named: bool, exclusive: bool) -> sqlite3.Connection:
+def _connect_or_begin_anew(path: Path, patience: Patience, *, named: bool, exclusive: bool) -> sqlite3.Connection:
     try:
-        return _connect(path, exclusive=exclusive)
+        return _connect(path, patience, exclusive=exclusive)
     except sqlite3.Error as error:
         if not _is_unusable(error):
             raise
-        if named and not _was_database(path):
-            raise IndexFileError(f"{path}: no index, but another file; name another one with --index") from error
+        _require_database(path, error, named=named)
         aside = move_aside(path)
     _LOG.warning("%s: the index is damaged; moved aside to %s, and begun anew", path, aside.name)
-    return _connect(path, exclusive=exclusive)
+    return _connect(path, patience, exclusive=exclusive)
+
+
+def _require_database(path: Path, error: Exception, *, named: bool) -> None:
+    """Raise ``IndexFileError`` where the user has named a file that never was a database."""
+    if named and not _was_database(path):
+        raise IndexFileError(f"{path}: no index, but another file; name another one with --index") from error
 
 
 @contextmanager
@@ -359,10 +403,9 @@ def alone(directory: Path) -> Iterator[None]:
         yield
 
 
-def _connect(path: Path, *, exclusive: bool) -> sqlite3.Connection:
+def _connect(path: Path, patience: Patience, *, exclusive: bool) -> sqlite3.Connection:
     _require_file(path)
-    # An iterator that loads images may be handed from thread to thread.
-    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    connection = _opened(path, patience)
     try:
         if exclusive:
             # Before the first access: so the log's index is in this process's memory. Otherwise it would be in memory
@@ -406,20 +449,21 @@ def _unusable(path: Path, error: OSError) -> IndexFileError:
 
 def _require_safe(path: Path) -> None:
     """Refuse what SQLite would follow, wait for, change elsewhere or delete, in the place of the index or beside it."""
-    for suffix in ("-wal", "-shm", "-journal"):
-        companion = f"{path}{suffix}"
+    for suffix in _COMPANIONS:
         with suppress(FileNotFoundError):
-            state = os.lstat(companion)
-            if not stat.S_ISREG(state.st_mode) or state.st_nlink > 1:
-                raise IndexFileError(f"{companion}: a link, or no regular file; remove it")
+            companion = f"{path}{suffix}"
+            _require_own(companion, os.lstat(companion), "a link, or no regular file; remove it")
     with suppress(FileNotFoundError), open(f"{path}-journal", "rb") as journal:  # noqa: PTH123
         journal.seek(max(0, journal.seek(0, os.SEEK_END) - len(_SUPER_JOURNAL)))
         # It ends like this where it names a journal of several databases, which is deleted after a rollback.
         if journal.read() == _SUPER_JOURNAL:
             raise IndexFileError(f"{path}-journal: names another file, which SQLite would delete; remove it")
-    state = path.stat()
+    _require_own(str(path), path.stat(), "not a regular file, so no index")
+
+
+def _require_own(path: str, state: os.stat_result, otherwise: str) -> None:
     if not stat.S_ISREG(state.st_mode):
-        raise IndexFileError(f"{path}: not a regular file, so no index")
+        raise IndexFileError(f"{path}: {otherwise}")
     if state.st_nlink > 1:
         raise IndexFileError(
             f"{path}: has another hard link, whose file would change with it; put a copy of it in its place"
@@ -427,28 +471,29 @@ def _require_safe(path: Path) -> None:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    version = _pragma(connection, "user_version")
-    if not _is_empty(connection) and _pragma(connection, "application_id") != _APPLICATION_ID:
+    is_empty, version = _is_empty(connection), _pragma(connection, "user_version")
+    if _pragma(connection, "application_id") not in ((0, _APPLICATION_ID) if is_empty else (_APPLICATION_ID,)):
         raise IndexFileError(f"{path}: a database of another program, not an index; name another file with --index")
-    if version > _VERSION:
+    if version > _VERSION and not is_empty:
         raise IndexFileError(
             f"{path}: the index is of a later version of this program; upgrade, or use another --index"
         )
+    for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"):
+        if not _is_plain_table(sql):
+            raise IndexFileError(
+                f"{path}: {name!r} in it is not as this program makes it; drop that, or move the index away"
+            )
+    for limit in _LIMITS:
+        connection.setlimit(limit, _UNLIMITED)
     for statement in _SETTINGS:
         connection.execute(statement)
-    for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"):
-        if isinstance(sql, str) and _is_ours(sql):
-            continue
-        if name == "image":
-            raise sqlite3.OperationalError("a table with other columns")
-        raise IndexFileError(f"{path}: has {name!r}, which no index has; drop that, or move the index away")
-    if version < _VERSION or _is_empty(connection):
+    if is_empty or version < _VERSION:
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             # Another run may have done it meanwhile.
-            version = _pragma(connection, "user_version")
+            is_empty, version = _is_empty(connection), _pragma(connection, "user_version")
             connection.create_function("lifetime_to", 2, _lifetime_to)
-            for statement in _SCHEMA if _is_empty(connection) else _missing(version):
+            for statement in _SCHEMA if is_empty else _missing(version):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
     connection.execute(SELECT + "FALSE").fetchone()  # Fails where the schema is damaged.
@@ -458,20 +503,12 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
 
 
-def _is_ours(sql: str) -> bool:
-    """Whether that is the table of an index, or the statistics of SQLite's ANALYZE.
+def _is_plain_table(sql: object) -> bool:
+    """Whether that is a table without expressions, each of which would need parentheses of its own.
 
-    All else may run code of whoever made it: triggers, views, virtual tables, and the expressions in constraints,
-    defaults, generated columns and indexes.
+    Triggers, views, virtual tables and expressions run code of whoever made them.
     """
-    if not sql.startswith(_TABLE):
-        return sql.startswith("CREATE TABLE sqlite_stat")
-    columns = sql.removeprefix(_TABLE).removesuffix(")").split(",")
-    return all(_is_column(*column.split(maxsplit=2)) for column in columns)
-
-
-def _is_column(name: str = "", kind: str = "", constraint: str = "") -> bool:
-    return name.isidentifier() and kind in _COLUMN_TYPES and constraint.strip() in _CONSTRAINTS
+    return isinstance(sql, str) and sql.startswith("CREATE TABLE ") and sql.count("(") == 1
 
 
 def _missing(version: int) -> Iterator[str]:
@@ -510,8 +547,9 @@ def move_aside(path: Path) -> Path:
 
 
 def _was_database(path: Path) -> bool:
-    with path.open("rb") as file:
+    with suppress(FileNotFoundError), path.open("rb") as file:
         return file.read(len(_MAGIC)) == _MAGIC
+    return True
 
 
 def code(error: sqlite3.Error) -> int | None:
