@@ -856,15 +856,17 @@ def test_no_inode_at_the_start_is_told_as_such(mount: Callable[[str], Path], pla
     assert (caught.value.wanted, caught.value.available) == (1, 0)
 
 
-def test_full_disk_that_has_inodes_is_told_as_such_at_the_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("error", "inodes"), [(errno.ENOSPC, 10), (errno.EDQUOT, 1)])
+def test_what_is_no_lack_of_inodes_is_told_as_such_at_the_start(
+    mount: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, error: int, inodes: int
 ) -> None:
     def mkdir(path: Path, **_: object) -> None:  # A tmpfs takes folders even where it is full.
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
+        raise OSError(error, os.strerror(error), str(path.parent / "images"))
 
+    place = mount(f"size=64k,nr_inodes={inodes}")
     monkeypatch.setattr(Path, "mkdir", mkdir)
-    with pytest.raises(DirectoryError, match=f"^{tmp_path}: No space left on device") as caught:
-        Directory(tmp_path / "images")
+    with pytest.raises(DirectoryError, match=f"^{place}/images: {os.strerror(error)}") as caught:
+        Directory(place / "images")
     assert not isinstance(caught.value, OutOfInodesError)
 
 
