@@ -11,7 +11,7 @@ import sqlite3
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -125,8 +125,9 @@ class Index:
             return self._connection.execute("SELECT 1 FROM image LIMIT 1").fetchone() is None
 
     def known(self) -> Known:
-        """Return what is known now; ``unseen`` leaves out what comes after that."""
-        with self._transaction("BEGIN"):
+        """Return what is known now; nothing if the run is ended meanwhile. ``unseen`` leaves out what comes after."""
+        images, last = 0, None
+        with suppress(index_file.EndedError), self._transaction("BEGIN"):
             images, last = self._connection.execute("SELECT count(size), max(rowid) FROM image").fetchone()
         return Known(images, last or 0, time.time())
 
@@ -294,7 +295,7 @@ class Index:
         except sqlite3.Error as error:
             if index_file.is_damage(error):
                 self._abandon(error)
-            raise index_file.failure(self.path, error) from error
+            raise index_file.failure(self.path, error, self._patience) from error
 
     def _abandon(self, error: sqlite3.Error) -> NoReturn:
         self._abandoned = True

@@ -37,7 +37,7 @@ _MODE = 0o666
 _LOCK_PATIENCE = 60.0
 """Seconds to wait for another program's write; a run of ours holds the lock for some milliseconds."""
 _LAST_PATIENCE = 1.0
-"""Seconds to wait for it when the run was told to end; and always for the lock of the directory."""
+"""Seconds to wait for it, and for what is read, when the run was told to end; always for the lock of the directory."""
 _BUSY_TIMEOUT = 0.5
 """Seconds of that patience which are SQLite's own: as long as it waits, no signal takes effect."""
 _LOCK_POLL = 0.02
@@ -48,6 +48,8 @@ _COPY_SIZE = 1 << 22
 """Bytes to copy at a time."""
 _STEPS = 100_000
 """Steps of SQLite's virtual machine, some milliseconds: in between, signals take effect, and the end of the run."""
+_FIRST_STEPS = 1000
+"""The same, until the schema was looked at: a step may call a function."""
 
 _SETTINGS = (
     "PRAGMA journal_mode = WAL",
@@ -55,7 +57,7 @@ _SETTINGS = (
     "PRAGMA cache_size = -4000",
     "PRAGMA trusted_schema = OFF",
 )
-_LIMITS = {sqlite3.SQLITE_LIMIT_LENGTH: 10_000, sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 0}
+_LIMITS = {sqlite3.SQLITE_LIMIT_LENGTH: 2000, sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 0}
 """What an expression may do before the schema is looked at: SQLite evaluates those of the table of its statistics."""
 _UNLIMITED = 2**31 - 1
 """As far as SQLite was built for it."""
@@ -108,7 +110,7 @@ _LIFETIME = struct.Struct("<6d")
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _HINTS = {
-    sqlite3.SQLITE_INTERRUPT: "the run was ended while it was read",
+    sqlite3.SQLITE_TOOBIG: "something in it is larger than this program makes it; drop that, or move the index away",
     sqlite3.SQLITE_BUSY: "another program keeps it locked; end that, or use --index",
     sqlite3.SQLITE_FULL: "no space left, on its disk or on that of temporary files (SQLITE_TMPDIR names another)",
     sqlite3.SQLITE_IOERR: "it cannot be read or written; its disk, or that of temporary files, may be full or failing",
@@ -161,8 +163,8 @@ def _lifetime_to(end: float | None, checked: float) -> bytearray:
     return pack(Lifetime(max_age, None, varies, checked))
 
 
-class _EndedError(Exception):
-    """The run is told to end."""
+class EndedError(IndexFileError):
+    """The run was told to end while the index was read."""
 
 
 class Patience:
@@ -171,7 +173,7 @@ class Patience:
     def __init__(self, is_ending: Callable[[], bool]) -> None:
         self._is_ending = is_ending
         self.reading_since = time.monotonic()
-        """When the statement began that may be broken off; ``math.inf`` where it must not be."""
+        """When the transaction began, or the opening, if it may be broken off; otherwise ``math.inf``."""
 
     def out(self, attempt: Callable[[], T]) -> T:
         """Return what ``attempt`` returns, once nothing is locked or removed meanwhile; raise its error at the end."""
@@ -186,12 +188,20 @@ class Patience:
             time.sleep(_LOCK_POLL)
 
     def check(self) -> None:
-        """Raise ``_EndedError`` when the run is told to end."""
+        """Raise ``EndedError`` when the run is told to end."""
         if self._is_ending():
-            raise _EndedError
+            raise EndedError("")
+
+    def require_end(self, error: sqlite3.Error) -> None:
+        """Raise ``KeyboardInterrupt`` if it was not the end of the run that has broken off what SQLite did.
+
+        It was a signal's handler, then: the sqlite3 module drops what that raises.
+        """
+        if not self._is_ending():
+            raise KeyboardInterrupt from error
 
     def breaks_off(self) -> bool:
-        """Whether what SQLite reads takes too long, since the run was told to end."""
+        """Whether what SQLite reads takes too long for a run that was told to end."""
         return time.monotonic() - self.reading_since > _LAST_PATIENCE and self._is_ending()
 
     def _is_over(self, begun: float) -> bool:
@@ -234,14 +244,14 @@ class Place:
 
 
 def _opened(database: str | Path, patience: Patience) -> sqlite3.Connection:
-    """Open a database, and have nothing in it take memory or time, until ``_prepare`` has looked at its schema."""
+    """Open a database, of which little can take memory or time until ``_prepare`` has looked at its schema."""
     # An iterator that loads images may be handed from thread to thread.
     connection = sqlite3.connect(
         database, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, uri=isinstance(database, str)
     )
     for limit, most in _LIMITS.items():
         connection.setlimit(limit, most)
-    connection.set_progress_handler(patience.breaks_off, _STEPS)
+    connection.set_progress_handler(patience.breaks_off, _FIRST_STEPS)
     return connection
 
 
@@ -256,7 +266,7 @@ def connect(path: Path, patience: Patience, *, named: bool, exclusive: bool) -> 
                 connection.close()
                 raise _unusable(path, error) from error
     except sqlite3.Error as error:
-        raise failure(path, error) from error
+        raise failure(path, error, patience) from error
 
 
 def copied(path: Path, patience: Patience, *, named: bool) -> sqlite3.Connection:
@@ -268,17 +278,17 @@ def copied(path: Path, patience: Patience, *, named: bool) -> sqlite3.Connection
     try:
         connection = patience.out(lambda: _copy(path, patience))
         try:
-            _prepare(connection, path)
+            _prepare(connection, path, patience)
         except BaseException:
             connection.close()
             raise
     except FileNotFoundError as error:
         raise IndexFileError(f"{path}: the index cannot be copied: it changes all the time; run again") from error
     except OSError as error:
-        raise IndexFileError(f"{path}: the index cannot be copied: {error.strerror}") from error
+        raise _uncopied(path, error) from error
     except (sqlite3.Error, UnicodeDecodeError) as error:
         if isinstance(error, sqlite3.Error) and not _is_unusable(error):
-            raise failure(path, error) from error
+            raise failure(path, error, patience) from error
         _require_database(path, error, named=named)
         raise damaged(path) from error
     return connection
@@ -288,7 +298,7 @@ def _copy(path: Path, patience: Patience) -> sqlite3.Connection:
     target = _opened("", patience)
     try:
         _copy_to(target, path, patience)
-    except _EndedError:
+    except EndedError:
         target.close()
         return _opened("", patience)
     except BaseException:
@@ -331,7 +341,12 @@ def _temporary_folder(path: Path) -> TemporaryDirectory[str]:
     try:
         return TemporaryDirectory()
     except FileNotFoundError as error:
-        raise IndexFileError(f"{path}: the index cannot be copied: {error.strerror}; see TMPDIR") from error
+        raise _uncopied(path, error) from error
+
+
+def _uncopied(path: Path, error: OSError) -> IndexFileError:
+    advice = "check its permissions, and the place for temporary files (TMPDIR)"
+    return IndexFileError(f"{path}: the index cannot be copied: {error.strerror}; {advice}")
 
 
 def _copy_file(file: Path, target: Path, patience: Patience) -> None:
@@ -411,7 +426,7 @@ def _connect(path: Path, patience: Patience, *, exclusive: bool) -> sqlite3.Conn
             # Before the first access: so the log's index is in this process's memory. Otherwise it would be in memory
             # that is shared, which on a network file system is not (SQLite, "Write-Ahead Logging", section 8).
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        _prepare(connection, path)
+        _prepare(connection, path, patience)
     except UnicodeDecodeError as error:
         connection.close()
         raise sqlite3.OperationalError("text that is not UTF-8") from error
@@ -466,11 +481,11 @@ def _require_own(path: str, state: os.stat_result, otherwise: str) -> None:
         raise IndexFileError(f"{path}: {otherwise}")
     if state.st_nlink > 1:
         raise IndexFileError(
-            f"{path}: has another hard link, whose file would change with it; put a copy of it in its place"
+            f"{path}: has another hard link, and a run would change both; put a copy of it in its place"
         )
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+def _prepare(connection: sqlite3.Connection, path: Path, patience: Patience) -> None:
     is_empty, version = _is_empty(connection), _pragma(connection, "user_version")
     if _pragma(connection, "application_id") not in ((0, _APPLICATION_ID) if is_empty else (_APPLICATION_ID,)):
         raise IndexFileError(f"{path}: a database of another program, not an index; name another file with --index")
@@ -480,11 +495,11 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"):
         if not _is_plain_table(sql):
-            raise IndexFileError(
-                f"{path}: {name!r} in it is not as this program makes it; drop that, or move the index away"
-            )
+            advice = "" if name == "image" else "drop that, or "
+            raise IndexFileError(f"{path}: {name!r} in it is not as this program makes it; {advice}move the index away")
     for limit in _LIMITS:
         connection.setlimit(limit, _UNLIMITED)
+    connection.set_progress_handler(patience.breaks_off, _STEPS)
     for statement in _SETTINGS:
         connection.execute(statement)
     if is_empty or version < _VERSION:
@@ -569,7 +584,10 @@ def damaged(path: Path) -> IndexFileError:
     return IndexFileError(f"{path}: the index is damaged; a run moves it aside and begins anew")
 
 
-def failure(path: Path, error: sqlite3.Error) -> IndexFileError:
-    """Return an error that says what to do."""
+def failure(path: Path, error: sqlite3.Error, patience: Patience) -> IndexFileError:
+    """Return an error that says what to do. Raises ``KeyboardInterrupt``: see ``Patience``."""
+    if code(error) == sqlite3.SQLITE_INTERRUPT:
+        patience.require_end(error)
+        return EndedError(f"{path}: the run was ended before the index was read; run again")
     hint = _HINTS.get(code(error) or sqlite3.SQLITE_ERROR, "an error of SQLite")
     return IndexFileError(f"{path}: the index cannot be used: {hint} ({error})")
