@@ -591,6 +591,12 @@ def test_what_takes_too_long_to_count_is_left_when_the_run_is_told_to_end(
             index.unseen(Known(1, 2**62, time.time()), 0, 2**40)
 
 
+def test_what_is_counted_in_time_is_not_left_though_the_run_is_told_to_end(path: Path) -> None:
+    make_endless(path, 2)
+    with Index(path, NEVER, lambda: True) as index:
+        assert index.known().last_row == 1
+
+
 def test_an_interrupt_is_raised_though_it_comes_while_sqlite_reads(path: Path) -> None:
     make_endless(path, 4)
     with start("index = Index(Path(sys.argv[1]), 1.0); say('open'); index.known()", path) as reader:
