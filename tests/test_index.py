@@ -1475,7 +1475,8 @@ def test_a_copy_has_what_is_in_the_log_of_a_run_that_was_killed(path: Path, excl
 def test_a_copy_has_what_is_in_the_log_though_the_file_beside_it_cannot_be_read(path: Path) -> None:
     process = os.fork()
     if not process:
-        claim(Index(path, NEVER), "u", "a.jpg")
+        index = Index(path, NEVER)
+        claim(index, "u", "a.jpg")
         os._exit(0)
     assert os.waitpid(process, 0)[1] == 0
     Path(f"{path}-shm").chmod(0)
