@@ -318,8 +318,6 @@ class _Downloads:
     ) -> None:
         if not threading.main_thread().is_alive():
             raise PythonEndsError  # concurrent.futures cannot even be imported now.
-        from queue import SimpleQueue
-
         from image_loader.attempt import Downloader
         from image_loader.processors import stay_on_one
         from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, close_delivered
@@ -333,7 +331,7 @@ class _Downloads:
                 importlib.import_module(module)
         if processors is None:
             processors = stay_on_one() if settings.one_processor else frozenset()
-        inbox: Inbox = SimpleQueue()
+        inbox = Inbox()
         stack.callback(close_delivered, inbox)
         self.transport = Transport(settings, lambda *connected: inbox.put(Connected(*connected)))
         stack.callback(self.transport.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -37,8 +38,35 @@ class Connected:
 
 
 Message = Connected | TurnOver | TurnNearlyOver
-Inbox = SimpleQueue[Message]
-"""Messages of other threads to the scheduling thread, which they wake."""
+
+
+class Inbox:
+    """Messages of other threads to the scheduling thread, which they wake.
+
+    Where a signal comes, ``SimpleQueue.get`` may wait without end: it does not look whether its time is over once the
+    signal was handled (CPython 3.11). A lock does.
+    """
+
+    def __init__(self) -> None:
+        self._messages: SimpleQueue[Message] = SimpleQueue()
+        self._wakes = threading.Lock()
+
+    def put(self, message: Message) -> None:
+        """Add a message."""
+        self._messages.put(message)
+        with suppress(RuntimeError):  # It wakes already.
+            self._wakes.release()
+
+    def get_nowait(self) -> Message:
+        """Return the next message, or raise ``Empty``."""
+        return self._messages.get_nowait()
+
+    def get(self, timeout: float) -> Message:
+        """Return the next message; raise ``Empty`` if none has come within ``timeout`` seconds, or earlier."""
+        with suppress(Empty):
+            return self._messages.get_nowait()
+        self._wakes.acquire(timeout=timeout)
+        return self._messages.get_nowait()
 
 
 def close_delivered(inbox: Inbox) -> None:
