@@ -157,11 +157,13 @@ class Dask:
         It is waited for in another thread: Dask's own waiting hears no signal, and may have no end.
         """
         answers: SimpleQueue[Any] = SimpleQueue()
-        threading.Thread(target=_ask, args=(question, answers), daemon=True).start()
+        asking = threading.Thread(target=_ask, args=(question, answers), daemon=True)
+        asking.start()
         give_up = time.monotonic() + _WORKER_PATIENCE
         while not self._stop.is_set():
+            asking.join(_POLL)  # Not ``answers.get(timeout=…)``: see ``Inbox`` in ``scheduling.dispatch``.
             with suppress(Empty):
-                answer = answers.get(timeout=_POLL)
+                answer = answers.get_nowait()
                 if not isinstance(answer, BaseException):
                     return answer
                 reason = str(answer).partition("\n")[0] or type(answer).__name__
