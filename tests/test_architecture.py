@@ -18,7 +18,7 @@ import image_loader
 PACKAGE = Path(image_loader.__file__).parent
 LAYERS = (
     ("url", "model", "errors", "formats"),
-    ("option", "media_types", "sniffing", "interpreter", "unpacking", "flock"),
+    ("option", "media_types", "sniffing", "interpreter", "inbox", "unpacking", "flock"),
     ("settings",),
     ("lists", "freshness", "transport", "store", "processors", "endings", "decoding"),
     ("scheduling",),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import re
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from conftest import ENVIRONMENT, SETTINGS
+from conftest import SETTINGS
 from image_loader.errors import DirectoryError, DownloadError, OutOfThreadsError
+from image_loader.inbox import Inbox
 from image_loader.model import (
     SAVED_BEFORE,
     Blame,
@@ -33,7 +32,7 @@ from image_loader.model import (
     Resume,
     Validators,
 )
-from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, close_delivered
+from image_loader.scheduling.dispatch import Connected, Dispatch, Message, close_delivered
 from image_loader.scheduling.host import Task
 from image_loader.scheduling.scheduler import Scheduler
 from image_loader.scheduling.workers import Turn
@@ -49,14 +48,14 @@ OUT_OF_DESCRIPTORS = Failure(Reason.CONNECT, "too many open files", retryable=Tr
 GONE = Failure(Reason.HTTP_STATUS, "HTTP status 410", 410)
 
 
-class Messages(Inbox):
+class Messages(Inbox[Message]):
     """The scheduler's inbox; it notes for how long the scheduler would wait, and does not let it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[float] = []
 
-    def get(self, timeout: float) -> Any:
+    def get(self, timeout: float) -> Message:
         self.waits.append(timeout)
         return self.get_nowait()
 
@@ -294,15 +293,6 @@ def finish(house: House, seconds: float = 200.0) -> None:
 
 def urls(host: str, count: int) -> list[str]:
     return [f"http://{host}/{number}.jpg" for number in range(count)]
-
-
-def test_a_signal_that_takes_longer_than_the_wait_does_not_make_it_endless() -> None:
-    code = (
-        "import queue, signal, time\nfrom image_loader.scheduling.dispatch import Inbox\ninbox = Inbox()\n"
-        "signal.signal(signal.SIGALRM, lambda *_: time.sleep(0.3))\nsignal.setitimer(signal.ITIMER_REAL, 0.05)\n"
-        "for _ in range(2):\n    try:\n        inbox.get(0.1)\n    except queue.Empty:\n        pass\n"
-    )
-    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True, timeout=60)
 
 
 @pytest.mark.parametrize(("threads", "most"), [(1, 1), (3, 3), (8, 10)])

@@ -319,8 +319,9 @@ class _Downloads:
         if not threading.main_thread().is_alive():
             raise PythonEndsError  # concurrent.futures cannot even be imported now.
         from image_loader.attempt import Downloader
+        from image_loader.inbox import Inbox
         from image_loader.processors import stay_on_one
-        from image_loader.scheduling.dispatch import Connected, Dispatch, Inbox, close_delivered
+        from image_loader.scheduling.dispatch import Connected, Dispatch, Message, close_delivered
         from image_loader.scheduling.scheduler import Scheduler
         from image_loader.scheduling.slots import connects_at_most
         from image_loader.scheduling.workers import Workers
@@ -331,7 +332,7 @@ class _Downloads:
                 importlib.import_module(module)
         if processors is None:
             processors = stay_on_one() if settings.one_processor else frozenset()
-        inbox = Inbox()
+        inbox: Inbox[Message] = Inbox()
         stack.callback(close_delivered, inbox)
         self.transport = Transport(settings, lambda *connected: inbox.put(Connected(*connected)))
         stack.callback(self.transport.close)

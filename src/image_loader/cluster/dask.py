@@ -66,7 +66,7 @@ class Dask:
                 )
             )
             if self._client is not None:
-                # It is this client's own, on which nobody waits any more for what fails while it leaves.
+                # The loop is this client's own. What fails in it while the client leaves concerns nobody.
                 self._client.loop.asyncio_loop.set_exception_handler(lambda *_: None)
                 self._completed = distributed.as_completed(
                     loop=self._client.loop, with_results=True, raise_errors=False
@@ -161,7 +161,7 @@ class Dask:
         asking.start()
         give_up = time.monotonic() + _WORKER_PATIENCE
         while not self._stop.is_set():
-            asking.join(_POLL)  # Not ``answers.get(timeout=…)``: see ``Inbox`` in ``scheduling.dispatch``.
+            asking.join(_POLL)  # Not ``answers.get(timeout=…)``: see ``Inbox``.
             with suppress(Empty):
                 answer = answers.get_nowait()
                 if not isinstance(answer, BaseException):

@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import NoReturn
 
 from image_loader import batch, processors
 from image_loader.errors import LoaderError
+from image_loader.inbox import Inbox
 from image_loader.model import Line, Outcome
 from image_loader.processes.messages import End, LogRecord, Order, Part, Report, ToChild
 
@@ -78,7 +79,7 @@ class _Feed:
         self._connection = connection
         self._parent = part.parent
         self._batch = part.settings.batch
-        self._come: SimpleQueue[ToChild] = SimpleQueue()
+        self._come: Inbox[ToChild] = Inbox()
         self.stop = threading.Event()
 
     def receive(self) -> None:

@@ -10,14 +10,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from queue import Empty, SimpleQueue
+from queue import Empty
 
 from image_loader import batch, outcome, processors
 from image_loader.errors import LoaderError
+from image_loader.inbox import Inbox
 from image_loader.model import Line, Outcome, Reason
 from image_loader.planner import beginning
 from image_loader.processes.messages import End, LogRecord, Order, Part, Report, ToParent
-from image_loader.processes.process import Child, Inbox
+from image_loader.processes.process import Child, Told
 from image_loader.settings import Settings
 from image_loader.url import part
 
@@ -55,7 +56,7 @@ class _Run:
         self._known = self._index.known() if settings.delete else None
         # More of them than threads would have nothing to download with.
         self._count = min(settings.processes, settings.threads)
-        self._inbox: Inbox = SimpleQueue()
+        self._inbox: Inbox[Told] = Inbox()
         self._children = [Child(self._inbox) for _ in range(self._count)]
         self._error: LoaderError | None = None
         self._is_ending = False

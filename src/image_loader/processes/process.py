@@ -13,11 +13,12 @@ from queue import SimpleQueue
 
 from image_loader import interpreter
 from image_loader.errors import OutOfThreadsError, ProcessError
+from image_loader.inbox import Inbox
 from image_loader.model import Line
 from image_loader.processes.messages import Part, ToChild, ToParent
 
-Inbox = SimpleQueue[tuple["Child", ToParent | None]]
-"""What children tell; None: one is gone."""
+Told = tuple["Child", ToParent | None]
+"""What a child tells; None: it is gone."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WATCH = 0.5
@@ -32,7 +33,7 @@ class Child:
     Two threads send and receive: a child that was stopped (SIGSTOP) reads nothing, and holds up nobody.
     """
 
-    def __init__(self, inbox: Inbox) -> None:
+    def __init__(self, inbox: Inbox[Told]) -> None:
         self.outstanding: dict[int, Line] = {}
         """The lines that are its own and are not told, by their numbers."""
         self.is_running = False

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import TYPE_CHECKING, Protocol
 
 from image_loader.errors import DownloadError, LoaderError
+from image_loader.inbox import Inbox
 from image_loader.scheduling.host import SHARE_TIME, Host, Task
 from image_loader.scheduling.slots import Allowance, Slots, connects_at_most
 from image_loader.scheduling.timers import Timers
@@ -40,36 +40,7 @@ class Connected:
 Message = Connected | TurnOver | TurnNearlyOver
 
 
-class Inbox:
-    """Messages of other threads to the scheduling thread, which they wake.
-
-    Where a signal comes, ``SimpleQueue.get`` may wait without end: it does not look whether its time is over once the
-    signal was handled (CPython 3.11). A lock does.
-    """
-
-    def __init__(self) -> None:
-        self._messages: SimpleQueue[Message] = SimpleQueue()
-        self._wakes = threading.Lock()
-
-    def put(self, message: Message) -> None:
-        """Add a message."""
-        self._messages.put(message)
-        with suppress(RuntimeError):  # It wakes already.
-            self._wakes.release()
-
-    def get_nowait(self) -> Message:
-        """Return the next message, or raise ``Empty``."""
-        return self._messages.get_nowait()
-
-    def get(self, timeout: float) -> Message:
-        """Return the next message; raise ``Empty`` if none has come within ``timeout`` seconds, or earlier."""
-        with suppress(Empty):
-            return self._messages.get_nowait()
-        self._wakes.acquire(timeout=timeout)
-        return self._messages.get_nowait()
-
-
-def close_delivered(inbox: Inbox) -> None:
+def close_delivered(inbox: Inbox[Message]) -> None:
     """Close the connections of messages that nobody is going to take in."""
     with suppress(Empty):
         while True:
@@ -115,7 +86,7 @@ class Dispatch:
         workers: Executor,
         attempt: Attempt,
         connections: Connections,
-        inbox: Inbox,
+        inbox: Inbox[Message],
         settings: Settings,
         *,
         clock: Clock = time.monotonic,

@@ -585,7 +585,7 @@ def damaged(path: Path) -> IndexFileError:
 
 
 def failure(path: Path, error: sqlite3.Error, patience: Patience) -> IndexFileError:
-    """Return an error that says what to do. Raises ``KeyboardInterrupt``: see ``Patience``."""
+    """Return an error that says what to do. May raise ``KeyboardInterrupt``: see ``require_end``."""
     if code(error) == sqlite3.SQLITE_INTERRUPT:
         patience.require_end(error)
         return EndedError(f"{path}: the run was ended before the index was read; run again")
