@@ -34,8 +34,9 @@ from image_loader import freshness
 from image_loader.errors import IndexFileError
 from image_loader.model import Image, Lifetime, Name, NotModified, Record, Validators
 from image_loader.store import index as index_module
-from image_loader.store import index_file
-from image_loader.store.index import Index, IndexCopy, Known
+from image_loader.store import index_copy, index_file
+from image_loader.store.index import Index, Known
+from image_loader.store.index_copy import IndexCopy
 from test_directory import unprivileged
 
 NEVER = 3600.0
@@ -1497,7 +1498,7 @@ def test_a_copy_of_an_index_in_a_folder_that_cannot_be_searched_is_a_clear_error
 def test_a_copy_is_made_anew_where_a_run_began_and_ended_meanwhile(
     path: Path, monkeypatch: pytest.MonkeyPatch, *, damaging: bool
 ) -> None:
-    copy, runs = index_file._copy_with, [1, 2, 3]
+    copy, runs = index_copy._copy_with, [1, 2, 3]
 
     def copy_meanwhile(source: Path, *arguments: Any) -> None:
         copy(source, *arguments)
@@ -1508,7 +1509,7 @@ def test_a_copy_is_made_anew_where_a_run_began_and_ended_meanwhile(
                 raise sqlite3.DatabaseError("torn")
 
     fill(path, 3)
-    monkeypatch.setattr(index_file, "_copy_with", copy_meanwhile)
+    monkeypatch.setattr(index_copy, "_copy_with", copy_meanwhile)
     wanted = [digest(f"later {number}") for number in (1, 2, 3)]
     with IndexCopy(path) as found:
         assert len(found.look_up(wanted)) == 3
@@ -1519,7 +1520,7 @@ def test_a_copy_of_an_index_that_changes_all_the_time_is_a_clear_error(
 ) -> None:
     fill(path, 3)
     monkeypatch.setattr(index_file, "_LOCK_PATIENCE", 0.05)
-    monkeypatch.setattr(index_file, "_copy_with", lambda *_: os.utime(path))
+    monkeypatch.setattr(index_copy, "_copy_with", lambda *_: os.utime(path))
     with pytest.raises(IndexFileError, match="cannot be copied: it changes all the time; run again"):
         IndexCopy(path)
 
@@ -1540,7 +1541,7 @@ def test_a_copy_ends_with_the_run_however_large_the_index_is(
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_copy_that_may_be_torn_is_not_used(path: Path, monkeypatch: pytest.MonkeyPatch, *, ends: bool) -> None:
-    digests, copy = fill(path, 3), index_file._copy_with
+    digests, copy = fill(path, 3), index_copy._copy_with
 
     def copy_meanwhile(source: Path, *arguments: Any) -> None:
         copy(source, *arguments)
@@ -1549,7 +1550,7 @@ def test_a_copy_that_may_be_torn_is_not_used(path: Path, monkeypatch: pytest.Mon
             raise index_file.EndedError("")
         path.unlink()
 
-    monkeypatch.setattr(index_file, "_copy_with", copy_meanwhile)
+    monkeypatch.setattr(index_copy, "_copy_with", copy_meanwhile)
     with IndexCopy(path) as found:
         assert found.look_up(digests) == {}
 

@@ -11,7 +11,8 @@ from image_loader.model import Line, Outcome
 from image_loader.planner import Planner, beginning
 from image_loader.settings import Settings
 from image_loader.store.directory import view
-from image_loader.store.index import FILE, IndexCopy
+from image_loader.store.index import FILE
+from image_loader.store.index_copy import IndexCopy
 
 
 def run(

@@ -309,29 +309,6 @@ class Index:
         ) from error
 
 
-class IndexCopy(Index):
-    """A copy of the index, empty where there is none; the file stays as it is. What a run finds out is not recorded."""
-
-    def __init__(self, path: Path, is_ending: Callable[[], bool] = lambda: False, *, named: bool = False) -> None:
-        """Copy the index, as it is opened by an ``Index``."""
-        self._begin(path, 0.0, is_ending, named=named)
-        self._connection = index_file.copied(self.path, self._patience, named=named)
-
-    def record(self, row: int, image: Image, key: str | None = None) -> None:
-        """Do nothing."""
-
-    def touch(self, row: int, image: Image) -> None:
-        """Do nothing."""
-
-    def renew(self, row: int, renewed: NotModified) -> None:
-        """Do nothing."""
-
-    def _abandon(self, error: sqlite3.Error) -> NoReturn:
-        self._abandoned = True
-        self._connection.close()
-        raise index_file.damaged(self.path) from error
-
-
 def _is_from_before(record: Record, known: Known) -> bool:
     image = record.image
     return image is None or max(image.saved, image.checked) < known.since

@@ -11,24 +11,20 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import quote
+from typing import TypeVar
 
 from image_loader.errors import IndexFileError, is_out_of_descriptors
 from image_loader.flock import ALONE, wait
 from image_loader.model import Lifetime
-
-if TYPE_CHECKING:
-    from tempfile import TemporaryDirectory
 
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 
 _MAGIC = b"SQLite format 3\0"
-_COMPANIONS = ("-wal", "-shm", "-journal")
+COMPANIONS = ("-wal", "-shm", "-journal")
 """What the names of the files end with that SQLite keeps beside a database."""
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
 _APPLICATION_ID = 0x696D6C64
@@ -42,10 +38,6 @@ _BUSY_TIMEOUT = 0.5
 """Seconds of that patience which are SQLite's own: as long as it waits, no signal takes effect."""
 _LOCK_POLL = 0.02
 """Seconds between two tries."""
-_COPY_PAGES = 1000
-"""Pages to copy at a time: in between, the end of the run takes effect."""
-_COPY_SIZE = 1 << 22
-"""Bytes to copy at a time."""
 _STEPS = 100_000
 """Steps of SQLite's virtual machine, some milliseconds: in between, signals take effect, and the end of the run."""
 _FIRST_STEPS = 1000
@@ -243,8 +235,8 @@ class Place:
         return None
 
 
-def _opened(database: str | Path, patience: Patience) -> sqlite3.Connection:
-    """Open a database, of which little can take memory or time until ``_prepare`` has looked at its schema."""
+def opened(database: str | Path, patience: Patience) -> sqlite3.Connection:
+    """Open a database, of which little can take memory or time until ``prepare`` has looked at its schema."""
     # An iterator that loads images may be handed from thread to thread.
     connection = sqlite3.connect(
         database, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, uri=isinstance(database, str)
@@ -269,134 +261,19 @@ def connect(path: Path, patience: Patience, *, named: bool, exclusive: bool) -> 
         raise failure(path, error, patience) from error
 
 
-def copied(path: Path, patience: Patience, *, named: bool) -> sqlite3.Connection:
-    """Return a copy of the index that goes when it is closed; empty where there is none, or the run is told to end.
-
-    Nothing is written to the index, nor beside it; SQLite keeps a large copy in a temporary file. Raises
-    ``IndexFileError``, also where the index is damaged.
-    """
-    try:
-        connection = patience.out(lambda: _copy(path, patience))
-        try:
-            _prepare(connection, path, patience)
-        except BaseException:
-            connection.close()
-            raise
-    except FileNotFoundError as error:
-        raise IndexFileError(f"{path}: the index cannot be copied: it changes all the time; run again") from error
-    except OSError as error:
-        raise _uncopied(path, error) from error
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        if isinstance(error, sqlite3.Error) and not _is_unusable(error):
-            raise failure(path, error, patience) from error
-        _require_database(path, error, named=named)
-        raise damaged(path) from error
-    return connection
-
-
-def _copy(path: Path, patience: Patience) -> sqlite3.Connection:
-    target = _opened("", patience)
-    try:
-        _copy_to(target, path, patience)
-    except EndedError:
-        target.close()
-        return _opened("", patience)
-    except BaseException:
-        target.close()
-        raise
-    return target
-
-
-def _copy_to(target: sqlite3.Connection, path: Path, patience: Patience) -> None:
-    # What is in the log of a run that was killed, or is under way, counts. Without a log, or where it cannot be read
-    # with a file beside it being written, the index is read as it stands.
-    try:
-        _require_safe(path)
-    except FileNotFoundError:
-        return
-    log, memory, journal = (Path(f"{path}{suffix}") for suffix in _COMPANIONS)
-    if log.exists() and memory.exists():
-        try:
-            _copy_with(path, "mode=ro&readonly_shm=1", target, patience)
-        except sqlite3.OperationalError as error:
-            if code(error) != sqlite3.SQLITE_CANTOPEN:
-                raise
-        else:
-            return
-    with _unchanged(path, log, journal):
-        left = [file for file in (log, journal) if file.exists() and file.stat().st_size]
-        if not left:
-            _copy_with(path, "mode=ro&immutable=1", target, patience)
-            return
-        # SQLite has to write to read an index with a log, but without ``-shm``, or with a journal.
-        with _temporary_folder(path) as folder:
-            for file in (path, *left):
-                _copy_file(file, Path(folder, file.name), patience)
-            _copy_with(Path(folder, path.name), "mode=rw", target, patience)
-
-
-def _temporary_folder(path: Path) -> TemporaryDirectory[str]:
-    from tempfile import TemporaryDirectory
-
-    try:
-        return TemporaryDirectory()
-    except FileNotFoundError as error:
-        raise _uncopied(path, error) from error
-
-
-def _uncopied(path: Path, error: OSError) -> IndexFileError:
-    advice = "check its permissions, and the place for temporary files (TMPDIR)"
-    return IndexFileError(f"{path}: the index cannot be copied: {error.strerror}; {advice}")
-
-
-def _copy_file(file: Path, target: Path, patience: Patience) -> None:
-    with file.open("rb") as source, target.open("wb") as copy:
-        while chunk := source.read(_COPY_SIZE):
-            copy.write(chunk)
-            patience.check()
-
-
-@contextmanager
-def _unchanged(*files: Path) -> Iterator[None]:
-    """Raise ``FileNotFoundError`` where a file was changed meanwhile: what was read is not there any more."""
-    before = [_state(file) for file in files]
-    try:
-        yield
-    except sqlite3.Error as error:
-        if [_state(file) for file in files] != before:
-            raise FileNotFoundError from error
-        raise
-    if [_state(file) for file in files] != before:
-        raise FileNotFoundError
-
-
-def _state(file: Path) -> tuple[int, int, int] | None:
-    with suppress(FileNotFoundError):
-        state = file.stat()
-        return state.st_ino, state.st_size, state.st_mtime_ns
-    return None
-
-
-def _copy_with(path: Path, parameters: str, target: sqlite3.Connection, patience: Patience) -> None:
-    with closing(_opened(f"file:{quote(os.fsencode(path))}?{parameters}", patience)) as source:
-        source.execute("BEGIN")  # Of what others write from now on, nothing is copied, so that it is all of one time.
-        source.execute("SELECT 1 FROM sqlite_master").fetchone()
-        source.backup(target, pages=_COPY_PAGES, progress=lambda *_: patience.check())
-
-
 def _connect_or_begin_anew(path: Path, patience: Patience, *, named: bool, exclusive: bool) -> sqlite3.Connection:
     try:
         return _connect(path, patience, exclusive=exclusive)
     except sqlite3.Error as error:
-        if not _is_unusable(error):
+        if not is_unusable(error):
             raise
-        _require_database(path, error, named=named)
+        require_database(path, error, named=named)
         aside = move_aside(path)
     _LOG.warning("%s: the index is damaged; moved aside to %s, and begun anew", path, aside.name)
     return _connect(path, patience, exclusive=exclusive)
 
 
-def _require_database(path: Path, error: Exception, *, named: bool) -> None:
+def require_database(path: Path, error: Exception, *, named: bool) -> None:
     """Raise ``IndexFileError`` where the user has named a file that never was a database."""
     if named and not _was_database(path):
         raise IndexFileError(f"{path}: no index, but another file; name another one with --index") from error
@@ -420,13 +297,13 @@ def alone(directory: Path) -> Iterator[None]:
 
 def _connect(path: Path, patience: Patience, *, exclusive: bool) -> sqlite3.Connection:
     _require_file(path)
-    connection = _opened(path, patience)
+    connection = opened(path, patience)
     try:
         if exclusive:
             # Before the first access: so the log's index is in this process's memory. Otherwise it would be in memory
             # that is shared, which on a network file system is not (SQLite, "Write-Ahead Logging", section 8).
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        _prepare(connection, path, patience)
+        prepare(connection, path, patience)
     except UnicodeDecodeError as error:
         connection.close()
         raise sqlite3.OperationalError("text that is not UTF-8") from error
@@ -444,7 +321,7 @@ def _require_file(path: Path) -> None:
     """
     try:
         try:
-            _require_safe(path)
+            require_safe(path)
         except FileNotFoundError:
             with suppress(FileExistsError):
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _MODE))
@@ -462,9 +339,9 @@ def _unusable(path: Path, error: OSError) -> IndexFileError:
     return IndexFileError(f"{path}: the index cannot be made here ({error.strerror}); {advice}")
 
 
-def _require_safe(path: Path) -> None:
+def require_safe(path: Path) -> None:
     """Refuse what SQLite would follow, wait for, change elsewhere or delete, in the place of the index or beside it."""
-    for suffix in _COMPANIONS:
+    for suffix in COMPANIONS:
         with suppress(FileNotFoundError):
             companion = f"{path}{suffix}"
             _require_own(companion, os.lstat(companion), "a link, or no regular file; remove it")
@@ -485,24 +362,15 @@ def _require_own(path: str, state: os.stat_result, otherwise: str) -> None:
         )
 
 
-def _prepare(connection: sqlite3.Connection, path: Path, patience: Patience) -> None:
-    is_empty, version = _is_empty(connection), _pragma(connection, "user_version")
-    if _pragma(connection, "application_id") not in ((0, _APPLICATION_ID) if is_empty else (_APPLICATION_ID,)):
-        raise IndexFileError(f"{path}: a database of another program, not an index; name another file with --index")
-    if version > _VERSION and not is_empty:
-        raise IndexFileError(
-            f"{path}: the index is of a later version of this program; upgrade, or use another --index"
-        )
-    for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"):
-        if not _is_plain_table(sql):
-            advice = "" if name == "image" else "drop that, or "
-            raise IndexFileError(f"{path}: {name!r} in it is not as this program makes it; {advice}move the index away")
+def prepare(connection: sqlite3.Connection, path: Path, patience: Patience) -> None:
+    """Make what was opened an index of this version, ready for use. Raises ``IndexFileError``, ``sqlite3.Error``."""
+    _require_index(connection, path)
     for limit in _LIMITS:
         connection.setlimit(limit, _UNLIMITED)
     connection.set_progress_handler(patience.breaks_off, _STEPS)
     for statement in _SETTINGS:
         connection.execute(statement)
-    if is_empty or version < _VERSION:
+    if _is_empty(connection) or _pragma(connection, "user_version") < _VERSION:
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             # Another run may have done it meanwhile.
@@ -512,6 +380,21 @@ def _prepare(connection: sqlite3.Connection, path: Path, patience: Patience) -> 
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
     connection.execute(SELECT + "FALSE").fetchone()  # Fails where the schema is damaged.
+
+
+def _require_index(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise ``IndexFileError`` for a database that this program has not made, or a later version of it."""
+    is_empty = _is_empty(connection)
+    if _pragma(connection, "application_id") not in ((0, _APPLICATION_ID) if is_empty else (_APPLICATION_ID,)):
+        raise IndexFileError(f"{path}: a database of another program, not an index; name another file with --index")
+    if not is_empty and _pragma(connection, "user_version") > _VERSION:
+        raise IndexFileError(
+            f"{path}: the index is of a later version of this program; upgrade, or use another --index"
+        )
+    for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"):
+        if not _is_plain_table(sql):
+            advice = "" if name == "image" else "drop that, or "
+            raise IndexFileError(f"{path}: {name!r} in it is not as this program makes it; {advice}move the index away")
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
@@ -532,7 +415,7 @@ def _missing(version: int) -> Iterator[str]:
         yield from _MIGRATIONS[earlier]
 
 
-def _is_unusable(error: sqlite3.Error) -> bool:
+def is_unusable(error: sqlite3.Error) -> bool:
     """Whether an error at the opening means that the file is damaged, or lacks what an index has."""
     return is_damage(error) or code(error) == sqlite3.SQLITE_ERROR
 
@@ -577,11 +460,6 @@ def is_damage(error: sqlite3.Error) -> bool:
     """Whether an error says that the file is damaged."""
     found = code(error)
     return isinstance(error, sqlite3.OperationalError) if found is None else found in _DAMAGE
-
-
-def damaged(path: Path) -> IndexFileError:
-    """Return the error for a damaged index of which only a copy is used."""
-    return IndexFileError(f"{path}: the index is damaged; a run moves it aside and begins anew")
 
 
 def failure(path: Path, error: sqlite3.Error, patience: Patience) -> IndexFileError:
