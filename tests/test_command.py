@@ -85,7 +85,7 @@ def test_more_verbose_tells_what_was_decided_and_why(server: Server, loader: Loa
 def test_failures_that_are_not_shown_are_counted(server: Server, loader: Loader) -> None:
     run = loader.run(urls_of(server, 8, "status-404"))
     assert sum(line.startswith("failed ") for line in run.stderr.splitlines()) == 3
-    assert "5 more that failed are not shown" in run.stderr
+    assert "not shown: 5 more that failed; -v shows them, --failed FILE keeps them\n" in run.stderr
     assert "not shown" not in loader.run(urls_of(server, 8, "status-404"), "-v").stderr
 
 

@@ -138,7 +138,7 @@ def _summarize(tally: Tally, log: OutcomeLog, seconds: float, console: Console) 
     for line in tally.summary(seconds):
         _LOG.log(level, "%s", line)
     if log.left_out:
-        _LOG.warning("%d more that failed are not shown; -v shows them, --failed FILE keeps them", log.left_out)
+        _LOG.warning("not shown: %d more that failed; -v shows them, --failed FILE keeps them", log.left_out)
 
 
 def _level(command: Command) -> int:
