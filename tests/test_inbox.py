@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from queue import Empty
 
 import pytest
@@ -37,12 +38,23 @@ def test_messages_come_in_their_order_and_then_none() -> None:
             inbox.get(0.0)
 
 
-def test_a_message_of_another_thread_ends_the_wait() -> None:
+@pytest.mark.parametrize("message_is_late", [True, False])
+def test_a_message_ends_the_wait(*, message_is_late: bool) -> None:
     inbox: Inbox[int] = Inbox()
     with pytest.raises(Empty):
         inbox.get(0.0)
-    threading.Timer(0.1, inbox.put, [1]).start()
-    assert inbox.get(60) == 1
+    with ThreadPoolExecutor(1) as pool:
+        if message_is_late:
+            threading.Timer(0.1, inbox.put, [2]).start()
+        else:
+            inbox.put(1)
+            inbox.put(2)
+            assert inbox.get(0.0) == 1
+        waiting = pool.submit(inbox.get, 90)
+        try:
+            assert waiting.result(30) == 2
+        finally:
+            inbox.put(0)
 
 
 def test_a_signal_whose_handler_takes_longer_than_the_wait_does_not_make_it_endless() -> None:

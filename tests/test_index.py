@@ -413,10 +413,11 @@ def test_an_index_with_another_hard_link_is_refused(path: Path, opened: Callable
         assert len(index.look_up(digests)) == 3
 
 
-def test_a_journal_that_names_another_file_deletes_nothing(path: Path) -> None:
+@pytest.mark.parametrize("victim_name", ["victim", "victims", "victim-12"])
+def test_a_journal_that_names_another_file_deletes_nothing(path: Path, victim_name: str) -> None:
     """It is what SQLite leaves where a transaction over several databases was cut off."""
     fill(path, 1)
-    victim, name = path.with_name("victim"), os.fsencode(path.with_name("victim"))
+    victim, name = path.with_name(victim_name), os.fsencode(path.with_name(victim_name))
     victim.write_bytes(b"victim")
     header = bytes.fromhex("d9d505f920a163d7") + struct.pack(">5I", 0, 0, 0, 512, 4096)
     trailer = struct.pack(">I", 0x40000000 // 4096 + 1) + name
@@ -427,9 +428,10 @@ def test_a_journal_that_names_another_file_deletes_nothing(path: Path) -> None:
     assert victim.read_bytes() == b"victim"
 
 
-def test_a_journal_that_a_killed_program_has_left_is_no_hindrance(path: Path) -> None:
+@pytest.mark.parametrize("journal", [bytes(600), b"\xff" * 600, bytes.fromhex("d9d505f920a163d7") + b"\xff", b"short"])
+def test_a_journal_that_a_killed_program_has_left_is_no_hindrance(path: Path, journal: bytes) -> None:
     digests = fill(path, 3)
-    Path(f"{path}-journal").write_bytes(bytes(600))
+    Path(f"{path}-journal").write_bytes(journal)
     with Index(path, NEVER) as index:
         assert len(index.look_up(digests)) == 3
 
@@ -622,6 +624,45 @@ def test_the_statistics_of_sqlite_are_no_hindrance(path: Path) -> None:
     for opened in OPENED:
         with opened(path) as index:
             assert len(index.look_up(digests)) == 3
+
+
+def test_the_place_of_an_index_that_was_gone_at_once_holds_nothing(path: Path) -> None:
+    assert not index_file.Place(path).holds()
+
+
+def test_an_index_that_a_later_version_takes_over_meanwhile_is_left_as_it_is(path: Path) -> None:
+    fill(path, 3)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("PRAGMA user_version = 2")
+        other.execute("ALTER TABLE image DROP COLUMN lifetime")
+        other.execute("BEGIN IMMEDIATE")
+        opening = pool.submit(Index, path, NEVER)
+        while not opening.running():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        other.execute("PRAGMA user_version = 4")
+        other.execute("COMMIT")
+        with pytest.raises(IndexFileError, match="the index is of a later version of this program; upgrade"):
+            opening.result(60)
+        assert other.execute("PRAGMA user_version").fetchone() == (4,)
+
+
+def test_an_error_that_does_not_pass_is_raised_at_once() -> None:
+    errors = [sqlite3.OperationalError("no such table"), sqlite3.OperationalError("locked")]
+    errors[0].sqlite_errorcode, errors[1].sqlite_errorcode = sqlite3.SQLITE_ERROR, sqlite3.SQLITE_BUSY_SNAPSHOT
+    tries = iter(reversed(errors))
+
+    def fails() -> None:
+        raise next(tries)
+
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        index_file.Patience(lambda: False).out(fails)
+
+
+def test_an_extended_code_of_sqlite_is_told_as_its_primary_one(path: Path) -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+    assert "cannot be read or written" in str(index_file.failure(path, error, index_file.Patience(lambda: False)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="takes /proc")
@@ -1161,6 +1202,22 @@ def test_a_digest_that_leads_to_the_row_of_another_counts_as_damage(path: Path) 
         index.look_up(digests[2:])
 
 
+@pytest.mark.parametrize("opened", OPENED)
+def test_a_damaged_schema_of_which_sqlite_cannot_tell_is_damage(path: Path, opened: Callable[[Path], Index]) -> None:
+    """SQLite's message has bytes of it that are not UTF-8, so that the sqlite3 module cannot decode it."""
+    digests = fill(path, 3)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("""PRAGMA writable_schema = ON;
+            INSERT INTO sqlite_master (type, name, sql) VALUES ('table', CAST(x'ff41' AS TEXT), 'CREATE TABLE A (')""")
+    if opened is IndexCopy:
+        with pytest.raises(IndexFileError, match="the index is damaged; a run moves it aside and begins anew"):
+            opened(path)
+    else:
+        with opened(path) as anew:
+            assert anew.look_up(digests) == {}
+        assert len(list(path.parent.glob("index.sqlite3.damaged-*"))) == 1
+
+
 @pytest.mark.parametrize("byte", [b"1", b"\xff"])
 def test_a_schema_that_is_damaged_is_begun_anew(path: Path, byte: bytes) -> None:
     digests = fill(path, 3)
@@ -1323,7 +1380,9 @@ def test_a_read_only_index_is_a_clear_error(folder_mode: int, file_mode: int | N
     assert left == ([] if file_mode is None else [path.name])
 
 
-@pytest.mark.parametrize("content", ["http://example.com/a.jpg\n", "HTTP://EXAMPLE.COM/A.JPG\n"])
+@pytest.mark.parametrize(
+    "content", ["http://example.com/a.jpg\n", "HTTP://EXAMPLE.COM/A.JPG\n", "SQLite format 2\0", "~~"]
+)
 def test_a_file_that_the_user_named_and_that_is_no_database_is_left_alone(path: Path, content: str) -> None:
     path.write_text(content)
     for opened in (functools.partial(Index, path, NEVER), functools.partial(IndexCopy, path)):
@@ -1537,6 +1596,56 @@ def test_a_copy_ends_with_the_run_however_large_the_index_is(
     with IndexCopy(path, lambda: next(ends, True)) as copy:
         assert copy.look_up(digests) == {}
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_copy_ends_with_the_run_before_the_files_are_copied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests, used = fill(path, 1000), []
+    Path(f"{path}-wal").write_bytes(bytes(100))
+    monkeypatch.setattr(index_copy, "_copy_with", lambda *_: used.append(1))
+    with IndexCopy(path, lambda: True) as copy:
+        assert copy.look_up(digests) == {}
+    assert used == []
+
+
+def test_a_copy_is_all_of_one_time_though_the_index_grows_meanwhile(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_copy, "_PAGES", 1)
+    fill(path, 100)
+    with Index(path, NEVER) as other:
+
+        def claims_one() -> bool:
+            claims.append(claim(other, f"later {len(claims)}", f"later-{len(claims)}.jpg"))
+            return False
+
+        claims: list[object] = []
+        with IndexCopy(path, claims_one) as copy:
+            assert len(claims) > 10
+            assert not copy.look_up([digest(f"later {number}") for number in range(len(claims))])
+
+
+@pytest.mark.parametrize("change", ["inode", "size"])
+def test_a_copy_is_made_anew_where_the_file_changed_in_any_way(
+    path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    digests, copy, changes = fill(path, 3), index_copy._copy_with, iter([change])
+
+    def copy_meanwhile(source: Path, *arguments: Any) -> None:
+        copies.append(1)
+        copy(source, *arguments)
+        state = path.stat()
+        if next(changes, None) is not None:
+            content = path.read_bytes()
+            if change == "inode":
+                path.rename(path.with_name("former"))
+            path.write_bytes(content + bytes(1 if change == "size" else 0))
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+    copies: list[int] = []
+    monkeypatch.setattr(index_copy, "_copy_with", copy_meanwhile)
+    with IndexCopy(path) as found:
+        assert len(found.look_up(digests)) == 3
+    assert len(copies) == 2
 
 
 @pytest.mark.parametrize("ends", [True, False])

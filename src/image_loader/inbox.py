@@ -14,7 +14,7 @@ class Inbox(Generic[T]):
     """Messages of any threads to the one that reads them, which they wake.
 
     ``SimpleQueue.get`` of CPython 3.11 may wait without end: after a signal was handled, it does not look whether its
-    time is over. A lock does.
+    time is over. A lock does. (So does ``queue.Queue``, which takes a third longer for each message.)
     """
 
     def __init__(self) -> None:

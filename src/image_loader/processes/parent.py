@@ -175,8 +175,8 @@ class _Run:
         return self._lost(child) if child.is_lost and not self._is_ending else ()
 
     def _note(self, child: Child, numbers: Iterable[int]) -> list[Line]:
-        """Take note that lines are told; return them."""
-        lines = [child.outstanding.pop(number) for number in numbers]
+        """Take note that lines are told, and return them; without those that were told as interrupted before."""
+        lines = [child.outstanding.pop(number) for number in numbers if number in child.outstanding]
         self._pending -= len(lines)
         self._size -= sum(len(line.text) for line in lines)
         return lines

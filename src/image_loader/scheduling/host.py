@@ -45,7 +45,7 @@ class Task:
         self.failures = 0
         """Attempts that use up its retries."""
         self.refusals = 0
-        """Attempts that a busy host refused while it let other jobs through."""
+        """Attempts that a busy host refused and that count against the image: see ``judge``."""
         self.refused_by: dict[str, tuple[Host, int]] = _NEVER
         """The hosts that refused it, by origin, and the successes that each one had when it did so last."""
         self.refused_elsewhere = math.inf

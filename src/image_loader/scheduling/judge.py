@@ -165,7 +165,11 @@ class Judge:
 
 
 def _counts(task: Task, now: float) -> bool:
-    """Whether a refusal counts against the image: the host lets others through, or ever new hosts refuse this one."""
+    """Whether a refusal counts against the image.
+
+    The first one does. A later one does if the host has let another image through since it refused this one last, or if
+    ever new hosts refuse this one.
+    """
     host = task.host
     if not task.refused_by:
         return True

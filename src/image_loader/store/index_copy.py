@@ -26,7 +26,10 @@ _SIZE = 1 << 22
 
 
 class IndexCopy(Index):
-    """A copy of the index, empty where there is none; the file stays as it is. What a run finds out is not recorded."""
+    """A copy of the index, empty where there is none; the file stays as it is. What a run finds out is not recorded.
+
+    Not for a process that has the index open ``exclusive``: closing the file would drop its locks (``fcntl(2)``).
+    """
 
     def __init__(self, path: Path, is_ending: Callable[[], bool] = lambda: False, *, named: bool = False) -> None:
         """Copy the index, as it is opened by an ``Index``."""
@@ -43,7 +46,6 @@ class IndexCopy(Index):
         """Do nothing."""
 
     def _abandon(self, error: sqlite3.Error) -> NoReturn:
-        self._abandoned = True
         self._connection.close()
         raise _damaged(self.path) from error
 

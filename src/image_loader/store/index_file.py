@@ -187,7 +187,7 @@ class Patience:
     def require_end(self, error: sqlite3.Error) -> None:
         """Raise ``KeyboardInterrupt`` if it was not the end of the run that has broken off what SQLite did.
 
-        It was a signal's handler, then: the sqlite3 module drops what that raises.
+        It was a signal's handler, then. The sqlite3 module drops what that raised, which may have been something else.
         """
         if not self._is_ending():
             raise KeyboardInterrupt from error
@@ -215,7 +215,7 @@ class Place:
 
     def holds(self) -> bool:
         """Whether the file is there, and no other one in its place."""
-        return self._found() == self._inode
+        return self._inode is not None and self._found() == self._inode
 
     def is_at(self, path: Path) -> bool:
         """Whether the file is the one that has this path."""
@@ -373,10 +373,10 @@ def prepare(connection: sqlite3.Connection, path: Path, patience: Patience) -> N
     if _is_empty(connection) or _pragma(connection, "user_version") < _VERSION:
         with connection:
             connection.execute("BEGIN IMMEDIATE")
-            # Another run may have done it meanwhile.
-            is_empty, version = _is_empty(connection), _pragma(connection, "user_version")
+            _require_index(connection, path)  # Another run, of another version maybe, may have done it meanwhile.
             connection.create_function("lifetime_to", 2, _lifetime_to)
-            for statement in _SCHEMA if is_empty else _missing(version):
+            version = _pragma(connection, "user_version")
+            for statement in _SCHEMA if _is_empty(connection) else _missing(version):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
     connection.execute(SELECT + "FALSE").fetchone()  # Fails where the schema is damaged.
