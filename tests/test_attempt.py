@@ -835,6 +835,18 @@ def test_a_body_that_is_cut_twice_is_resumed_twice(house: House) -> None:
     assert house.content() == BODY
 
 
+def test_a_beginning_goes_when_another_image_is_begun(house: House) -> None:
+    other = whole(BODY, *KEPT).replace(b"image/png", b"image/gif")
+    with Scripted(CUT, plays(other[:-1000], End.CLOSE), plays(other)) as server:
+        first = resumed(house, server, name=Name("a", complete=False))
+        second = first._replace(resume=house.failure(first).resume)
+        assert first.resume is not None
+        assert second.resume is not None
+        assert second.resume.key != first.resume.key
+        assert not house.directory.is_kept(first.resume)
+        assert house.directory.is_kept(second.resume)
+
+
 WRONG_RANGES = [
     rest("bytes 0-1999/4000", BODY[:2000]),
     rest("bytes 1999-3999/4000", BODY[1999:]),

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import pytest
 
 from conftest import SETTINGS, SOURCES, in_another_process, leftovers, urls_of
-from exchange import png
+from exchange import End, png, whole
 from image_loader import batch, load, planner
 from image_loader.attempt import Downloader
 from image_loader.errors import (
@@ -37,7 +37,7 @@ from image_loader.settings import Settings
 from image_loader.store.directory import Directory, Partial
 from image_loader.transport import Connection
 from image_loader.url import parse
-from server import ALL_ADDRESSES, SIZE, Server, connections_to, refusing_port, silent_port
+from server import ALL_ADDRESSES, SIZE, Scripted, Server, connections_to, plays, refusing_port, silent_port
 
 SCHEDULER = "image_loader.scheduling.scheduler.Scheduler"
 
@@ -776,3 +776,12 @@ def test_a_process_that_gets_no_descriptor_at_all_comes_to_an_end(server: Server
     ended = in_another_process(_STARVED, str(directory), *urls, seconds=15)
     assert ended.stdout.splitlines() == ["saved", *["failed write"] * 3]
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_beginning_goes_with_the_image_that_was_saved_instead(tmp_path: Path) -> None:
+    beginning = whole(bytes(5000), 'ETag: "1"', "Accept-Ranges: bytes")[:-1000].replace(b"image/png", b"image/gif")
+    with Scripted(plays(beginning, End.CLOSE), plays(whole(png("a", 3000), 'ETag: "2"'))) as server:
+        outcomes = load([server.url("/photo")], tmp_path)
+        assert next(outcomes).status is Status.SAVED
+        assert leftovers(tmp_path) == []
+        outcomes.close()

@@ -627,6 +627,20 @@ def test_with_few_descriptors_some_connects_fail_for_want_of_them_and_nothing_is
             told.next()
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_without_descriptors_at_the_start_nothing_is_left_open(number: int) -> None:
+    before = open_files()
+    gc.disable()
+    try:
+        with few_descriptors(number):
+            for _ in range(3):
+                with pytest.raises(LoaderError, match=r"connections cannot be made: .*; see ulimit -n"):
+                    Connector(1.0, 1.0, Told(), public_only=False)
+        assert open_files() == before
+    finally:
+        gc.enable()
+
+
 @contextmanager
 def few_descriptors(number: int) -> Iterator[None]:
     """Have at most so many more files or sockets opened in this process."""

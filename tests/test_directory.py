@@ -576,9 +576,18 @@ def test_no_run_starts_while_another_is_alone(directory: Directory, monkeypatch:
     monkeypatch.setattr(locks, "_PATIENCE", 0.05)
     with directory.alone() as is_alone:
         assert is_alone
-        with pytest.raises(DirectoryError, match="another run deletes images there"):
+        with pytest.raises(
+            DirectoryError, match=r"another run deletes images there; wait until it is done, or end it$"
+        ):
             Directory(directory.path)
     Directory(directory.path).close()
+
+
+def test_a_run_that_is_told_to_end_does_not_wait_for_another(directory: Directory) -> None:
+    asked = iter([False, False])
+    with directory.alone(), pytest.raises(DirectoryError, match="another run deletes images there"):
+        Directory(directory.path, is_ending=lambda: next(asked, True))
+    assert next(asked, None) is None
 
 
 def test_run_is_never_alone_where_the_lock_of_runs_cannot_be_opened(tmp_path: Path) -> None:
@@ -595,7 +604,7 @@ def test_lock_of_runs_that_cannot_be_had_leaves_no_file_open(directory: Director
     directory.close()
     folder = os.open(directory.hidden, os.O_RDONLY)
     with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
-        refusing("flock", errno.ENOLCK, lambda: locks.Presence("runs", folder))
+        refusing("flock", errno.ENOLCK, lambda: locks.Presence("runs", folder, lambda: False))
     os.close(folder)
     assert not is_open(directory.hidden / "runs")
 

@@ -67,6 +67,9 @@ def test_cookies_are_forgotten_after_their_chain(asking: Asking) -> None:
         (["Set-Cookie: nameless"], "nameless"),
         (["Set-Cookie:"], None),
         (["Set-Cookie: a=" + 5000 * "x"], None),
+        (["Set-Cookie: a=1; Max-Age=" + 400 * "9", "Set-Cookie: b=2"], "a=1; b=2"),
+        (["Set-Cookie: a=1; Expires=Wed, 09 Jun " + 400 * "9" + " 10:18:14 GMT", "Set-Cookie: b=2"], "a=1; b=2"),
+        (["Set-Cookie: a=1; Version=" + 400 * "9", "Set-Cookie: b=2"], "b=2"),
     ],
 )
 def test_a_cookie_goes_where_its_attributes_say(asking: Asking, lines: list[str], sent: str | None) -> None:

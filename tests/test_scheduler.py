@@ -1646,6 +1646,21 @@ def test_refusals_while_the_host_refuses_all_do_not_count_against_an_image() -> 
     assert [end.result for end in house.finished] == [ANSWER, ANSWER]
 
 
+def test_a_third_refusal_is_no_verdict_on_an_image_while_the_host_refuses_others_as_well() -> None:
+    house = House({"retries": 0, "per_host": 1})
+    house.add(*urls("host", 60))
+    asked = []
+    while house.scheduler.pending:
+        asked.append(asked_next(house))
+        refused = asked.count("/0.jpg")
+        is_outage = refused == 2 and asked[-10:].count("/0.jpg") == 0
+        house.answer(BUSY if is_outage or (asked[-1] == "/0.jpg" and refused <= 3) else ANSWER)
+    assert asked.count("/0.jpg") == 4
+    third = [at for at, path in enumerate(asked) if path == "/0.jpg"][2]
+    assert asked.count(asked[third - 1]) == 2, "the one before it was refused"
+    assert house.reasons() == []
+
+
 def test_an_image_that_was_refused_waits_behind_ten_others() -> None:
     house = House({"retries": 0, "per_host": 1})
     house.add(*urls("host", 30))

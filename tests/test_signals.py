@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from asking import BODY
-from conftest import MODULE, Loader, leftovers, sockets_of, urls_of
+from conftest import MODULE, Loader, leftovers, open_files, sockets_of, urls_of
 from exchange import PNG, End, head, length, whole
 from server import Scripted, Server, plays, silent_port
 
@@ -60,6 +60,22 @@ def test_a_signal_ends_a_run_that_connects(server: Server, loader: Loader) -> No
         server.wait_for(lambda: sockets_of(running.process.pid) > 0)
         running.send(signal.SIGTERM)
         assert running.finish(PROMPT).status == 143
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_that_waits_for_one_that_deletes(
+    server: Server, loader: Loader, number: signal.Signals
+) -> None:
+    loader.run([])
+    runs = loader.directory / ".image_loader" / "runs"
+    with runs.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        running = loader.start(urls_of(server, 1))
+        server.wait_for(lambda: str(runs.resolve()) in open_files(running.process.pid))
+        running.send(number)
+        run = running.finish(PROMPT)
+    assert run.status == 128 + number
+    assert "another run deletes images there; wait until it is done, or end it" in run.stderr
 
 
 def test_a_signal_ends_a_run_that_waits_to_try_again(server: Server, loader: Loader) -> None:

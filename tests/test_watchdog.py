@@ -19,7 +19,7 @@ from asking import BODY, SOON, assert_deadline, get, refusal, transport
 from exchange import PNG, End, Request, head, length, whole
 from image_loader.errors import DownloadError
 from image_loader.model import Blame, Failure, Reason
-from image_loader.transport.watchdog import Watchdog, end_error, unanswered
+from image_loader.transport.watchdog import Watchdog, blame_host_if_late, end_error
 from server import Scripted, Server, plays, refusing_port, silent_port, unaccepting_port
 
 pytestmark = pytest.mark.usefixtures("own_environment")
@@ -71,7 +71,9 @@ def test_the_host_is_to_blame_for_a_deadline_until_it_has_answered(
 
 @pytest.mark.parametrize(("stopped", "blame"), [(False, Blame.HOST), (True, Blame.IMAGE)])
 def test_no_host_is_to_blame_while_this_process_was_stopped(stopped: bool, blame: Blame) -> None:
-    assert unanswered(end_error(Reason.DEADLINE, stopped=stopped)).failure.blame is blame
+    error = end_error(Reason.DEADLINE, stopped=stopped)
+    blame_host_if_late(error)
+    assert error.failure.blame is blame
 
 
 def test_the_deadline_holds_while_connecting() -> None:

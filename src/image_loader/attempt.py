@@ -19,6 +19,7 @@ from image_loader.model import (
     NotModified,
     Reason,
     Result,
+    Resume,
 )
 from image_loader.saving import Saver, final_url, is_whole, redirects_end
 from image_loader.scheduling.retry import BUSY_STATUSES, TRANSIENT_STATUSES
@@ -62,8 +63,8 @@ class Downloader:
         the job for that.
         """
         result = self._result(job, connection)
-        if job.resume is not None and isinstance(result, Failure) and result.http_status in _PART_STATUSES:
-            self._directory.discard(job.resume.key)  # The next attempt asks for the whole.
+        if job.resume is not None and isinstance(result, Failure) and _is_of_no_use(job.resume, result):
+            self._directory.discard(job.resume.key)
         if isinstance(result, Failure) and result.blame is Blame.PROCESS and self._transport.drop_idle():
             # Idle connections may have taken the descriptors; they are closed now.
             return job
@@ -139,6 +140,12 @@ class Downloader:
         if state is None or not is_as_recorded(state, image):
             return None
         return renewed._replace(final_url=final_url(answer)) if answer.redirects else renewed
+
+
+def _is_of_no_use(resume: Resume, failure: Failure) -> bool:
+    """Whether the next attempt asks for the whole, or goes on from the beginning of another image."""
+    is_replaced = failure.resume is not None and failure.resume.key != resume.key
+    return is_replaced or failure.http_status in _PART_STATUSES
 
 
 def _unconditional(job: Job, answer: Answer) -> Job:

@@ -69,7 +69,7 @@ def run(
 
 def opened(settings: Settings, stop: threading.Event, stack: ExitStack, held: Held | None = None) -> Store:
     """Open directory and index, to be closed with ``stack``; ``held`` by another process of the run, nothing is new."""
-    directory = Directory(settings.directory, held)
+    directory = Directory(settings.directory, held, stop.is_set)
     stack.callback(directory.close)
     named = settings.index_file
     path = named or directory.hidden / FILE
@@ -299,15 +299,15 @@ class Run:
                 self._index.record(job.row, result.image, result.key)
             elif isinstance(result, NotModified):
                 self._index.renew(job.row, result)
-            else:
-                self._discard(job, result)
+            self._discard(job, result)
         return [outcome.of_task(task, self._settings.ignore_status) for task in finished]
 
     def _discard(self, job: Job, result: Result) -> None:
-        """Remove a partial file that was kept for a next attempt, since there will be none."""
+        """Remove the partial files that were kept for a next attempt, since there will be none."""
         last = result.resume if isinstance(result, Failure) else None
-        if resume := last or job.resume:
-            self._directory.discard(resume.key)
+        for resume in (last, job.resume):
+            if resume is not None:
+                self._directory.discard(resume.key)
 
 
 class _Downloads:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import time
+from collections.abc import Callable
 
 ALONE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
 _POLL = 0.01
@@ -22,11 +23,11 @@ def takes(descriptor: int, how: int = ALONE) -> bool:
     return True
 
 
-def wait(descriptor: int, how: int, seconds: float) -> bool:
-    """Lock an open file, if need be after a wait of so many seconds; see ``takes``."""
+def wait(descriptor: int, how: int, seconds: float, is_ending: Callable[[], bool] = lambda: False) -> bool:
+    """Lock an open file, if need be after a wait of so many seconds, or until the run ``is_ending``; see ``takes``."""
     give_up = time.monotonic() + seconds
     while not takes(descriptor, how):
-        if time.monotonic() > give_up:
+        if time.monotonic() > give_up or is_ending():
             return False
         time.sleep(_POLL)
     return True

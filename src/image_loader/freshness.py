@@ -77,9 +77,7 @@ def lifetime(
     >>> end(found, 1000.0)
     1049.0
     """
-    date = _epoch(headers.get("date", ""))
-    if date is None:  # RFC 9110, 6.6.1: it counts from when it came.
-        date = received
+    date = _date(headers, received)
     max_age = _max_age(headers["cache-control"]) if "cache-control" in headers else stored.max_age
     expires = _epoch(headers["expires"]) if "expires" in headers else stored.expires
     varies = "*" in _members(headers["vary"]) if "vary" in headers else stored.varies
@@ -159,8 +157,8 @@ def renewed(
     """Return what a 304 makes of what is stored with an image (RFC 9111, 4.3.4).
 
     Fields that came replace the stored ones; those that did not come stay. None if the 304 is about another version, so
-    that it says nothing about our file: its ETag differs from ours (by the weak comparison of RFC 9110, 8.8.3.2), or we
-    have none; or it has no ETag, and another Last-Modified.
+    that it says nothing about our file: its ETag differs from ours (by the weak comparison of RFC 9110, 8.8.3.2). If we
+    or the 304 have none, Last-Modified decides. Of a file that another program saved, any ETag will do.
     """
     ours = image.validators
     usual = ours.etag == headers.get("etag") and ours.last_modified == headers.get("last-modified")

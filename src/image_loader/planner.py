@@ -76,7 +76,7 @@ class Planner:
         self._settings = settings
         self._directory = directory
         self._index = index
-        self._found = found
+        self._beginning = found
         self._renamer = None
         if settings.name_column is not None and isinstance(directory, Directory):
             from image_loader.renaming import Renamer
@@ -159,7 +159,7 @@ class Planner:
                 yield preferred
         elif self._state(preferred.path) is None:
             yield preferred
-        elif self._found.first_run:
+        elif self._beginning.first_run:
             hashed = next(names)
             yield from self._in_place(hashed)
             yield from (preferred, hashed)
@@ -167,7 +167,7 @@ class Planner:
 
     def _in_place(self, hashed: Name) -> Iterator[Name]:
         """Return the names under which an image of this URL may have been saved, if the index was lost."""
-        return self._standing(hashed) if self._found.index_lost else iter(())
+        return self._standing(hashed) if self._beginning.index_lost else iter(())
 
     def _standing(self, name: Name) -> Iterator[Name]:
         """Yield the names of files that stand under a name, with whatever extension where it has none."""
@@ -208,10 +208,10 @@ class Planner:
         if self._explains:
             why = _request_shown(validators, state, changed=image is None and record.image is not None)
             _LOG.debug("line %d: %s: %s", line.number, name.path, "asked for, by force" if settings.force else why)
-        adopted = image is not None and not self._found.index_lost
+        adopted = image is not None and not self._beginning.index_lost
         # While the extension is missing, nobody knows whether there is a file.
-        found = unknown if name.complete else record.image is None
-        foreign = found and not adopted and not naming.has_hash(url, name.file("."))
+        may_be_anothers = unknown if name.complete else record.image is None
+        foreign = may_be_anothers and not adopted and not naming.has_hash(url, name.file("."))
         inode = None if state is None else state.st_ino
         sha256 = None if record.image is None else record.image.sha256
         job = Job(line.number, url, record.row, name, image, validators, inode, foreign=foreign, sha256=sha256)
@@ -244,7 +244,7 @@ class Planner:
         may have been cut off. None if the time is in the future: some servers answer 304 to any such date.
         """
         time_saved = state.st_mtime_ns / 1e9
-        if not self._found.first_run or url.digest not in self._claimed:
+        if not self._beginning.first_run or url.digest not in self._claimed:
             return None
         if state.st_mtime_ns % _SECOND or time_saved > now or not self._begins_like_image(path):
             return None

@@ -8,14 +8,14 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from image_loader.errors import DirectoryError, DownloadError, OutOfInodesError
+from image_loader.errors import DirectoryError, LockedError, OutOfInodesError
 from image_loader.model import Image, Resume
 from image_loader.store import locks
-from image_loader.store.partial import Partial, Partials
+from image_loader.store.partial import READ_SIZE, Partial, Partials
 from image_loader.store.root import (
     GUARDED,
     HIDDEN,
@@ -31,8 +31,6 @@ __all__ = ["Directory", "Partial", "is_as_recorded"]
 
 _MAX_NAME_BYTES = 255
 """Bytes of a file name that are taken for granted where a file system takes more, or says nothing."""
-_READ_SIZE = 1 << 18
-"""Bytes to read at a time."""
 _READ = os.O_RDONLY | GUARDED
 _MAKE = os.O_RDWR | os.O_CREAT | GUARDED
 _LAYOUT = f"{HIDDEN}/layout"
@@ -107,7 +105,7 @@ class View:
             before, sha256 = os.fstat(descriptor), hashlib.sha256()
             if not stat.S_ISREG(before.st_mode):
                 return None  # There may be no end of it.
-            while chunk := os.read(descriptor, _READ_SIZE):
+            while chunk := os.read(descriptor, READ_SIZE):
                 sha256.update(chunk)
             state = os.fstat(descriptor)
             if _times(state) == _times(before):
@@ -177,11 +175,11 @@ class Directory(View):
     fault.
     """
 
-    def __init__(self, path: Path, held: Held | None = None) -> None:
+    def __init__(self, path: Path, held: Held | None = None, is_ending: Callable[[], bool] = lambda: False) -> None:
         """Make the directory, with its parents, and check that files can be made and locked there.
 
         What a killed run left behind is removed. One that is ``held`` is shared with another process of this run, which
-        has done that. Raises ``DirectoryError``.
+        has done that. ``is_ending`` says that there is no time left to wait for other runs. Raises ``DirectoryError``.
         """
         self.path = path
         self._begun = time.time_ns()
@@ -205,7 +203,11 @@ class Directory(View):
             self.refused_characters = self._refused_characters()
             self.sweep()
             # At the end: nothing has to be closed, whatever fails before.
-            self._presence = locks.Presence(f"{HIDDEN}/runs", self._root.descriptor)
+            self._presence = locks.Presence(f"{HIDDEN}/runs", self._root.descriptor, is_ending)
+        except LockedError as error:
+            raise DirectoryError(
+                f"{path}: another run deletes images there; wait until it is done, or end it"
+            ) from error
         except OSError as error:
             raise self._root.end_of_run(error) from error
 
@@ -331,7 +333,7 @@ class Directory(View):
         return ""
 
 
-def _cannot_start(path: Path, error: OSError) -> DirectoryError | DownloadError:
+def _cannot_start(path: Path, error: OSError) -> DirectoryError:
     subject = os.fsdecode(error.filename or path)
     if error.errno == errno.ENOSPC:
         with suppress(OSError):

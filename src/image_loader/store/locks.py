@@ -38,18 +38,19 @@ def lock(descriptor: int, path: str, folder: int) -> os.stat_result:
 class Presence:
     """A lock that all runs on a directory share, and that one can have alone when no other is under way."""
 
-    def __init__(self, path: str, folder: int) -> None:
-        """Share the lock of a file of ``folder`` (a descriptor); raises ``OSError``, ``TimeoutError`` after a while.
+    def __init__(self, path: str, folder: int, is_ending: Callable[[], bool]) -> None:
+        """Share the lock of a file of ``folder`` (a descriptor).
 
-        Where the file cannot be opened, this run is never alone.
+        Raises ``LockedError`` after a while, or when the run ``is_ending``, and ``OSError``. Where the file cannot be
+        opened, this run is never alone.
         """
         self._path = path
         self._folder = folder
         # Open for writing, it would keep the file system from being made read-only.
         self._descriptor = _opened(path, folder, os.O_RDONLY | os.O_CREAT)
         try:
-            if self._descriptor is not None and not wait(self._descriptor, SHARED, _PATIENCE):
-                raise TimeoutError(errno.ETIMEDOUT, "another run deletes images there, and does not end; end it", path)
+            if self._descriptor is not None and not wait(self._descriptor, SHARED, _PATIENCE, is_ending):
+                raise LockedError(path)
         except BaseException:
             self.close()
             raise

@@ -25,7 +25,7 @@ _LOCK_PATIENCE = 0.05
 """Seconds to wait for a lock: a run that removes what was left behind has it for less than that."""
 _LOCK_POLL = 0.005
 """Seconds between two tries."""
-_READ_SIZE = 1 << 18
+READ_SIZE = 1 << 18
 """Bytes to read at a time."""
 _FOLDER_TRIES = 100
 """Times that the folders of an image are made while others remove them, since they are empty."""
@@ -184,7 +184,7 @@ class Partial:
         """Yield what the file holds so far."""
         offset = 0
         with self._root.translating():
-            while chunk := os.pread(self._descriptor, _READ_SIZE, offset):
+            while chunk := os.pread(self._descriptor, READ_SIZE, offset):
                 yield chunk
                 offset += len(chunk)
 

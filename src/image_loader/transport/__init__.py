@@ -1,4 +1,4 @@
-"""From a request to its response: connections, redirects and deadlines; every failure is a ``DownloadError``."""
+"""From a request to its response: connections, redirects and deadlines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from image_loader.transport.failures import connect_error, exchange_error
 from image_loader.transport.pool import LoggingPool, PoolAdapter
 from image_loader.transport.response import Response
 from image_loader.transport.routes import Routes, header_lines
-from image_loader.transport.watchdog import Watch, Watchdog, unanswered
+from image_loader.transport.watchdog import Watch, Watchdog, blame_host_if_late
 from image_loader.url import Url
 
 __all__ = ["Answer", "Connection", "Delivery", "Request", "StaleConnectionError", "Transport"]
@@ -131,8 +131,8 @@ class Answer:
 class Transport:
     """Connects to servers and asks them for images, for many threads at once.
 
-    ``deliver`` is called, from other threads, with what comes of each ``connect``: the origin, a connection or an
-    error, and when that was begun (``time.monotonic``).
+    ``deliver`` is called, from any thread, that of ``connect`` too, with what comes of each ``connect``: the origin, a
+    connection or an error, and when that was begun (``time.monotonic``).
 
     Raises ``LoaderError``: ``OptionError`` where the CA bundle cannot be read, ``OutOfThreadsError``, and itself where
     there are no descriptors.
@@ -202,7 +202,7 @@ class Transport:
             watch.close()
             # Those that redirected here may have taken nearly all of the time.
             if isinstance(error, DownloadError) and (hop is None or hop.left >= self._settings.timeout):
-                unanswered(error)
+                blame_host_if_late(error)
             if isinstance(error, StaleConnectionError):
                 _LOG.debug("%s: the server closed a connection before it answered", connection.origin)
                 connection.close()

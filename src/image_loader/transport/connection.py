@@ -93,9 +93,12 @@ class Connection:
     @property
     def usable(self) -> bool:
         """Whether the connection can carry another request: its last response is through, and nothing follows it."""
-        if self._asking or not (self._response is None or self._response.reusable):
-            return False
-        return (self._pending is None or not self._pending()) and self._socket.fileno() >= 0
+        return self._is_through and (self._pending is None or not self._pending()) and self._socket.fileno() >= 0
+
+    @property
+    def _is_through(self) -> bool:
+        """Whether the last response, if there was one, was read to its end."""
+        return not self._asking and (self._response is None or self._response.reusable)
 
     def ask(self, request: bytes, watch: Watch) -> Response:
         """Send a request, read the head of its response and return it; the body is left to its reader.
@@ -103,7 +106,7 @@ class Connection:
         Raises ``DownloadError``; ``StaleConnectionError`` where the request may well go over another connection, also
         since the rest of the last response would be taken for this one.
         """
-        if self._asking or not (self._response is None or self._response.reusable):
+        if not self._is_through:
             raise StaleConnectionError
         # A used one may have been closed, or have brought something unasked, which would be taken for the answer.
         waited = self.used or time.monotonic() - self._stands_since > _SOON

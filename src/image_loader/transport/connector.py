@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 Delivery = Callable[[str, Connection | DownloadError | LoaderError, float], None]
-"""Takes an origin, what came of connecting to it, and when that was begun; called from other threads, and quick."""
+"""Takes an origin, what came of connecting to it, and when that was begun; quick. Any thread may call it, that of
+``connect`` too."""
 
 _MOST_HANDSHAKES = 256
 """TLS handshakes at once: more than the hosts that are likely to accept connections and never shake hands. Each takes
@@ -273,12 +274,14 @@ def _log(origin: str, made: Connection | DownloadError | LoaderError, seconds: f
 
 def _waiting_room() -> tuple[selectors.BaseSelector, socket.socket, socket.socket]:
     """Return what the thread waits with, and the two ends that others wake it by."""
-    try:
-        selector = selectors.DefaultSelector()
-        woken, wake = socket.socketpair()
-    except OSError as error:
-        raise LoaderError(f"connections cannot be made: {error.strerror}; see ulimit -n") from error
-    for each in (woken, wake):
-        each.settimeout(0)
-    selector.register(woken, selectors.EVENT_READ, None)
-    return selector, woken, wake
+    with ExitStack() as stack:
+        try:
+            selector = stack.enter_context(selectors.DefaultSelector())
+            woken, wake = map(stack.enter_context, socket.socketpair())
+            selector.register(woken, selectors.EVENT_READ, None)
+        except OSError as error:
+            raise LoaderError(f"connections cannot be made: {error.strerror}; see ulimit -n") from error
+        for each in (woken, wake):
+            each.settimeout(0)
+        stack.pop_all()
+        return selector, woken, wake

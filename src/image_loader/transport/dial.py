@@ -20,7 +20,7 @@ from image_loader.transport.names import LookUp, Names
 from image_loader.transport.race import Race, Raced
 from image_loader.transport.routes import Route
 from image_loader.transport.tls import SUPPRESS_RAGGED_EOFS
-from image_loader.transport.watchdog import end_error, unanswered
+from image_loader.transport.watchdog import blame_host_if_late, end_error
 
 if TYPE_CHECKING:
     from image_loader.transport.response import Stream
@@ -142,7 +142,9 @@ class Dial:
         elif self._phase is Phase.WAITING and not was_stopped(self._deadline):
             self._end_connect(connect_error(TimeoutError()))
         elif now >= self._deadline:
-            self.end(unanswered(end_error(Reason.DEADLINE, stopped=was_stopped(self._deadline))))
+            error = end_error(Reason.DEADLINE, stopped=was_stopped(self._deadline))
+            blame_host_if_late(error)
+            self.end(error)
         else:
             self._time_out()
 

@@ -55,7 +55,7 @@ _CAUSES = {
 _PASSING = frozenset({"TLSV1_ALERT_INTERNAL_ERROR", "TLSV1_ALERT_USER_CANCELLED", "SSLV3_ALERT_BAD_RECORD_MAC",
                       "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"})  # fmt: skip
 # What is no TLS: in a handshake, most likely the wrong port; after it, of somebody in between.
-_GARBLED = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"})
+_GARBLED = frozenset(code for code, cause in _CAUSES.items() if cause is _NO_TLS)
 _UNKNOWN = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 # X509_V_ERR_…: no trusted authority has issued the certificate.
 _UNKNOWN_ISSUER = frozenset({18, 19, 20, 21})

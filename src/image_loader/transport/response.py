@@ -66,6 +66,7 @@ _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f]"
 _BLANKS = " \t"
 _LONGEST_FRAMING = len("transfer-encoding")
 _SHOWN = 80
+_SHOWN_NAME = r"[ \t]*([A-Za-z-]{1,40})[ \t]*:"
 """Characters of what a server sent that a message shows."""
 _BODILESS = frozenset({204, 304})
 
@@ -401,7 +402,9 @@ def _left_out(line: str, before: str) -> str:
 
 
 def _malformed(line: str) -> DownloadError:
-    return DownloadError(Reason.PROTOCOL, f"malformed header line: {_shown(line.rstrip())}")
+    """Return the error for a line; of it no more is shown than a name, since the rest may hold secrets."""
+    name = re.match(_SHOWN_NAME, line)
+    return DownloadError(Reason.PROTOCOL, f"malformed header line: {name[1]} …" if name else "malformed header line")
 
 
 def _shown(text: str) -> str:

@@ -153,8 +153,7 @@ def end_error(reason: Reason, *, stopped: bool = False) -> DownloadError:
     return too_late("not done within the time for one attempt", stopped=stopped)
 
 
-def unanswered(error: DownloadError) -> DownloadError:
-    """Return the error of an attempt that ended before its host had answered: if its time was over, blame the host."""
+def blame_host_if_late(error: DownloadError) -> None:
+    """Blame the host for an attempt that ended before the host had answered, if its time was over."""
     if error.failure.reason is Reason.DEADLINE and not error.failure.stopped:
         error.failure = error.failure._replace(blame=Blame.HOST)
-    return error
