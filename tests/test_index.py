@@ -413,7 +413,7 @@ def test_an_index_with_another_hard_link_is_refused(path: Path, opened: Callable
         assert len(index.look_up(digests)) == 3
 
 
-@pytest.mark.parametrize("victim_name", ["victim", "victims", "victim-12"])
+@pytest.mark.parametrize("victim_name", ["victim", "victim-of-all."])
 def test_a_journal_that_names_another_file_deletes_nothing(path: Path, victim_name: str) -> None:
     """It is what SQLite leaves where a transaction over several databases was cut off."""
     fill(path, 1)
@@ -624,6 +624,14 @@ def test_the_statistics_of_sqlite_are_no_hindrance(path: Path) -> None:
     for opened in OPENED:
         with opened(path) as index:
             assert len(index.look_up(digests)) == 3
+
+
+def test_the_place_of_an_index_is_not_that_of_another(path: Path) -> None:
+    paths = [path, path.with_name("other")]
+    for each in paths:
+        each.touch()
+    places = [index_file.Place(each) for each in paths]
+    assert [[place.is_at(each) for each in paths] for place in places] == [[True, False], [False, True]]
 
 
 def test_the_place_of_an_index_that_was_gone_at_once_holds_nothing(path: Path) -> None:
