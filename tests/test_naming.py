@@ -205,6 +205,16 @@ WANTED = st.lists(
 ).map("/".join)
 
 
+@pytest.mark.parametrize("max_bytes", [80, 143, 255])
+def test_folders_and_names_have_all_the_room_that_there_is(max_bytes: int) -> None:
+    room = max_bytes - LONGEST_EXTENSION
+    for length, has_room in ((room, True), (room + 1, False)):
+        wanted = f"{'x' * 300}/{'y' * length}"
+        folder, name = next(candidates(parse("http://h/a"), Layout.FLAT, max_bytes, wanted=wanted)).path.split("/")
+        assert folder == "x" * (max_bytes - 1)
+        assert (name == "y" * length) is has_room
+
+
 @given(wanted=WANTED, layout=st.sampled_from(Layout), max_bytes=st.sampled_from([80, 143, 255]))
 @settings(max_examples=300)
 def test_every_name_from_a_list_is_safe_visible_and_short_enough(wanted: str, layout: Layout, max_bytes: int) -> None:
