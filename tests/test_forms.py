@@ -103,6 +103,7 @@ TABLES = {
     "a row longer than the heading": (b"id,image\n1,red,http://h/a.jpg\n", "COLUMN"),
     "a row much longer than the heading": (b"id,image\n1,red,shoe,http://h/a.jpg\n", "COLUMN"),
     "an empty heading": (b"id,name,\n1,red,http://h/a.jpg\n", "3"),
+    "an empty heading in the second place": (b"id,\n1,http://h/a.jpg\n", "2"),
     "two columns, quoted line ends": (b'title,link\n"Shoe,\nred",http://h/a.jpg\n', "link"),
     "two columns of links, quoted line ends": (b'title,image,link\n"Shoe,\nred",http://h/a.jpg,http://h/\n', "image"),
     "comments first": (b"# exported today\n\n1;http://h/a.jpg\n# more\n2;http://h/b.jpg\n", "2"),
