@@ -8,6 +8,7 @@ import io
 import os
 import threading
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -324,6 +325,19 @@ def test_a_row_of_more_than_a_mebibyte_is_a_fault(path: Path, columns: str) -> N
     first, second = lines(path, "url")
     assert (first.fault, first.text) == ("row longer than 1 MiB (line 2)", "")
     assert (second.number, second.text) == (3, "http://h/b.jpg")
+
+
+def test_an_open_quote_in_the_first_row_does_not_hold_the_whole_list_in_memory() -> None:
+    taken = []
+
+    def groups() -> Iterator[list[bytes]]:
+        yield [b'1,"a']
+        for number in range(10_000):
+            taken.append(number)
+            yield [b"x" * 999]
+
+    assert next(filter(None, rows(groups(), Columns("1"))))
+    assert len(taken) < 2 * LIMIT / 1000
 
 
 def test_lines_behind_an_open_quote_are_given_up_once_they_are_too_many() -> None:
