@@ -18,8 +18,8 @@ from image_loader.url import Url, resolve
 _KEPT = ("age", "cache-control", "date", "expires", "vary")
 """Fields that the lifetime of a redirect follows from."""
 # Fields of a name that comes several times are joined by commas; a date has one as well.
-_LONG_NUMBER = r"([0-9]{15})[0-9]+"
 _NEXT_COOKIE = re.compile(r",[ \t]*(?=[!#$%&'*+.^_`|~0-9A-Za-z-]+=)")
+_LONG_AGE = r"(?i)(;[ \t]*max-age[ \t]*=[ \t]*[0-9]{10})[0-9]+"
 # These limits are those of browsers (RFC 6265, 6.1).
 _MOST_COOKIES = 50
 """Cookies that one answer may set."""
@@ -53,8 +53,8 @@ def _with_cookies(former: CookieJar | None, url: Url, values: str) -> CookieJar:
     message = Message()
     for each in _NEXT_COOKIE.split(values)[:_MOST_COOKIES]:
         if len(each) <= _LONGEST_COOKIE:
-            # With more digits, ``http.cookiejar`` drops all cookies of an answer, and says so on standard error.
-            message["Set-Cookie"] = re.sub(_LONG_NUMBER, r"\1", each)
+            # With hundreds of digits, ``http.cookiejar`` drops all cookies of an answer, with a traceback on stderr.
+            message["Set-Cookie"] = re.sub(_LONG_AGE, r"\1", each)
     response: Any = MockResponse(message)
     request: Any = MockRequest(_request(url))
     jar.extract_cookies(response, request)

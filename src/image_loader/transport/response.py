@@ -66,8 +66,8 @@ _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f]"
 _BLANKS = " \t"
 _LONGEST_FRAMING = len("transfer-encoding")
 _SHOWN = 80
-_SHOWN_NAME = r"[ \t]*([A-Za-z-]{1,40})[ \t]*:"
 """Characters of what a server sent that a message shows."""
+_SHOWN_NAME = r"[ \t]*([A-Za-z-]{1,40})[ \t]*:"
 _BODILESS = frozenset({204, 304})
 
 
