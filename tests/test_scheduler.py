@@ -1115,6 +1115,16 @@ def test_attempts_that_do_not_end_are_given_up_once() -> None:
     assert house.scheduler.drop_running() == []
 
 
+def test_what_a_worker_raises_after_it_was_given_up_is_of_no_interest() -> None:
+    house = House()
+    house.add("http://host/a.jpg")
+    house.scheduler.abandon()
+    house.finished += house.scheduler.drop_running()
+    house.answer(ZeroDivisionError())
+    assert house.scheduler.error is None
+    assert house.reasons() == [Reason.INTERRUPTED]
+
+
 def test_an_attempt_that_has_not_quite_begun_is_given_up_as_well() -> None:
     house = House()
     house.at_clock = lambda: house.finished.extend(house.scheduler.drop_running())

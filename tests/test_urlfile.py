@@ -157,6 +157,11 @@ def test_memory_stays_flat_for_lines_that_end_with_cr(urlfile: Path) -> None:
     assert numbers_read_in_little_memory(urlfile) == [300_002]
 
 
+def test_memory_stays_flat_for_comments_behind_a_first_line_that_may_begin_a_table(urlfile: Path) -> None:
+    urlfile.write_bytes(b"name\n" + b"# comment\n" * 300_000)
+    assert numbers_read_in_little_memory(urlfile) == [1]
+
+
 UTF_16 = pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 
 
