@@ -101,7 +101,7 @@ class Health(NamedTuple):
     """What holds for all hosts."""
     limit: float
     """Attempts at once; a fraction counts once it has grown to a whole one."""
-    interval: float = 0.0
+    interval: float
     """Seconds between the starts of two attempts."""
     next_at: float = 0.0
     """When the interval after the last start is over."""
