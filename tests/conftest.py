@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -230,14 +231,25 @@ def in_another_process(
 
 
 @contextmanager
-def limited(kind: int, limit: int) -> Iterator[None]:
-    """Lower one of the process's limits (``resource.RLIMIT_*``); its end needs the usual ones."""
-    soft, hard = resource.getrlimit(kind)
-    resource.setrlimit(kind, (limit, hard))
+def without_garbage_collection() -> Iterator[None]:
+    """Collect no garbage meanwhile: what earlier tests have left would close its files just then."""
+    gc.disable()
     try:
         yield
     finally:
-        resource.setrlimit(kind, (soft, hard))
+        gc.enable()
+
+
+@contextmanager
+def limited(kind: int, limit: int) -> Iterator[None]:
+    """Lower one of the process's limits (``resource.RLIMIT_*``); its end needs the usual ones."""
+    soft, hard = resource.getrlimit(kind)
+    with without_garbage_collection():
+        resource.setrlimit(kind, (limit, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(kind, (soft, hard))
 
 
 class Loader:

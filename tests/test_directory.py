@@ -25,7 +25,7 @@ from typing import TypeVar
 
 import pytest
 
-from conftest import CLOCK_STEP, ENVIRONMENT, in_another_process, limited
+from conftest import CLOCK_STEP, ENVIRONMENT, in_another_process, limited, without_garbage_collection
 from image_loader.errors import DirectoryError, DownloadError, LockedError, OutOfInodesError
 from image_loader.model import Blame, Image, Lifetime, Reason, Resume, Validators
 from image_loader.store import locks
@@ -103,7 +103,7 @@ def refusing(call: str, error: int, function: Callable[[], T]) -> T:
             pytest.skip(f"the kernel takes no seccomp filter: {os.strerror(ctypes.get_errno())}")
         return function()
 
-    with ThreadPoolExecutor(1) as executor:
+    with without_garbage_collection(), ThreadPoolExecutor(1) as executor:
         return executor.submit(refused).result()
 
 
