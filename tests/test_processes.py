@@ -213,7 +213,7 @@ def test_results_failed_and_report_tell_all_lines(servers: Sequence[Server], loa
     run = loader.run(urls, *TWO, "--failed", str(failed), "--report", str(report))
     assert run.counts == (40, 0, 0, 5)
     assert sorted(line for line in failed.read_text().splitlines() if line[0] != "#") == sorted([*bad, "nonsense"])
-    assert "40" in report.read_text()
+    assert "<dd>40</dd>" in report.read_text()
 
 
 def test_results_on_standard_output(servers: Sequence[Server], loader: Loader) -> None:
