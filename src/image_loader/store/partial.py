@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 import stat
@@ -284,6 +285,7 @@ class Partial:
                         os.unlink(self._path, dir_fd=self._root.descriptor)
 
 
+@functools.lru_cache(64)  # Each attempt asks twice.
 def _path(key: str) -> str:
     return f"{PARTIALS}/{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
 

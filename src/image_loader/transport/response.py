@@ -114,10 +114,10 @@ class Response:
 
         Nor if the frame was one that others may read differently (RFC 9112, 9.3, 6.1 and 6.3).
         """
+        if not self.complete or self._doubtful or self._ended or self._at != len(self._buffer):
+            return False
         options = _options(self.fields.get("connection", ""))
-        stays = "close" not in options if self._minor_version else "keep-alive" in options
-        clear = not self._doubtful and self._at == len(self._buffer)
-        return self.complete and stays and clear and not self._ended
+        return "close" not in options if self._minor_version else "keep-alive" in options
 
     def read_head(self) -> None:
         """Read the status line and the header fields, past some 1xx responses (RFC 9110, 15.2)."""
