@@ -116,9 +116,9 @@ def test_a_quarter_of_the_pace_is_that_of_the_last_answer(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("pace", "slots", "count"),
-    [(None, 1, 1), (1.0, 1, 1), (0.02, 1, 1), (0.007, 1, 2), (0.003, 1, 6), (0.0, 1, 16), (0.0, 3, 14), (0.0, 20, 2)],
+    [(None, 1, 1), (1.0, 1, 1), (0.04, 1, 1), (0.015, 1, 2), (0.003, 1, 13), (0.0, 1, 32), (0.0, 3, 14), (0.0, 20, 2)],
 )
-def test_a_worker_takes_what_is_done_in_20_ms_but_no_more_than_its_fair_share(
+def test_a_worker_takes_what_is_done_in_40_ms_but_no_more_than_its_fair_share(
     host: Host, pace: float | None, slots: int, count: int
 ) -> None:
     host.own, host.pace = tasks(host, *range(40)), pace

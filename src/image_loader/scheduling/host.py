@@ -11,9 +11,9 @@ from image_loader.transport import Connection
 
 # A worker is given several jobs of a host at once, as long as they are a matter of milliseconds: handing each one over
 # costs about as much as fetching a small image from a near server.
-_LONGEST_SHARE = 16
+_LONGEST_SHARE = 32
 """Jobs; no worker is given more at once."""
-SHARE_TIME = 0.02
+SHARE_TIME = 0.04
 """Seconds that the jobs which a worker is given at once take together."""
 _PACE_WEIGHT = 1 / 4
 """Weight of the last answer in a host's average pace."""
