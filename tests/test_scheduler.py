@@ -1115,7 +1115,7 @@ def test_attempts_that_do_not_end_are_given_up_once() -> None:
     assert house.scheduler.drop_running() == []
 
 
-def test_what_a_worker_raises_after_it_was_given_up_is_of_no_interest() -> None:
+def test_what_an_attempt_raises_after_it_was_given_up_changes_nothing() -> None:
     house = House()
     house.add("http://host/a.jpg")
     house.scheduler.abandon()

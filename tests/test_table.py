@@ -327,11 +327,11 @@ def test_a_row_of_more_than_a_mebibyte_is_a_fault(path: Path, columns: str) -> N
     assert (second.number, second.text) == (3, "http://h/b.jpg")
 
 
-@pytest.mark.parametrize(("over", "told_of_it"), [(0, [2, 3]), (1, [3])])
-def test_a_row_may_have_1_mib_and_not_a_byte_more(path: Path, over: int, told_of_it: list[int]) -> None:
-    start = "http://h/a.jpg,"
-    path.write_text(f"url,rest\n{start}{('x' * 999 + ',') * 2000:.{LIMIT + over - len(start)}}\nhttp://h/b.jpg,\n")
-    assert [line.number for line in lines(path, "url") if not line.fault] == told_of_it
+@pytest.mark.parametrize(("size", "are_read"), [(LIMIT, [2, 3]), (LIMIT + 1, [3])])
+def test_a_row_may_have_1_mib_and_not_a_byte_more(path: Path, size: int, are_read: list[int]) -> None:
+    row = "http://h/a.jpg," + ("x" * 999 + ",") * 2000  # No field is longer than the library takes.
+    path.write_text(f"url,rest\n{row[:size]}\nhttp://h/b.jpg,\n")
+    assert [line.number for line in lines(path, "url") if not line.fault] == are_read
 
 
 def test_an_open_quote_in_the_first_row_does_not_hold_the_whole_list_in_memory() -> None:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import os
 import stat
@@ -121,7 +120,7 @@ class Partials:
                 raise
         except OSError as error:
             raise self._root.fault(error) from error
-        partial = Partial(self._root, self, file, key, descriptor=descriptor, size=size)
+        partial = Partial(self._root, self, file, key, path, descriptor=descriptor, size=size)
         self._opened.add(partial)
         if self._is_given_up:  # Only now: what give_up() has not found among the open ones, finds this here.
             with partial:
@@ -142,13 +141,15 @@ class Partial:
     Its methods raise the errors of ``Directory``. ``size`` is in bytes.
     """
 
-    def __init__(self, root: Root, partials: Partials, file: str, key: str, *, descriptor: int, size: int) -> None:
+    def __init__(
+        self, root: Root, partials: Partials, file: str, key: str, path: str, *, descriptor: int, size: int
+    ) -> None:
         self.size = size
         self._root = root
         self._partials = partials
         self.file = file
         self._key = key
-        self._path = _path(key)
+        self._path = path
         self._descriptor = descriptor
         self._stays = False
         # Once this is over, the file's name may be another run's: nothing is done by that name any more. Each partial
@@ -285,7 +286,6 @@ class Partial:
                         os.unlink(self._path, dir_fd=self._root.descriptor)
 
 
-@functools.lru_cache(64)  # Each attempt asks twice.
 def _path(key: str) -> str:
     return f"{PARTIALS}/{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
 
