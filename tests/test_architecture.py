@@ -18,9 +18,9 @@ import image_loader
 PACKAGE = Path(image_loader.__file__).parent
 LAYERS = (
     ("url", "model", "errors", "formats"),
-    ("option", "media_types", "sniffing", "interpreter", "inbox", "unpacking", "flock"),
+    ("option", "media_types", "sniffing", "interpreter", "inbox", "unpacking", "flock", "processors"),
     ("settings",),
-    ("lists", "freshness", "transport", "store", "processors", "endings", "decoding"),
+    ("lists", "freshness", "transport", "store", "endings", "decoding"),
     ("scheduling",),
     ("outcome", "renaming", "saving"),
     ("planner",),

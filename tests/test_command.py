@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import signal
+import ssl
 import stat
 import subprocess
 import sys
@@ -444,3 +445,18 @@ def test_the_command_stays_on_one_processor_while_it_downloads(loader: Loader, s
     server.gate.set()
     assert running.finish().status == 0
     assert [len(processors) for processors in bound] == [1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process choose its processors")
+@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="without a lock, there is no reason to")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="there is but one processor")
+def test_the_thread_that_shakes_hands_has_all_processors(loader: Loader, tls: ssl.SSLContext, bundle: str) -> None:
+    allowed = os.sched_getaffinity(0)
+    with Server(tls=tls) as server:
+        running = loader.start(urls_of(server, 1, "held"), "--ca-bundle", bundle)
+        server.wait_for(lambda: server.at_work == 1)
+        threads = [int(task.name) for task in Path(f"/proc/{running.process.pid}/task").iterdir()]
+        counts = sorted(len(os.sched_getaffinity(thread)) for thread in threads)
+        server.gate.set()
+        assert running.finish().status == 0
+    assert counts == [1] * (len(threads) - 1) + [len(allowed)]

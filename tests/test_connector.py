@@ -12,6 +12,7 @@ import selectors
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 import tracemalloc
@@ -36,6 +37,7 @@ from image_loader.transport import tls as tls_module
 from image_loader.transport.connector import Connector
 from image_loader.transport.daemons import Daemons
 from image_loader.transport.dial import Dial
+from image_loader.transport.handshakes import MOST_THREADS, Step
 from image_loader.transport.names import LookUp, Names
 from image_loader.transport.routes import Routes
 from server import Connection as ServerConnection
@@ -76,10 +78,12 @@ def connecting(**changes: Any) -> Iterator[tuple[Transport, Told]]:
 
 
 @contextmanager
-def few_handshakes(bundle: str, most: int, **times: float) -> Iterator[tuple[Connector, Callable[[str], None], Told]]:
+def few_handshakes(
+    bundle: str, most: int, timeout: float, max_time: float
+) -> Iterator[tuple[Connector, Callable[[str], None], Told]]:
     """Yield a connector that makes at most so many handshakes at once, and a function to connect to an origin."""
     told, context = Told(), tls_module.context(bundle)
-    with closing(Connector(deliver=told, public_only=False, most_handshakes=most, **times)) as made:
+    with closing(Connector(timeout, max_time, told, public_only=False, most_handshakes=most)) as made:
         routes = Routes(SETTINGS, requests.Session())
         yield made, lambda origin: made.connect(routes.route(origin), context), told
 
@@ -353,6 +357,128 @@ def test_a_connection_that_is_closed_while_it_waits_to_shake_hands_fails(bundle:
         connect(f"https://127.0.0.1:{silent}")
         made.interrupt()
         assert reasons(told, 2) == {Reason.INTERRUPTED: 2}
+
+
+class Held:
+    """Holds the steps of handshakes that threads take, until ``go_on`` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Hold them from now on."""
+        self.begun = SimpleQueue[set[int]]()
+        """Of each, the processors that its thread may run on."""
+        self.go_on = threading.Event()
+        self._said_hello = SimpleQueue[None]()
+        self._answering = threading.Event()
+        take, serve = Step.take, ServerConnection.serve
+
+        def held(step: Step) -> None:
+            if threading.current_thread().name == "image_loader-tls":
+                self.begun.put(os.sched_getaffinity(0))
+                assert self.go_on.wait(30)
+                take(step)
+            else:
+                take(step)
+                self._said_hello.put(None)
+
+        def serve_late(connection: ServerConnection) -> None:
+            assert self._answering.wait(30)
+            serve(connection)
+
+        monkeypatch.setattr(Step, "take", held)
+        monkeypatch.setattr(ServerConnection, "serve", serve_late)
+
+    def answer(self, dials: int, threads: int) -> list[set[int]]:
+        """Have the server answer when so many dials have begun to shake hands; wait for so many threads."""
+        for _ in range(dials):
+            self._said_hello.get(timeout=30)
+        self._answering.set()
+        return [self.begun.get(timeout=30) for _ in range(threads)]
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    made = Held(monkeypatch)
+    yield made
+    made.go_on.set()
+
+
+def test_what_handshakes_compute_holds_nothing_else_up_and_takes_few_threads(
+    tls: ssl.SSLContext, bundle: str, held: Held
+) -> None:
+    most = MOST_THREADS
+    with connecting(ca_bundle=bundle) as (made, told), Server(tls=tls) as secure, Server() as plain:
+        for _ in range(most + 2):
+            made.connect(secure.origin)
+        held.answer(most + 2, most)
+        made.connect(plain.origin)
+        origin, result = told.next()
+        assert (origin, isinstance(result, Connection)) == (plain.origin, True)
+        assert held.begun.empty()
+        held.go_on.set()
+        for each in [result, *(told.next()[1] for _ in range(most + 2))]:
+            assert isinstance(each, Connection)
+            each.close()
+
+
+@pytest.mark.parametrize("end", ["interrupted", "closed", "late", "not done within the time"])
+def test_a_dial_ends_while_a_thread_computes_for_it(tls: ssl.SSLContext, bundle: str, held: Held, end: str) -> None:
+    """It is closed when its thread is through with it."""
+    most = MOST_THREADS
+    times = {"late": (0.5, 60.0), "not done within the time": (0.5, 0.5)}.get(end, (60.0, 60.0))
+    with Server(tls=tls) as server, connecting(ca_bundle=bundle, timeout=times[0], max_time=times[1]) as (made, told):
+        before = connections_to(server.port)
+        for _ in range(most + 2):
+            made.connect(server.origin)
+        held.answer(most + 2, most)
+        if end == "interrupted":
+            made.interrupt()
+        elif end == "closed":
+            made.close()
+        expected = {"late": Reason.TIMEOUT, "not done within the time": Reason.DEADLINE}.get(end, Reason.INTERRUPTED)
+        assert reasons(told, most + 2) == {expected: most + 2}
+        held.go_on.set()
+        limit = time.monotonic() + 30
+        while connections_to(server.port) > before:
+            assert time.monotonic() < limit
+            time.sleep(0.005)
+        assert told.empty
+
+
+def test_without_a_thread_of_their_own_handshakes_are_made_all_the_same(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == "image_loader-tls":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with connecting(ca_bundle=bundle) as (made, told), Server(tls=tls) as server:
+        made.connect(server.origin)
+        result = told.next()[1]
+        assert isinstance(result, Connection)
+        result.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a thread choose its processors")
+@pytest.mark.parametrize("has_all", [False, True])
+def test_handshakes_run_on_the_processors_given(tls: ssl.SSLContext, bundle: str, held: Held, *, has_all: bool) -> None:
+    allowed = frozenset(os.sched_getaffinity(0))
+    given = allowed if has_all else frozenset[int]()
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        made = Transport(SETTINGS._replace(ca_bundle=bundle), told := Told(), given)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    with closing(made), Server(tls=tls) as server:
+        made.connect(server.origin)
+        assert held.answer(1, 1) == [given or {min(allowed)}]
+        held.go_on.set()
+        result = told.next()[1]
+        assert isinstance(result, Connection)
+        result.close()
 
 
 @pytest.mark.parametrize("close", ["at once", "after the first bytes", "with a reset"])

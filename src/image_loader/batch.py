@@ -334,7 +334,7 @@ class _Downloads:
             processors = stay_on_one() if settings.one_processor else frozenset()
         inbox: Inbox[Message] = Inbox()
         stack.callback(close_delivered, inbox)
-        self.transport = Transport(settings, lambda *connected: inbox.put(Connected(*connected)))
+        self.transport = Transport(settings, lambda *connected: inbox.put(Connected(*connected)), processors)
         stack.callback(self.transport.close)
         workers = Workers(settings.threads)
         stack.callback(workers.close)

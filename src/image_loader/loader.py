@@ -77,9 +77,9 @@ HOST_FAILURES = 5
 HOST_PATIENCE = 30.0
 """Seconds without a success after which the images of such a host fail at once."""
 ONE_PROCESSOR = True
-"""Whether the command stays on one processor once it downloads, except for large bodies. Only one thread runs Python at
-a time, and passing the interpreter lock between processors costs more than a second one brings. Set it to False where
-that processor may be busy. A free-threaded Python has no such lock, and is never bound to one."""
+"""Whether the command stays on one processor once it downloads, except for large bodies and TLS handshakes. Only one
+thread runs Python at a time, and passing the interpreter lock between processors costs more than a second one brings.
+Set it to False where that processor may be busy. A free-threaded Python has no such lock, and is never bound to one."""
 GARBAGE_INTERVAL = 100_000
 """Objects made between two searches for cyclic garbage, of which a run makes little: with Python's own 700, the command
 would spend a twentieth of its time there."""

@@ -138,7 +138,8 @@ class Transport:
     there are no descriptors.
     """
 
-    def __init__(self, settings: Settings, deliver: Delivery) -> None:
+    def __init__(self, settings: Settings, deliver: Delivery, processors: frozenset[int] = frozenset()) -> None:
+        """``processors``: where work without the interpreter lock may run; if empty, it stays where its thread is."""
         self._process = os.getpid()
         self._settings = settings
         self._deliver = deliver
@@ -155,7 +156,9 @@ class Transport:
         self._closed_unused = ClosedUnused()
         self._watchdog = Watchdog(settings.max_time)
         try:
-            self._connector = Connector(settings.timeout, settings.max_time, deliver, public_only=settings.public_only)
+            self._connector = Connector(
+                settings.timeout, settings.max_time, deliver, public_only=settings.public_only, processors=processors
+            )
         except BaseException:
             self._watchdog.close()
             raise

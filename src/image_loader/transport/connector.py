@@ -22,6 +22,7 @@ from image_loader.transport.admission import Admission
 from image_loader.transport.connection import Connection
 from image_loader.transport.dial import Dial, Tools
 from image_loader.transport.failures import connect_error
+from image_loader.transport.handshakes import Handshakes, Step
 from image_loader.transport.names import LookUp, Names
 from image_loader.transport.routes import Route
 from image_loader.transport.watchdog import end_error
@@ -29,6 +30,8 @@ from image_loader.transport.watchdog import end_error
 if TYPE_CHECKING:
     from image_loader.transport.response import Stream
     from image_loader.transport.tunnels import Tunnel
+
+    Result = LookUp | Step | Tunnel
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,8 +53,8 @@ class Connector:
 
     Each step (look-up, TCP connect, CONNECT to a proxy, each TLS handshake) may take ``timeout`` seconds, all of them
     ``max_time``. With ``public_only``, a name is refused if one of its addresses is not public. ``most_handshakes`` are
-    made at once, besides those within tunnels through TLS. Raises ``OutOfThreadsError``, and ``LoaderError`` where
-    there are no descriptors for its own use.
+    made at once, besides those within tunnels through TLS; their threads may run on any of ``processors``, or where
+    this one does. Raises ``OutOfThreadsError``, and ``LoaderError`` where there are no descriptors for its own use.
     """
 
     def __init__(
@@ -62,11 +65,13 @@ class Connector:
         *,
         public_only: bool,
         most_handshakes: int = _MOST_HANDSHAKES,
+        processors: frozenset[int] = frozenset(),
     ) -> None:
         self._timeout = timeout
         self._deliver = deliver
         self._names = Names()
         self._tunnels = daemons.Daemons("image_loader-tunnels", _MOST_TUNNELS)
+        self._handshakes = Handshakes(processors)
         self._numbers = itertools.count()
         self._dials: dict[int, Dial] = {}
         # Numbers, not dials: the timers of connections that stand by now must keep nothing alive.
@@ -82,7 +87,8 @@ class Connector:
             selector=self._selector,
             names=self._names,
             tunnels=self._tunnels,
-            handshakes=Admission(most_handshakes),
+            handshakes=self._handshakes,
+            shaking=Admission(most_handshakes),
             proxies=Admission(_MOST_TUNNELS),
             timeout=timeout,
             max_time=max_time,
@@ -127,11 +133,11 @@ class Connector:
             with suppress(OSError):  # Full: it is awake anyway.
                 self._wake.send(b"\0")
 
-    def _tell(self, number: int, step: Callable[..., None], result: LookUp | Tunnel | None = None) -> None:
+    def _tell(self, number: int, step: Callable[..., None], result: Result | None = None) -> None:
         """Have a dial take a step, with a result if there is one. If the dial is done by then, the result is closed."""
         self._post(lambda: self._take_step(number, step, result))
 
-    def _take_step(self, number: int, step: Callable[..., None], result: LookUp | Tunnel | None) -> None:
+    def _take_step(self, number: int, step: Callable[..., None], result: Result | None) -> None:
         dial = self._dials.get(number)
         if dial is None:
             if result is not None and hasattr(result, "close"):
@@ -260,6 +266,7 @@ class Connector:
         # Not before all dials are ended: each one learns from them whether its own call has begun.
         self._names.close()
         self._tunnels.close()
+        self._handshakes.close()
         self._selector.close()
         self._woken.close()
         self._wake.close()

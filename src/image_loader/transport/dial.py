@@ -16,6 +16,7 @@ from image_loader.transport.addresses import Address, is_public
 from image_loader.transport.admission import Admission
 from image_loader.transport.daemons import Daemons
 from image_loader.transport.failures import at_proxy, connect_error, copied, handshake_error
+from image_loader.transport.handshakes import Handshakes, Step
 from image_loader.transport.names import LookUp, Names
 from image_loader.transport.race import Race, Raced
 from image_loader.transport.routes import Route
@@ -36,6 +37,9 @@ class Phase(Enum):
     QUEUED = "waiting to shake hands"
     """The connection stands, and only a close by the server is noticed."""
     HANDSHAKE = "shaking hands"
+    """The peer has the next word."""
+    COMPUTING = "computing for the handshake"
+    """A thread has the next word. The selector knows nothing of the connection meanwhile."""
     TUNNEL = "having a tunnel built"
     DONE = "done"
     """The connection is handed over."""
@@ -50,7 +54,8 @@ class Tools:
         selector: selectors.BaseSelector,
         names: Names,
         tunnels: Daemons,
-        handshakes: Admission,
+        handshakes: Handshakes,
+        shaking: Admission,
         proxies: Admission,
         timeout: float,
         max_time: float,
@@ -63,6 +68,7 @@ class Tools:
         self.names = names
         self.tunnels = tunnels
         self.handshakes = handshakes
+        self.shaking = shaking
         """Those that shake hands."""
         self.proxies = proxies
         """Those that connect to a proxy, and ask it for a tunnel."""
@@ -88,16 +94,17 @@ class Dial:
     """
 
     __slots__ = (
-        "_addresses", "_context", "_deadline", "_descriptor", "_phase", "_phase_end", "_race", "_socket", "_tls",
-        "_tools", "_tunnel", "begun", "due", "number", "route",
+        "_addresses", "_context", "_deadline", "_descriptor", "_phase", "_phase_end", "_race", "_socket", "_step",
+        "_tls", "_tools", "_tunnel", "begun", "due", "number", "route",
     )  # fmt: skip
 
     # What each phase works with; only while it lasts.
     _addresses: Sequence[Address]  # WAITING
     _race: Race  # CONNECT
-    _socket: socket.socket  # QUEUED, HANDSHAKE
-    _descriptor: int  # QUEUED, HANDSHAKE
-    _tls: ssl.SSLSocket  # HANDSHAKE
+    _socket: socket.socket  # QUEUED, HANDSHAKE, COMPUTING
+    _descriptor: int  # QUEUED, HANDSHAKE, COMPUTING
+    _tls: ssl.SSLSocket  # HANDSHAKE, COMPUTING
+    _step: Step  # COMPUTING
     _tunnel: Tunnel  # TUNNEL
 
     def __init__(self, tools: Tools, number: int, route: Route, context: ssl.SSLContext | None) -> None:
@@ -130,7 +137,7 @@ class Dial:
             case Phase.CONNECT:
                 self._raced(self._race.go_on(descriptor, time.monotonic()))
             case Phase.HANDSHAKE if descriptor == self._descriptor:
-                self._shake_hands()
+                self._compute()
             case Phase.QUEUED if descriptor == self._descriptor:
                 self.begin_handshake()  # The peer has closed it, most likely.
 
@@ -160,7 +167,7 @@ class Dial:
             case Phase.LOOK_UP:
                 detail = "the name was not looked up within the timeout"
                 self._end_connect(DownloadError(Reason.DNS, detail, retryable=True, blame=Blame.HOST))
-            case Phase.HANDSHAKE:
+            case Phase.HANDSHAKE | Phase.COMPUTING:
                 self._end_handshake(handshake_error(TimeoutError()))
             case Phase.TUNNEL:
                 self.end(self._tunnel.failure(TimeoutError()))
@@ -179,7 +186,10 @@ class Dial:
             case Phase.QUEUED | Phase.HANDSHAKE:
                 self._tools.selector.unregister(self._descriptor)
                 self._socket.close()
-                self._leave(self._tools.handshakes, Dial.begin_handshake)
+                self._leave(self._tools.shaking, Dial.begin_handshake)
+            case Phase.COMPUTING:
+                self._step.drop()
+                self._leave(self._tools.shaking, Dial.begin_handshake)
             case Phase.TUNNEL if self._tools.tunnels.withdraw(self.number):
                 self._tunnel.close()
             case Phase.TUNNEL:
@@ -238,7 +248,7 @@ class Dial:
         """Shake hands, now or later, on a connection that stands, and is registered with the selector."""
         self._socket, self._descriptor = sock, sock.fileno()
         self._phase = Phase.QUEUED
-        if self._tools.handshakes.enter(self.number):
+        if self._tools.shaking.enter(self.number):
             self.begin_handshake()
         else:
             self._tools.selector.modify(self._descriptor, selectors.EVENT_READ, self)
@@ -260,24 +270,39 @@ class Dial:
             self._end_handshake(handshake_error(error))
         else:
             self._begin_phase(Phase.HANDSHAKE, self._tools.timeout)
-            self._shake_hands()
+            self._begin_step().take()
+            self.step_taken(self._step)
 
-    def _shake_hands(self) -> None:
-        try:
-            self._tls.do_handshake()
-        except ssl.SSLWantReadError:
-            self._tools.selector.modify(self._descriptor, selectors.EVENT_READ, self)
-        except ssl.SSLWantWriteError:
-            self._tools.selector.modify(self._descriptor, selectors.EVENT_WRITE, self)
-        except OSError as error:
-            self._end_handshake(handshake_error(error))
-        else:
-            self._tools.selector.unregister(self._descriptor)
-            self._leave(self._tools.handshakes, Dial.begin_handshake)
-            if self.route.within_tls:
-                self._begin_tunnel(self._tls)
-            else:
-                self._done(self._tls)
+    def _compute(self) -> None:
+        """Have a thread take the next step: checking certificates takes longer than all else here together."""
+        step, tell, number = self._begin_step(), self._tools.tell, self.number
+        self._tools.handshakes.submit(step, lambda: tell(number, Dial.step_taken, step))
+
+    def _begin_step(self) -> Step:
+        self._tools.selector.unregister(self._descriptor)
+        self._phase = Phase.COMPUTING
+        self._step = Step(self._tls)
+        return self._step
+
+    def step_taken(self, step: Step) -> None:
+        """Take what came of a step: the peer has the next word, the handshake has failed, or it is done."""
+        match step.error:
+            case ssl.SSLWantReadError():
+                self._await_peer(selectors.EVENT_READ)
+            case ssl.SSLWantWriteError():
+                self._await_peer(selectors.EVENT_WRITE)
+            case None:
+                self._leave(self._tools.shaking, Dial.begin_handshake)
+                if self.route.within_tls:
+                    self._begin_tunnel(self._tls)
+                else:
+                    self._done(self._tls)
+            case error:
+                self._end_handshake(handshake_error(error))
+
+    def _await_peer(self, events: int) -> None:
+        self._phase = Phase.HANDSHAKE
+        self._tools.selector.register(self._descriptor, events, self)
 
     # Tunnels ---------------------------------------------------------------------------------------------------------
 
