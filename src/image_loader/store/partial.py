@@ -192,10 +192,10 @@ class Partial:
 
     def write(self, chunk: bytes | memoryview) -> None:
         """Append ``chunk``, all of it."""
-        rest = memoryview(chunk)
         try:
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+            written = os.write(self._descriptor, chunk)
+            while written < len(chunk):
+                written += os.write(self._descriptor, memoryview(chunk)[written:])
         except OSError as error:
             raise self._root.fault(error) from error
         self.size += len(chunk)
@@ -219,8 +219,10 @@ class Partial:
             if mtime is not None:
                 # Only the owner of a file may set its time. Another user's run, or some file systems, make it somebody
                 # else's.
-                with suppress(PermissionError):
+                try:  # noqa: SIM105 (suppress() would take longer, for every image)
                     os.utime(self._descriptor, (mtime, mtime))
+                except PermissionError:
+                    pass
             # Network file systems tell of failed writes at close, but the lock has to outlast the renaming:
             # so a duplicate is closed.
             os.close(os.dup(self._descriptor))
