@@ -462,6 +462,29 @@ def test_without_a_thread_of_their_own_handshakes_are_made_all_the_same(
         result.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_handshake_that_breaks_its_thread_ends_the_run(
+    tls: ssl.SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Step.take
+
+    def broken(step: Step) -> None:
+        if threading.current_thread().name == "image_loader-tls":
+            raise MemoryError
+        take(step)
+
+    monkeypatch.setattr(Step, "take", broken)
+    with connecting(ca_bundle=bundle, timeout=60.0, max_time=60.0) as (made, told), Server(tls=tls) as server:
+        made.connect(server.origin)
+        result = told.next()[1]
+        assert isinstance(result, LoaderError)
+        assert "connections can no longer be made" in str(result)
+        assert connections_to(server.port) == 0
+    for thread in threading.enumerate():
+        if thread.name == "image_loader-tls":
+            thread.join(30)  # Its exception is this test's.
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a thread choose its processors")
 @pytest.mark.parametrize("has_all", [False, True])
 def test_handshakes_run_on_the_processors_given(tls: ssl.SSLContext, bundle: str, held: Held, *, has_all: bool) -> None:

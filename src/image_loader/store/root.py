@@ -169,7 +169,7 @@ class Folder:
     """The folder of an image: a ``with`` block has it as a descriptor, beside the name of the image there.
 
     A link in the place of a folder is not followed, since it may lead out of DIRECTORY. An ``OSError`` of the block
-    names the image. This is no generator, which would take thrice as long, for every image.
+    names the image. This is no generator, which would take longer, for every image.
     """
 
     def __init__(self, root: Root, file: str, *, making: bool) -> None:

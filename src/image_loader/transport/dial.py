@@ -274,7 +274,7 @@ class Dial:
             self.step_taken(self._step)
 
     def _compute(self) -> None:
-        """Have a thread take the next step: checking certificates takes longer than all else here together."""
+        """Have a thread take the next step: to check certificates takes long."""
         step, tell, number = self._begin_step(), self._tools.tell, self.number
         self._tools.handshakes.submit(step, lambda: tell(number, Dial.step_taken, step))
 
@@ -291,6 +291,9 @@ class Dial:
                 self._await_peer(selectors.EVENT_READ)
             case ssl.SSLWantWriteError():
                 self._await_peer(selectors.EVENT_WRITE)
+            case None if not step.is_taken:
+                step.close()
+                raise RuntimeError("a handshake broke off")  # Its thread tells why.
             case None:
                 self._leave(self._tools.shaking, Dial.begin_handshake)
                 if self.route.within_tls:

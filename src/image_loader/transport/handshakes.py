@@ -10,15 +10,15 @@ from queue import SimpleQueue
 from image_loader.processors import spread
 
 MOST_THREADS = 3
-"""Threads of a run. Each computes without the interpreter lock for half a millisecond a host, most of what a new host
-over TLS costs, and may do so on a second processor. More threads than these would only wait for the lock."""
+"""Threads of a run. Each computes for half a millisecond a host, without the interpreter lock, so that it may be on
+another processor meanwhile. More threads than these would only wait for the lock."""
 
 
 class Step:
     """A step of a handshake: what the peer has sent is checked, and answered.
 
     Once it ``is_taken``, ``error`` says why nothing more was done: the peer has the next word (``SSLWantReadError``),
-    or a failure. None: the handshake is done.
+    or a failure. None: the handshake is done. One that raises is not taken.
     """
 
     def __init__(self, tls: ssl.SSLSocket) -> None:
@@ -87,6 +87,8 @@ class Handshakes:
         with spread(self._processors):
             while (submitted := self._steps.get()) is not None:
                 step, then = submitted
-                step.take()
-                then()
+                try:
+                    step.take()
+                finally:
+                    then()
                 del submitted, step, then  # While the thread is idle, nothing of the last one is kept.
